@@ -1,0 +1,5 @@
+"""How weights are averaged."""
+
+from mmyolo_ema.models.exp_momentum_ema import ExpMomentumEMA
+
+__all__ = ['ExpMomentumEMA']

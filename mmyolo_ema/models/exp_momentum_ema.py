@@ -1,0 +1,194 @@
+"""Exponential moving average of a model's weights, with a momentum that ramps down."""
+
+import logging
+from copy import deepcopy
+from numbers import Integral, Real
+from typing import Optional
+
+import torch
+from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmyolo_ema.models.tensor_plan import Group, TensorPlan, unwrap
+from mmyolo_ema.registry import MODELS
+from mmyolo_ema.schedule import momentum_at
+
+__all__ = ['ExpMomentumEMA']
+
+# An average that stops this far (relatively) from its source is not an average of it.
+_WORST_STALL = 0.01
+
+
+@MODELS.register_module()
+class ExpMomentumEMA(MMDetExpMomentumEMA):
+    r"""Exponential moving average of a model, with the momentum schedule of YOLOv5, YOLOX and RTMDet.
+
+    .. code-block:: none
+
+        step 0:  averaged = source
+        step t:  averaged = (1 - mu_t) * averaged + mu_t * source,   if t is a multiple of interval
+                 mu_t = (1 - momentum) * exp(-(1 + t) / gamma) + momentum
+
+    Each distinct tensor is averaged once per step, also where the model holds it under several names. Tensors
+    that are not averaged (integers, flags, buffers that no checkpoint holds and, without ``update_buffers``, all
+    buffers) are copied at every step. A tensor that is re-assigned in the model or in the average is followed.
+
+    The checkpoint format, the constructor and the errors are those of MMDetection's class of the same name.
+
+    Args:
+        model (nn.Module): The model to average. Wrappers for distributed training and ``torch.compile`` are seen
+            through. A copy of it is made.
+        momentum (float): Weight of the newest source once the ramp is over, in (0, 1); its inverse is the horizon
+            in updates. Not the ``1 - momentum`` that other packages call decay. Defaults to 0.0002.
+        gamma (float): Length scale of the ramp in updates, above 0. Defaults to 2000.
+        interval (int): Updates between two moves of the average. Defaults to 1.
+        device (torch.device, optional): Where the average is kept. Defaults to None, the model's device.
+        update_buffers (bool): Whether persistent floating buffers, such as the statistics of BatchNorm, are
+            averaged too. Defaults to False: they are copied.
+
+    Attributes:
+        module (nn.Module): The averaged model.
+        steps (Tensor): Number of updates made, an int64 scalar.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If ``interval`` is below 1 or ``gamma`` is infinite.
+        AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
+
+    Example:
+        >>> import torch
+        >>> from mmyolo_ema import ExpMomentumEMA
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> averaged = ExpMomentumEMA(model, momentum=0.1, gamma=1)
+        >>> for value in (0., 1.):
+        ...     _ = torch.nn.init.constant_(model.weight, value)
+        ...     averaged.update_parameters(model)
+        >>> round(averaged.module.weight.item(), 4)  # 0.9 * exp(-2) + 0.1
+        0.2218
+    """
+
+    def __init__(self,
+                 model: nn.Module,
+                 momentum: float = 0.0002,
+                 gamma: float = 2000,
+                 interval: int = 1,
+                 device: Optional[torch.device] = None,
+                 update_buffers: bool = False) -> None:
+        _check_arguments(model, momentum, gamma, interval, update_buffers)
+        # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
+        # references to its tensors that go stale. It gets an empty module in its place.
+        super().__init__(nn.Module(), momentum, gamma, interval, device, update_buffers)
+        del self.avg_parameters
+        self.module = _copy(unwrap(model)).requires_grad_(False)
+        if device is not None:
+            self.module.to(device)
+        self._forget()
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the average towards a model and counts one step.
+
+        Args:
+            model (nn.Module): The model to follow; it holds the tensors that the averaged model was made with, by
+                name and shape, on any device and in any dtype. Wrappers are seen through.
+
+        Raises:
+            ValueError: If the names or the shapes of their tensors differ. The average is left as it was.
+        """
+        if self._plan is None or not self._plan.holds(self.module, model, self.update_buffers):
+            self._plan = TensorPlan(self.module, model, self.update_buffers)
+            self._warn_of_stall(self._plan.averages)
+        step = self._step()
+        if step == 0:
+            _copy_all(self._plan.averages)
+        elif step % self.interval == 0:
+            momentum = self.momentum_at(step)
+            for group in self._plan.averages:
+                torch._foreach_lerp_(group.averaged, group.moved_source(), momentum)
+        _copy_all(self._plan.copies)
+        for averaged, source in self._plan.extra_states:
+            averaged.set_extra_state(deepcopy(source.get_extra_state()))
+        self._count_step(step)
+
+    def momentum_at(self, step: int) -> float:
+        """Returns the weight of the source in an update. Subclasses with another schedule override this.
+
+        Args:
+            step (int): Number of updates before this one, at least 1: step 0 copies.
+        """
+        return momentum_at(step, self.momentum, self.gamma)
+
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
+        """Moves one tensor; kept for callers of MMEngine's interface, an update makes one call for all tensors."""
+        averaged_param.lerp_(source_param, self.momentum_at(int(steps)))
+
+    def _step(self) -> int:
+        """Returns the count of updates, read from its tensor only after someone else wrote to that.
+
+        Reading a tensor that is on a GPU waits for the GPU.
+        """
+        if self._counted is not self.steps or self._counted_version != self.steps._version:
+            self._count = int(self.steps)
+        return self._count
+
+    def _count_step(self, step: int) -> None:
+        self.steps.add_(1)
+        self._count, self._counted, self._counted_version = step + 1, self.steps, self.steps._version
+
+    def _warn_of_stall(self, groups: list[Group]) -> None:
+        """Warns, once for a dtype, if its precision stops the average before it has reached its source."""
+        for dtype in {group.averaged[0].dtype for group in groups} - self._warned:
+            stall = torch.finfo(dtype).eps / (2 * self.momentum)
+            if stall > _WORST_STALL:
+                self._warned.add(dtype)
+                print_log(
+                    f'The average is kept in {dtype}, which is too coarse for momentum {self.momentum:g}: a weight '
+                    f'stops moving within {stall:.2g} times its own size of the model\'s (machine epsilon / (2 * '
+                    'momentum)). Keep the weights in float32 (AmpOptimWrapper computes in half precision and does '
+                    f'so), or choose a momentum above {torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',
+                    logger='current',
+                    level=logging.WARNING)
+
+    def _forget(self) -> None:
+        """Drops what was found out about the tensors; the next update finds it again."""
+        self._plan: Optional[TensorPlan] = None
+        self._counted: Optional[Tensor] = None
+        self._counted_version = self._count = 0
+        self._warned: set[torch.dtype] = set()
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def __getstate__(self) -> dict:
+        """Leaves out the plan: a copy or a pickle of it would follow tensors that nobody updates."""
+        return {key: value for key, value in self.__dict__.items() if key not in ('_plan', '_counted')}
+
+
+def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:
+    """Raises for wrong arguments that MMDetection's class would accept and fail on later, or report badly."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be an nn.Module, but got {type(model).__name__}: {model!r:.80}')
+    for name, value in (('momentum', momentum), ('gamma', gamma)):
+        if not isinstance(value, Real):
+            raise TypeError(f'{name} must be a number, but got {value!r}')
+    if gamma == float('inf'):
+        raise ValueError(f'gamma must be finite, but got {gamma}: the average would always equal the model')
+    if not isinstance(interval, Integral):
+        raise TypeError(f'interval must be an integer, but got {interval!r}')
+    if interval < 1:
+        raise ValueError(f'interval must be at least 1, but got {interval}')
+    if not isinstance(update_buffers, bool):
+        raise TypeError(f'update_buffers must be True or False, but got {update_buffers!r}')
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Returns a deep copy that shares the process groups (of SyncBatchNorm), which cannot be copied."""
+    groups = [getattr(module, 'process_group', None) for module in model.modules()]
+    return deepcopy(model, {id(group): group for group in groups if group is not None})
+
+
+def _copy_all(groups: list[Group]) -> None:
+    for group in groups:
+        torch._foreach_copy_(group.averaged, group.source)

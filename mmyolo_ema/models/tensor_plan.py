@@ -1,0 +1,203 @@
+"""Which tensor of an average follows which tensor of its source.
+
+Finding the tensors by name takes a walk over all modules, many times as long
+as an update of them. So they are found once, and before each update a glance
+tells whether what was found still holds.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain
+from operator import is_
+from typing import NamedTuple
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+__all__ = ['Group', 'TensorPlan', 'unwrap']
+
+_END = object()
+
+
+class Slot(NamedTuple):
+    """A place in a module that holds a tensor: ``holder[key]``."""
+
+    holder: dict
+    key: str
+    is_parameter: bool
+    is_persistent: bool
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.holder[self.key]
+
+
+class Group(NamedTuple):
+    """Tensors that one fused call updates: all the averaged ones have one device and dtype."""
+
+    averaged: list
+    source: list
+    #: Whether a source has another device or dtype than its average.
+    mixed: bool
+
+    def moved_source(self) -> list:
+        """Returns the source tensors on the device and in the dtype of the average."""
+        if not self.mixed:
+            return self.source
+        return [source.to(averaged) for averaged, source in zip(self.averaged, self.source)]
+
+
+class TensorPlan:
+    """The tensors of an average and of its source, paired by name and grouped for fused calls.
+
+    Args:
+        averaged: The module that holds the averaged tensors.
+        model: The model whose tensors they follow, bare or wrapped for
+            distributed training or by ``torch.compile``.
+        update_buffers: Whether persistent buffers are averaged, as parameters
+            are. Otherwise they are copied.
+
+    Attributes:
+        averages (list[Group]): Tensors to average: floating and complex ones.
+        copies (list[Group]): Tensors to copy: integers, flags, buffers that no
+            checkpoint holds and, without ``update_buffers``, all buffers.
+        extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
+            and of the source that keep more than tensors in their state.
+
+    Raises:
+        ValueError: If the names or the shapes of the tensors differ.
+    """
+
+    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
+        average, source = unwrap(averaged), unwrap(model)
+        pairs = _distinct_pairs(average, source)
+        averages = [pair for pair in pairs if _is_averaged(pair[0], update_buffers)]
+        copies = [pair for pair in pairs if not _is_averaged(pair[0], update_buffers)]
+        self.averages = _grouped(averages)
+        self.copies = _grouped(copies)
+        self.extra_states = [(a, s) for a, s in zip(average.modules(), source.modules()) if _has_extra_state(a)]
+        self._average, self._model, self._update_buffers = averaged, model, update_buffers
+        self._watch()
+
+    def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
+        """Whether this plan is for these modules and they still hold the tensors that it lists."""
+        return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
+                and all(map(is_, chain(chain.from_iterable(self._contents), (_END, )), self._seen_contents))
+                and list(map(Tensor.data_ptr, self._tensors)) == self._seen_addresses)
+
+    def _watch(self) -> None:
+        """Remembers what tells a change: what the modules hold, and where each tensor's memory is.
+
+        An assignment replaces an object in a module's dictionary. An assignment to ``tensor.data``, as
+        in ``model.double()``, keeps the object but not its memory.
+        """
+        modules = [*self._average.modules(), *self._model.modules()]
+        self._contents = [
+            holder.values() for module in modules
+            for holder in (module._parameters, module._buffers, module._modules)
+        ]
+        self._seen_contents = [*chain.from_iterable(self._contents), _END]
+        groups = self.averages + self.copies
+        self._tensors = [t for group in groups for t in group.averaged + group.source if t.layout is torch.strided]
+        self._seen_addresses = list(map(Tensor.data_ptr, self._tensors))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model inside wrappers for distributed training and ``torch.compile``."""
+    while True:
+        if '_orig_mod' in model._modules:
+            model = model._orig_mod
+        elif is_model_wrapper(model):
+            model = model.module
+        else:
+            return model
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+    """Yields the name and the place of each tensor; a shared tensor comes once for each of its names."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f'{path}.' if path else ''
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + key, Slot(module._parameters, key, True, True)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield prefix + key, Slot(module._buffers, key, False, key not in module._non_persistent_buffers_set)
+
+
+def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Slot, Slot]]:
+    """Returns the places to update, each distinct tensor of the average exactly once."""
+    averaged_slots, source_slots = dict(_slots(average)), dict(_slots(source))
+    _check_same_tensors(averaged_slots, source_slots)
+    followed: dict[int, tuple[str, Slot]] = {}
+    memories: set[int] = set()
+    pairs = []
+    for name, averaged in averaged_slots.items():
+        twin = followed.get(id(averaged.tensor))
+        if twin is not None and source_slots[twin[0]].tensor is source_slots[name].tensor:
+            continue
+        if twin is not None and twin[1].holder is averaged.holder:
+            raise ValueError(f'the average holds one tensor under the names {twin[0]} and {name}, but the model now '
+                             'holds two. Build a new average from this model.')
+        if twin is not None or not _has_own_memory(averaged.tensor, memories):
+            _give_own_memory(averaged)
+        followed[id(averaged.tensor)] = (name, averaged)
+        pairs.append((averaged, source_slots[name]))
+    return pairs
+
+
+def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
+    """Raises if the model and its average differ in the names or shapes of their tensors."""
+    missing = [name for name in averaged if name not in source]
+    unexpected = [name for name in source if name not in averaged]
+    shapes = [
+        f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(slot.tensor.shape)})'
+        for name, slot in averaged.items() if name in source and slot.tensor.shape != source[name].tensor.shape
+    ]
+    problems = [
+        f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),
+                                                           ('unexpected in the model', unexpected),
+                                                           ('of another shape', shapes)) if names
+    ]
+    if problems:
+        raise ValueError('the model and its average do not hold the same tensors. ' + ' '.join(problems) +
+                         ' Update with the model that the average was made from, or build a new average.')
+
+
+def _has_own_memory(tensor: Tensor, memories: set[int]) -> bool:
+    """Whether no tensor seen before, and no other element of this one, lies in its memory."""
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return True
+    storage = tensor.untyped_storage()
+    is_own = storage.data_ptr() not in memories and storage.nbytes() >= tensor.numel() * tensor.element_size()
+    memories.add(storage.data_ptr())
+    return is_own
+
+
+def _give_own_memory(slot: Slot) -> None:
+    """Puts a copy of the tensor in its place: where two views share memory, an update of both counts twice."""
+    copy = slot.tensor.detach().clone(memory_format=torch.contiguous_format)
+    slot.holder[slot.key] = nn.Parameter(copy, requires_grad=False) if slot.is_parameter else copy
+
+
+def _is_averaged(slot: Slot, update_buffers: bool) -> bool:
+    """Whether a tensor is averaged; the others are copied."""
+    can_be = slot.tensor.is_floating_point() or slot.tensor.is_complex()
+    return can_be and (slot.is_parameter or (update_buffers and slot.is_persistent))
+
+
+def _grouped(pairs: list[tuple[Slot, Slot]]) -> list[Group]:
+    """Groups pairs by the device and dtype of the averaged tensor."""
+    groups: dict[tuple, list] = defaultdict(list)
+    for averaged, source in pairs:
+        groups[averaged.tensor.device, averaged.tensor.dtype].append((averaged.tensor, source.tensor))
+    return [
+        Group([averaged for averaged, _ in group], [source for _, source in group],
+              any((source.device, source.dtype) != kind for _, source in group)) for kind, group in groups.items()
+    ]
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return (type(module).get_extra_state is not nn.Module.get_extra_state
+            and type(module).set_extra_state is not nn.Module.set_extra_state)

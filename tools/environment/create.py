@@ -1,0 +1,96 @@
+"""Create the environment that `make demo` and `make test` run in.
+
+Usage: python3 create.py onedl .venv
+
+Says in one line each what it does and about how long that takes on 2 cores,
+and stops at the first failure with the reason. Running it again repairs or
+updates an environment.
+"""
+
+import argparse
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# setuptools 81 dropped pkg_resources, which mmcv 2.1.0 needs to build.
+BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
+
+
+def say(step: int, what: str, duration: str) -> None:
+    print(f'[{step}/5] {what} ({duration})', flush=True)
+
+
+def call(*command: object) -> str:
+    """Runs a command and returns its standard output; stops with the end of its errors if it fails."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.PIPE, errors='replace')
+    if done.returncode != 0:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        shown = ' '.join(str(part) for part in command[:6])
+        sys.exit('\n'.join(lines[-25:]) + f'\nset-up stopped at: {shown} ...')
+    return done.stdout
+
+
+def requirement(lines: list, package: str) -> str:
+    """Returns the line of a requirements file that pins a package of either family."""
+    return next(line for line in lines if re.match(rf'(onedl-)?{package}==', line))
+
+
+def create(stack: str, folder: Path) -> None:
+    """Installs a stack, this package and its tests' needs into a virtual environment."""
+    pins = HERE / f'{stack}.txt'
+    lines = pins.read_text().splitlines()
+    python = folder / 'bin' / 'python'
+    pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+
+    version = '.'.join(map(str, sys.version_info[:3]))
+    say(1, f'Python {version} in {folder.name}', '5 s')
+    if not python.exists():
+        call(sys.executable, '-m', 'venv', '--clear', folder)
+
+    torch = requirement(lines, 'torch')
+    say(2, f'{torch}, which the ops are built against', '30 s and its download')
+    call(*pip, torch, *BUILD_TOOLS)
+
+    mmcv = requirement(lines, 'mmcv')
+    say(3, f'{mmcv} with compiled ops', '5 s if built before, else 4 minutes')
+    wheel = compiled_wheel(python, mmcv)
+    call(*pip, wheel)
+
+    say(4, f'{requirement(lines, "mmengine")}, {requirement(lines, "mmdet(ection)?")}, mmyolo_ema and its tests\' needs',
+        '1 minute')
+    call(*pip, '-r', pins, '-e', f'{ROOT}[test]')
+
+    say(5, 'check that one family is there and its ops run', '10 s')
+    print(call(python, HERE / 'verify.py'), end='')
+
+
+def compiled_wheel(python: Path, mmcv: str) -> str:
+    """Returns the path of mmcv's wheel; what the build says about itself is shown as it comes."""
+    done = subprocess.run([str(python), str(HERE / 'build_mmcv.py'), mmcv], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit('set-up stopped at the ops of mmcv.')
+    return done.stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('stack', choices=['onedl', 'openmmlab'])
+    parser.add_argument('folder', type=Path)
+    args = parser.parse_args()
+    if sys.version_info < (3, 10):
+        sys.exit(f'Python {sys.version.split()[0]} is too old: 3.10 or newer is needed. '
+                 'Name another with make PYTHON=python3.12.')
+    # Two makes at once would write to one environment: the second waits.
+    fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
+    create(args.stack, args.folder.resolve())
+    (args.folder / 'ready').touch()
+
+
+if __name__ == '__main__':
+    main()
