@@ -1,2 +1,10 @@
 """Averaged weights for detectors that train with MMEngine and MMDetection."""
-from mmyolo_ema.models import ExpMomentumEMA
+
+from mmyolo_ema.environment import remedy
+
+try:
+    from mmyolo_ema.models import ExpMomentumEMA
+except ImportError as error:
+    raise ImportError(f'mmyolo_ema cannot work here: {remedy(error)}', name=error.name) from error
+
+__all__ = ['ExpMomentumEMA']

@@ -1,0 +1,32 @@
+# Two commands, either one first: `make demo` and `make test`. Both set up what they need.
+#
+# PYTHON  the Python that the environment is made with (3.10 or newer)
+# STACK   the family of OpenMMLab packages to install: onedl (maintained) or openmmlab (upstream)
+
+PYTHON ?= python3
+STACK ?= onedl
+VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+
+# The environment has mmcv's CPU ops, so a detector cannot be validated on a GPU in it.
+export CUDA_VISIBLE_DEVICES :=
+
+.PHONY: demo test lint environment clean
+
+demo: environment
+	$(VENV)/bin/python tools/demo.py
+
+test: environment
+	$(VENV)/bin/python -m pytest
+
+lint: environment
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+environment: $(VENV)/ready
+
+$(VENV)/ready: tools/environment/$(STACK).txt tools/environment/create.py tools/environment/verify.py \
+		tools/environment/build_mmcv.py setup.py pyproject.toml
+	$(PYTHON) tools/environment/create.py $(STACK) $(VENV)
+
+clean:
+	rm -rf .venv .venv-openmmlab

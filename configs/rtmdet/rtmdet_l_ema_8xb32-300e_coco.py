@@ -1,0 +1,4 @@
+_base_ = ['mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py', '../_base_/ema.py']
+
+# RTMDet's switch of the pipeline for the last epochs, and our average in the place of MMDetection's.
+custom_hooks = [_base_.ema_hook] + [hook for hook in _base_.custom_hooks if hook.type != 'EMAHook']

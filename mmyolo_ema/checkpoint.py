@@ -1,0 +1,161 @@
+"""What an EMA checkpoint holds, and reading it without running what it contains.
+
+MMEngine's EMAHook saves the averaged weights under ``state_dict``, where every
+loader looks, and the raw ones, which the optimizer trains, under
+``ema_state_dict`` with the prefix ``module.``: the name lies.
+"""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Optional, Union
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+__all__ = ['check_fits', 'has_ema', 'raw_weights', 'read', 'use_safe_loader']
+
+_PREFIX = 'module.'
+
+
+def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
+    """Reads a checkpoint, building nothing but tensors, containers and what MMEngine puts in its log history.
+
+    Args:
+        path: A file that MMEngine's runner saved, or any file of ``torch.save`` that holds a dictionary with the
+            weights under ``state_dict``.
+        map_location: As for ``torch.load``. Defaults to 'cpu'.
+        mmap: Whether to leave the tensors on disk until they are used. Defaults to False.
+
+    Returns:
+        The dictionary that the file holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, is cut off, or holds objects that are not on the list. Nothing of such
+            an object is run.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from mmyolo_ema import checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, 'epoch_1.pth')
+        ...     torch.save(dict(state_dict=dict(weight=torch.ones(1))), path)
+        ...     checkpoint.read(path)
+        {'state_dict': {'weight': tensor([1.])}}
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Detected pickle protocol')
+            content = torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        named = re.search(r'GLOBAL ([\w.]+)', str(error))
+        what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
+        raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
+    except (EOFError, RuntimeError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} is not a checkpoint, or is cut off') from error
+    if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
+        raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
+    return content
+
+
+def use_safe_loader() -> None:
+    """Makes MMEngine, in this process, read local checkpoints with :func:`read`.
+
+    MMEngine's own loader unpickles anything (upstream), or does so when the safe way fails (onedl).
+    """
+
+    # MMEngine logs the part of the name after 'load_from_'.
+    def load_from_local(filename: str, map_location: Any) -> dict:
+        return read(filename, map_location)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def has_ema(checkpoint: dict) -> bool:
+    """Whether a checkpoint holds an average beside the raw weights."""
+    return 'ema_state_dict' in checkpoint
+
+
+def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
+    """Returns the raw weights: those that the optimizer trained.
+
+    Args:
+        checkpoint: As :func:`read` returns it.
+
+    Returns:
+        The tensors by the names that they have in the model.
+
+    Raises:
+        ValueError: If the checkpoint holds no average, so that its only weights are under ``state_dict``.
+    """
+    if not has_ema(checkpoint):
+        raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside those that "
+                         "weights 'ema' tests")
+    stored = checkpoint['ema_state_dict']
+    return {name[len(_PREFIX):]: tensor for name, tensor in stored.items() if name.startswith(_PREFIX)}
+
+
+def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Raises if weights lack a tensor that a model has, or have it in another shape.
+
+    MMEngine's loader only warns, and leaves what does not fit as it was initialised.
+
+    Args:
+        weights: Tensors by name; a prefix ``module.``, from a model wrapper, is ignored.
+        model: The bare model.
+
+    Raises:
+        ValueError: With the names and shapes that differ.
+    """
+    shapes = {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in _tensors(weights)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(model.state_dict())}
+    missing = [name for name in wanted if name not in shapes]
+    other = [
+        f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    if missing or other:
+        raise ValueError('its weights are of another model than the config\'s' + _listed('; of another shape: ', other) +
+                         _listed('; missing: ', missing))
+
+
+def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
+    return ((name, value) for name, value in state_dict.items() if isinstance(value, Tensor))
+
+
+def _listed(title: str, names: list[str], most: int = 3) -> str:
+    """Returns a title and the first names of a list, or nothing where there are none."""
+    if not names:
+        return ''
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return title + ', '.join(names[:most]) + rest
+
+
+def _allowed() -> list[Union[Callable, tuple[Callable, str]]]:
+    """Returns the globals that a checkpoint of MMEngine names beyond those that torch allows.
+
+    They are its log history (``message_hub``) and the numpy arrays and scalars in that.
+    """
+    # Where numpy keeps its two builders changed in version 2; files written with either are read with either.
+    array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    builders = [(function, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
+                for function, name in ((array, '_reconstruct'), (scalar, 'scalar'))]
+    dtypes = [type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *builders, (_history_statistic, 'builtins.getattr')]
+
+
+def _history_statistic(owner: Any, name: str) -> Optional[Callable]:
+    """Stands in for ``getattr``, by which the log history refers to its methods, and does nothing else."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise UnpicklingError('GLOBAL builtins.getattr')
+    return getattr(owner, name)

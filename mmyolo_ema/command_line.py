@@ -1,0 +1,70 @@
+"""What the command lines under tools/ share: flags, configs, and errors in one line."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn, Union
+
+import torch
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import distributed
+
+__all__ = ['Parser', 'build_runner', 'load_config', 'stop']
+
+
+def stop(message: Union[str, Exception]) -> NoReturn:
+    """Ends the program with one line on standard error and exit status 2."""
+    print('error: ' + ' '.join(str(message).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses the flags that MMDetection's train and test commands have in common."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument('config', help='config file')
+        self.add_argument('--work-dir', help='folder for logs, results and checkpoints (default: '
+                          "the config's work_dir, or work_dirs/ and the config's name)")
+        self.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                          help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
+        self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                          help='how the processes of a distributed run were started (default: none)')
+        # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
+        self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+    def error(self, message: str) -> NoReturn:
+        stop(f'{message} (see {self.prog} --help)')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Returns the config that the flags name, with their overrides; stops if it cannot be read."""
+    if not Path(args.config).is_file():
+        stop(f'there is no config {args.config}')
+    try:
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options or {})
+    except Exception as error:  # a config is a program, so anything can go wrong in it
+        stop(f'the config {args.config} cannot be read: {type(error).__name__}: {error}')
+    if 'model' not in cfg:
+        stop(f'the config {args.config} defines no model')
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def build_runner(cfg: Config, local_rank: int) -> Runner:
+    """Returns the runner of a config, in a process group if the config names a launcher."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    setup_cache_size_limit_of_dynamo()
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # MMEngine would select a GPU first, which raises where there is none.
+        distributed.init_process_group('gloo')
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,51 @@
+"""What is wrong with an environment in which MMDetection cannot be imported, and the command that mends it."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ['remedy']
+
+# The two families install the same modules, so the advice must name packages of the one that is there.
+_FAMILIES = {
+    'onedl': dict(mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection'),
+    'openmmlab': dict(mmengine='mmengine', mmcv='mmcv', mmdet='mmdet'),
+}
+
+
+def remedy(error: ImportError) -> str:
+    """Returns what to tell a user about a failed import.
+
+    Args:
+        error: What ``import mmdet.models`` raised.
+
+    Returns:
+        What is missing and the command that installs it, or the error's own text where it is something else.
+    """
+    module = error.name or ''
+    if module == 'mmcv._ext':
+        return ('mmcv is installed without its compiled ops, which MMDetection needs. Build them where torch can be '
+                f'imported: {_install_mmcv()} --force-reinstall --no-deps')
+    if module == 'mmcv':
+        return f'mmcv is not installed. Build it with its ops, where torch can be imported: {_install_mmcv()}'
+    if module in ('mmdet', 'mmengine'):
+        return f'{module} is not installed: pip install {_family()[module]}'
+    return str(error)
+
+
+def _install_mmcv() -> str:
+    # Without these an isolated build finds no torch, and silently leaves the ops out.
+    return ('pip install "setuptools<81" wheel ninja psutil packaging && MMCV_WITH_OPS=1 pip install '
+            f'--no-build-isolation --no-cache-dir {_family()["mmcv"]}')
+
+
+def _family() -> dict[str, str]:
+    """Returns the packages of the family that is installed, in part; of onedl's where none is."""
+    found = [family for family in _FAMILIES.values() if any(_is_installed(package) for package in family.values())]
+    return found[0] if found else _FAMILIES['onedl']
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

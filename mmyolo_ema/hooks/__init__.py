@@ -1,0 +1,5 @@
+"""When weights are averaged, evaluated, saved and loaded."""
+
+from mmyolo_ema.hooks.raw_weights_hook import RawWeightsHook
+
+__all__ = ['RawWeightsHook']

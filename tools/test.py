@@ -1,0 +1,111 @@
+"""Test a detector: the averaged weights of a checkpoint, or the raw ones.
+
+Example:
+    python tools/test.py CONFIG epoch_300.pth
+    python tools/test.py CONFIG epoch_300.pth --weights raw
+"""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import METRICS, MODELS, init_default_scope
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.command_line import Parser, build_runner, load_config, stop
+from mmyolo_ema.hooks import RawWeightsHook
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--weights', choices=['ema', 'raw'], default='ema',
+                        help='which weights of the checkpoint to test: the averaged ones, which it holds under '
+                        "'state_dict', or those the optimizer trained (default: ema)")
+    parser.add_argument('--out', help='write the predictions to this pickle file')
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument('--show-dir', help="draw the predictions into this folder in the run's own")
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between two shown images (default: 2)')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args()
+
+
+def check_out(out: str) -> None:
+    if not out.endswith(('.pkl', '.pickle')):
+        stop(f'--out must name a .pkl file, but got {out}')
+    if Path(out).exists():
+        stop(f'{out} exists: name another file for --out, or remove it')
+
+
+def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
+    """Stops if the wanted weights are not in the file or not the model's, before anything is written."""
+    try:
+        content = checkpoint.read(args.checkpoint, mmap=True)
+    except (OSError, ValueError) as error:
+        stop(error)
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    model = MODELS.build(cfg.model)
+    try:
+        weights = checkpoint.raw_weights(content) if args.weights == 'raw' else content['state_dict']
+        checkpoint.check_fits(weights, model)
+    except ValueError as error:
+        stop(f'{args.checkpoint} cannot be tested with this config: {error}')
+    if not checkpoint.has_ema(content):
+        print(f'{args.checkpoint} holds no EMA: its only weights are tested')
+
+
+def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        stop("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook') in the config")
+    cfg.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+    if args.show_dir:
+        cfg.default_hooks.visualization.test_out_dir = args.show_dir
+
+
+def set_tta(cfg: Config) -> None:
+    """Wraps model and pipeline for test-time augmentation: the config's own, or a horizontal flip."""
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(
+            type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    if 'tta_pipeline' not in cfg:
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        flips = [dict(type='mmdet.RandomFlip', prob=1.0), dict(type='mmdet.RandomFlip', prob=0.0)]
+        pack = [dict(type='mmdet.PackDetInputs', meta_keys=keys)]
+        cfg.tta_pipeline = deepcopy(innermost_dataset(cfg).pipeline)[:-1]
+        cfg.tta_pipeline.append(dict(type='TestTimeAug', transforms=[flips, pack]))
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    innermost_dataset(cfg).pipeline = cfg.tta_pipeline
+
+
+def innermost_dataset(cfg: Config) -> Config:
+    """Returns the config of the dataset itself, inside any wrappers."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.out is not None:
+        check_out(args.out)
+    check_checkpoint(args, cfg)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        set_visualization(cfg, args)
+    if args.tta:
+        set_tta(cfg)
+    checkpoint.use_safe_loader()
+    runner = build_runner(cfg, args.local_rank)
+    if args.weights == 'raw':
+        runner.register_hook(RawWeightsHook())
+    if args.out is not None:
+        dump = dict(type='mmdet.DumpDetResults', out_file_path=args.out)
+        runner.test_evaluator.metrics.append(METRICS.build(dump))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,76 @@
+"""Train a detector with MMEngine's runner.
+
+Example:
+    python tools/train.py configs/rtmdet/rtmdet_s_8xb32-300e_coco_ema.py --amp
+"""
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.runner import find_latest_checkpoint
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.command_line import Parser, build_runner, load_config, stop
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
+                        help='go on from a checkpoint, by default the latest in the work directory')
+    return parser.parse_args()
+
+
+def set_amp(cfg: Config) -> None:
+    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
+        stop("--amp needs a GPU: MMEngine's AmpOptimWrapper does not train on the CPU. Leave the flag out.")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def set_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        stop('--auto-scale-lr needs the batch size that the learning rate is meant for: '
+             'set auto_scale_lr.base_batch_size in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+
+
+def check_checkpoint(cfg: Config) -> None:
+    """Stops if the checkpoint to start from cannot be read, before anything is written."""
+    start = cfg.get('load_from')
+    if cfg.get('resume') and start is None:
+        start = find_latest_checkpoint(cfg.work_dir)
+    if start is None or '://' in start:
+        return
+    try:
+        content = checkpoint.read(start, mmap=True)
+    except (OSError, ValueError) as error:
+        stop(error)
+    if cfg.get('resume') and 'optimizer' not in content:
+        stop(f'{start} cannot be resumed from: it holds no optimizer state. '
+             'To start anew from its weights, pass --cfg-options load_from=' + start)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        set_amp(cfg)
+    if args.auto_scale_lr:
+        set_auto_scale_lr(cfg)
+    if args.resume is not None:
+        set_resume(cfg, args.resume)
+    check_checkpoint(cfg)
+    checkpoint.use_safe_loader()
+    build_runner(cfg, args.local_rank).train()
+
+
+if __name__ == '__main__':
+    main()
