@@ -37,7 +37,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         The dictionary that the file holds.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it may not be read.
         ValueError: If it is no checkpoint, is cut off, or holds objects that are not on the list. Nothing of such
             an object is run.
 
@@ -53,6 +53,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}')
+    path.open('rb').close()  # says so if it may not be read
     try:
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
@@ -61,8 +62,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
         raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
-    except (EOFError, RuntimeError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} is not a checkpoint, or is cut off') from error
+    except Exception as error:  # a file that is cut off breaks the reader in many ways
+        raise ValueError(f'{path} is not a checkpoint, or is cut off ({type(error).__name__}: {error!s:.80})') from error
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     return content
@@ -125,8 +126,8 @@ def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
         if name in shapes and shapes[name] != shape
     ]
     if missing or other:
-        raise ValueError('its weights are of another model than the config\'s' + _listed('; of another shape: ', other) +
-                         _listed('; missing: ', missing))
+        raise ValueError("its weights are of another model than the config's" +
+                         _listed('; of another shape: ', other) + _listed('; missing: ', missing))
 
 
 def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:

@@ -68,6 +68,13 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         0.2218
     """
 
+    # What was found out about the tensors, see _forget().
+    _plan: Optional[TensorPlan]
+    _counted: Optional[Tensor]
+    _counted_version: int
+    _count: int
+    _warned: set[torch.dtype]
+
     def __init__(self,
                  model: nn.Module,
                  momentum: float = 0.0002,
@@ -128,13 +135,15 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
         Reading a tensor that is on a GPU waits for the GPU.
         """
-        if self._counted is not self.steps or self._counted_version != self.steps._version:
-            self._count = int(self.steps)
+        steps = self.steps
+        if self._counted is not steps or self._counted_version != steps._version:
+            self._count = int(steps)
         return self._count
 
     def _count_step(self, step: int) -> None:
         self.steps.add_(1)
-        self._count, self._counted, self._counted_version = step + 1, self.steps, self.steps._version
+        self._count, self._counted = step + 1, self.steps
+        self._counted_version = self.steps._version
 
     def _warn_of_stall(self, groups: list[Group]) -> None:
         """Warns, once for a dtype, if its precision stops the average before it has reached its source."""
@@ -152,10 +161,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def _forget(self) -> None:
         """Drops what was found out about the tensors; the next update finds it again."""
-        self._plan: Optional[TensorPlan] = None
-        self._counted: Optional[Tensor] = None
+        self._plan = None
+        self._counted = None
         self._counted_version = self._count = 0
-        self._warned: set[torch.dtype] = set()
+        self._warned = set()
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)

@@ -107,9 +107,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Returns the model inside wrappers for distributed training and ``torch.compile``."""
     while True:
         if '_orig_mod' in model._modules:
-            model = model._orig_mod
+            model = model.get_submodule('_orig_mod')
         elif is_model_wrapper(model):
-            model = model.module
+            model = model.get_submodule('module')
         else:
             return model
 
@@ -157,8 +157,8 @@ def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> N
     ]
     problems = [
         f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),
-                                                           ('unexpected in the model', unexpected),
-                                                           ('of another shape', shapes)) if names
+                                                           ('Unexpected in the model', unexpected),
+                                                           ('Of another shape', shapes)) if names
     ]
     if problems:
         raise ValueError('the model and its average do not hold the same tensors. ' + ' '.join(problems) +

@@ -27,8 +27,7 @@ def say(step: int, what: str, duration: str) -> None:
 
 def call(*command: object) -> str:
     """Runs a command and returns its standard output; stops with the end of its errors if it fails."""
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.PIPE, errors='replace')
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors='replace')
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         shown = ' '.join(str(part) for part in command[:6])
@@ -62,8 +61,8 @@ def create(stack: str, folder: Path) -> None:
     wheel = compiled_wheel(python, mmcv)
     call(*pip, wheel)
 
-    say(4, f'{requirement(lines, "mmengine")}, {requirement(lines, "mmdet(ection)?")}, mmyolo_ema and its tests\' needs',
-        '1 minute')
+    rest = f'{requirement(lines, "mmengine")}, {requirement(lines, "mmdet(ection)?")}'
+    say(4, f'{rest}, mmyolo_ema and what its tests need', '1 minute')
     call(*pip, '-r', pins, '-e', f'{ROOT}[test]')
 
     say(5, 'check that one family is there and its ops run', '10 s')

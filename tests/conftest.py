@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from torch import distributed, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Each test starts from the same random numbers, without another test's default scope."""
+    torch.manual_seed(0)
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if 'gpu' in item.keywords:
+                item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture()
+def root():
+    return ROOT
+
+
+@pytest.fixture()
+def demo_config(tmp_path):
+    """Returns a function that makes the demo's config with a few images, no augmentation and given settings."""
+
+    def make(name='run', **options):
+        cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+        cfg.merge_from_dict({
+            'work_dir': str(tmp_path / name),
+            'experiment_name': name,
+            'train_dataloader.dataset.indices': 16,
+            'train_dataloader.dataset.pipeline': [step for step in cfg.train_pipeline if step.type != 'RandomFlip'],
+            'train_cfg.max_epochs': 4,
+            'train_cfg.val_interval': 4,
+            'param_scheduler.0.end': 4,
+            'default_hooks.checkpoint.interval': 2,
+            'log_level': 'WARNING',
+            **options
+        })
+        return cfg
+
+    return make
+
+
+@pytest.fixture()
+def messages(monkeypatch):
+    """Collects what is logged to MMEngine's current logger or printed by print_log."""
+    collected = []
+    logger = MMLogger.get_instance('messages')
+    monkeypatch.setattr(MMLogger, 'get_current_instance', classmethod(lambda cls: logger))
+    monkeypatch.setattr(logger, 'log', lambda level, message, *args, **kwargs: collected.append(message))
+    return collected
+
+
+class Net(nn.Module):
+    """Linear, BatchNorm and one buffer of each kind; small enough to compare by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer('flag', torch.tensor(False))
+        self.register_buffer('cache', torch.zeros(2), persistent=False)
+
+    def forward(self, inputs):
+        return self.norm(self.linear(inputs))
+
+
+@pytest.fixture()
+def net():
+    return Net()
+
+
+@pytest.fixture()
+def change():
+    """Returns a function that gives every tensor of a model new values, as a training step does."""
+
+    def change_(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape))
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(torch.rand(buffer.shape))
+                elif buffer.dtype == torch.bool:
+                    buffer.logical_not_()
+                else:
+                    buffer.add_(1)
+        return model
+
+    return change_
+
+
+@pytest.fixture()
+def detector():
+    """Returns the demo's RTMDet, which shares its head's convolutions over three levels."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.fixture()
+def process_group():
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.new_group([0])
+    distributed.destroy_process_group()

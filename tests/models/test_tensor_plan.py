@@ -1,0 +1,156 @@
+"""What is followed, what is noticed, and what is left alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrizations
+
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.models import exp_momentum_ema
+
+
+@pytest.fixture()
+def plans(monkeypatch):
+    """Counts how often the tensors are looked up."""
+    made = []
+
+    class Counted(exp_momentum_ema.TensorPlan):
+
+        def __init__(self, *args):
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(exp_momentum_ema, 'TensorPlan', Counted)
+    return made
+
+
+def copying(model, **options):
+    """Returns an average that equals its source after each update, so that what is missed is seen."""
+    averaged = ExpMomentumEMA(model, momentum=0.5, gamma=1e9, **options)
+    averaged.update_parameters(model)
+    return averaged
+
+
+def test_tensors_are_looked_up_once(net, change, plans):
+    averaged = copying(net, update_buffers=True)
+    for _ in range(5):
+        averaged.update_parameters(change(net))
+    assert len(plans) == 1
+
+
+@pytest.mark.parametrize('replace', [
+    lambda net: setattr(net, 'linear', nn.Linear(3, 4)),
+    lambda net: setattr(net.linear, 'weight', nn.Parameter(torch.rand(4, 3))),
+    lambda net: setattr(net.linear.weight, 'data', torch.rand(4, 3)),
+    lambda net: setattr(net.norm, 'running_var', torch.rand(4)),
+    lambda net: net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True),
+    lambda net: net.double(),
+    lambda net: net.to(torch.float64).to(torch.float32),
+], ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to'])
+def test_replaced_tensors_are_noticed(net, change, replace, plans):
+    averaged = copying(net)
+    replace(net)
+    averaged.update_parameters(change(net))
+    assert len(plans) == 2
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(averaged.module.state_dict()[name], value, check_dtype=False, msg=name)
+
+
+def test_change_of_the_averaged_module_is_noticed(net, change):
+    averaged = copying(net)
+    averaged.module.double()
+    averaged.module.norm = nn.BatchNorm1d(4)
+    averaged.update_parameters(change(net))
+    assert averaged.module.linear.weight.dtype == torch.float64
+    torch.testing.assert_close(averaged.module.norm.running_var, net.norm.running_var)
+
+
+def test_new_buffer_in_a_module_that_had_none_is_noticed(net):
+    averaged = copying(net)
+    net.linear.register_buffer('scale', torch.ones(1))
+    with pytest.raises(ValueError, match=r'Unexpected in the model: linear\.scale'):
+        averaged.update_parameters(net)
+
+
+def test_parametrisation_that_renames_tensors_is_named(net):
+    averaged = copying(net)
+    parametrizations.weight_norm(net.linear)
+    with pytest.raises(ValueError, match=r'Missing from the model: linear\.weight\. Unexpected in the model: '
+                       r'linear\.parametrizations\.weight\.original0'):
+        averaged.update_parameters(net)
+
+
+@pytest.mark.parametrize('wrap', [torch.compile, DataParallel, DistributedDataParallel,
+                                  lambda model: torch.compile(DistributedDataParallel(model))])
+def test_wrappers_are_seen_through(net, change, process_group, wrap):
+    wrapped = wrap(net)
+    averaged = ExpMomentumEMA(wrapped, update_buffers=True)
+    assert list(averaged.module.state_dict()) == list(net.state_dict())
+    averaged.update_parameters(change(net))
+    averaged.update_parameters(wrapped)
+    averaged.steps.zero_()
+    averaged.update_parameters(change(net) and wrapped)
+    assert torch.equal(averaged.module.linear.weight, net.linear.weight)
+
+
+def test_model_untied_after_the_average_was_made(change):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    averaged = copying(model)
+    model[1].weight = nn.Parameter(torch.rand(2, 2))
+    averaged.update_parameters(change(model))
+    for name, value in model.state_dict().items():
+        assert torch.equal(averaged.module.state_dict()[name], value), name
+
+
+def test_shared_module_replaced_by_two_raises():
+    conv = nn.Conv2d(1, 1, 1)
+    model = nn.Sequential(conv, conv)
+    averaged = copying(model)
+    model[1] = nn.Conv2d(1, 1, 1)
+    with pytest.raises(ValueError, match=r'one tensor under the names 0\.weight and 1\.weight'):
+        averaged.update_parameters(model)
+
+
+def test_buffers_that_are_views_of_one_memory_are_averaged_once():
+    model = nn.Module()
+    model.register_buffer('grid', torch.zeros(6))
+    model.register_buffer('left', model.grid[:3])
+    averaged = ExpMomentumEMA(model, momentum=0.1, gamma=1e-3, update_buffers=True)
+    averaged.update_parameters(model)
+    model.grid.fill_(1)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.grid, torch.full((6, ), 0.1))
+    torch.testing.assert_close(averaged.module.left, torch.full((3, ), 0.1))
+
+
+@pytest.mark.parametrize('buffer', [
+    torch.zeros(3, 1).expand(3, 4),
+    torch.zeros(2, 2).to_sparse(),
+    torch.zeros(0),
+    torch.zeros(2, dtype=torch.complex64),
+    torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last),
+], ids=['expanded', 'sparse', 'empty', 'complex', 'channels_last'])
+@pytest.mark.parametrize('persistent', [True, False])
+def test_unusual_buffers_work(buffer, persistent):
+    model = nn.Linear(1, 1)
+    model.register_buffer('unusual', buffer, persistent=persistent)
+    averaged = copying(model)
+    model.unusual = copy.deepcopy(buffer) + buffer
+    for _ in range(2):
+        averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.unusual, model.unusual)
+
+
+def test_complex_parameters_are_averaged():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    averaged = ExpMomentumEMA(model, momentum=0.25, gamma=1e-3)
+    averaged.update_parameters(model)
+    with torch.no_grad():
+        model.weight.fill_(4 + 8j)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.weight.detach(), torch.full((2, ), 1 + 2j, dtype=torch.complex64))

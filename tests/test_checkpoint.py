@@ -1,0 +1,167 @@
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_checkpoint
+from torch import nn
+
+from mmyolo_ema import ExpMomentumEMA, checkpoint
+
+
+class Harmful:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('harm', )
+
+
+@pytest.fixture()
+def stored(net, change):
+    """What MMEngine's runner and its EMAHook put into a checkpoint."""
+    averaged = ExpMomentumEMA(net)
+    averaged.update_parameters(change(net))
+    averaged.update_parameters(change(net))
+    loss, lr = HistoryBuffer([1.5, 2.5], [1, 1]), np.float64(0.1)
+    ema = averaged.state_dict()
+    model = {name: ema[f'module.{name}'] for name in net.state_dict()}
+    ema.update({f'module.{name}': value for name, value in net.state_dict().items()})
+    return dict(
+        meta=dict(epoch=1, iter=2, seed=0, dataset_meta=dict(classes=('a', )), time=np.int64(1)),
+        state_dict=OrderedDict(model),
+        ema_state_dict=ema,
+        message_hub=dict(log_scalars=OrderedDict({'train/loss': loss}), runtime_info=OrderedDict(lr=[lr])))
+
+
+@pytest.fixture()
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / 'epoch_1.pth'
+
+
+@pytest.mark.parametrize('mmap', [True, False])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_all_that_a_runner_stores_is_read(stored, path, mmap, zipped):
+    torch.save(stored, path, _use_new_zipfile_serialization=zipped)
+    content = checkpoint.read(path, mmap=mmap)
+    assert torch.equal(content['state_dict']['linear.weight'], stored['state_dict']['linear.weight'])
+    loss = content['message_hub']['log_scalars']['train/loss']
+    assert (loss.mean(), loss.min(), loss.statistics('max')) == (2.0, 1.5, 2.5)
+    assert content['message_hub']['runtime_info']['lr'] == [0.1]
+    assert content['meta'] == stored['meta']
+
+
+def test_file_written_with_numpy_1_is_read(stored, path):
+    # Version 1 kept under numpy.core what version 2 keeps under numpy._core.
+    torch.save(stored, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b'cnumpy._core.multiarray\n' in content
+    path.write_bytes(content.replace(b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n'))
+    assert checkpoint.read(path)['message_hub']['runtime_info']['lr'] == [0.1]
+
+
+@pytest.mark.parametrize('place', ['state_dict', 'message_hub', 'other'])
+def test_code_in_a_checkpoint_is_refused_and_not_run(stored, path, place):
+    stored[place] = Harmful()
+    torch.save(stored, path)
+    with pytest.raises(ValueError, match=r'epoch_1.pth is refused, and nothing in it was run: it holds posix.mkdir'):
+        checkpoint.read(path)
+    assert os.listdir() == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize(('owner', 'name'), [(os, 'system'), (HistoryBuffer, '__init__'), (HistoryBuffer, '__dict__')])
+def test_getattr_in_a_checkpoint_reaches_the_log_history_only(stored, path, owner, name):
+
+    class Reaching:
+
+        def __reduce__(self):
+            return getattr, (owner if owner is HistoryBuffer else 'os', name)
+
+    stored['other'] = Reaching()
+    torch.save(stored, path)
+    with pytest.raises(ValueError, match='it holds builtins.getattr'):
+        checkpoint.read(path)
+
+
+def contents(stored):
+    whole = pickle.dumps(stored)
+    return {
+        'empty': b'',
+        'text': b'hello',
+        'cut off pickle': whole[:len(whole) // 2],
+        'another pickle': pickle.dumps([1], protocol=4),
+    }
+
+
+@pytest.mark.parametrize('kind', ['empty', 'text', 'cut off pickle', 'another pickle'])
+def test_file_that_is_no_checkpoint_is_named(stored, path, kind):
+    path.write_bytes(contents(stored)[kind])
+    with pytest.raises(ValueError, match=r'epoch_1.pth is (not a checkpoint|refused)'):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize('share', [0.01, 0.5, 0.99])
+@pytest.mark.parametrize('mmap', [True, False])
+def test_file_that_is_cut_off_is_named(stored, path, share, mmap):
+    torch.save(stored, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(len(whole) * share)])
+    with pytest.raises(ValueError, match='epoch_1.pth is not a checkpoint, or is cut off'):
+        checkpoint.read(path, mmap=mmap)
+
+
+@pytest.mark.parametrize('content', [[1], dict(a=1), dict(state_dict=None), torch.zeros(1)])
+def test_file_without_weights_is_named(path, content):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="holds no dictionary 'state_dict'"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize('name', ['nowhere.pth', '.'])
+def test_missing_file_is_named(path, name):
+    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+        checkpoint.read(name)
+
+
+def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    checkpoint.use_safe_loader()
+    torch.save(stored, path)
+    load_checkpoint(net, str(path))
+    assert torch.equal(net.linear.weight, stored['state_dict']['linear.weight'])
+    torch.save(dict(stored, other=Harmful()), path)
+    with pytest.raises(ValueError, match='refused'):
+        load_checkpoint(net, str(path))
+    assert not os.path.exists('harm')
+
+
+def test_raw_weights_are_those_of_the_model(stored, net):
+    raw = checkpoint.raw_weights(stored)
+    assert raw.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, raw[name]) for name, value in net.state_dict().items())
+    assert not torch.equal(raw['linear.weight'], stored['state_dict']['linear.weight'])
+
+
+def test_raw_weights_of_a_file_without_ema_raise(stored):
+    del stored['ema_state_dict']
+    assert not checkpoint.has_ema(stored)
+    with pytest.raises(ValueError, match='it holds no EMA'):
+        checkpoint.raw_weights(stored)
+
+
+def test_weights_of_the_model_fit(net):
+    checkpoint.check_fits(net.state_dict(), net)
+    checkpoint.check_fits({f'module.{name}': value for name, value in net.state_dict().items()}, net)
+    checkpoint.check_fits({**net.state_dict(), 'more': torch.zeros(1)}, net)
+
+
+def test_weights_of_another_model_are_named(net):
+    weights = net.state_dict()
+    del weights['linear.bias']
+    net.linear = nn.Linear(3, 5)
+    with pytest.raises(ValueError, match=r'linear.weight \(checkpoint \(4, 3\), model \(5, 3\)\); missing: linear.bias'):
+        checkpoint.check_fits(weights, net)

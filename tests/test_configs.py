@@ -1,0 +1,83 @@
+"""Each config builds its model and its hooks."""
+
+from pathlib import Path
+
+import pytest
+from mmdet.engine.hooks import PipelineSwitchHook, SyncNormHook, YOLOXModeSwitchHook
+from mmdet.models import RTMDet
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.utils import get_installed_path
+
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.schedule import mean_age
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob('[!_]*/*.py'))
+
+
+def load(name):
+    return Config.fromfile(CONFIGS / name)
+
+
+def build(cfg):
+    """Returns the model of a config and its hooks, as the runner sorts them."""
+    if 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None  # the weights to start from are not here
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model = MODELS.build(cfg.model)
+        hooks = [(hook.pop('priority', None), HOOKS.build(hook)) for hook in cfg.custom_hooks]
+    return model, hooks
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_model_and_average_are_built(name):
+    cfg = load(name)
+    model, hooks = build(cfg)
+    priorities = [(priority, hook) for priority, hook in hooks if isinstance(hook, EMAHook)]
+    assert len(priorities) == 1
+    priority, hook = priorities[0]
+    assert priority == 49 < 90 == 90 - (CheckpointHook.priority != 'VERY_LOW')
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        averaged = MODELS.build(hook.ema_cfg, default_args=dict(model=model))
+    assert type(averaged) is ExpMomentumEMA
+    assert averaged.update_buffers
+    averaged.update_parameters(model)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'coco' in name])
+def test_hooks_of_mmdetections_config_are_kept(name):
+    folder, file = name.split('/')
+    base = Config.fromfile(Path(get_installed_path('mmdet')) / '.mim/configs' / folder / file.replace('_ema', ''))
+    theirs = [dict(hook) for hook in base.get('custom_hooks', []) if hook.type != 'EMAHook']
+    ours = [{key: value for key, value in hook.items() if key != '_scope_'} for hook in load(name).custom_hooks
+            if hook.type != 'EMAHook']
+    assert ours == theirs
+    kinds = dict(rtmdet={PipelineSwitchHook}, yolox={YOLOXModeSwitchHook, SyncNormHook}, faster_rcnn=set())
+    assert {type(hook) for _, hook in build(load(name))[1]} - {EMAHook} == kinds[folder]
+    for hook in base.get('custom_hooks', []):
+        if hook.type == 'EMAHook':
+            assert next(hook for hook in load(name).custom_hooks if hook.type == 'EMAHook').momentum == hook.momentum
+
+
+def test_demo_averages_over_a_sensible_share_of_its_run():
+    cfg = load('demo/rtmdet_nuclei.py')
+    hook, updates = cfg.custom_hooks[0], cfg.max_epochs * 160 // cfg.train_dataloader.batch_size
+    assert updates == 480
+    assert 0.03 < mean_age(updates, hook.momentum, hook.gamma) / updates < 0.05
+
+
+def test_pure_python_demo_is_the_same_run():
+    text, pure = load('demo/rtmdet_nuclei.py'), load('demo/rtmdet_nuclei_pure_python.py')
+    (text_model, text_hooks), (pure_model, pure_hooks) = build(text), build(pure)
+    assert type(text_model) is type(pure_model) is RTMDet
+    assert [(name, value.shape) for name, value in text_model.state_dict().items()
+            ] == [(name, value.shape) for name, value in pure_model.state_dict().items()]
+    options = [{key: value for key, value in hooks[0][1].ema_cfg.items() if key != 'type'}
+               for hooks in (text_hooks, pure_hooks)]
+    assert options[0] == options[1]
+    for key in ('max_epochs', 'randomness'):
+        assert text[key] == pure[key]
+    assert text.train_dataloader.batch_size == pure.train_dataloader.batch_size
+    assert text.optim_wrapper.optimizer.lr == pure.optim_wrapper.optimizer.lr

@@ -1,0 +1,48 @@
+"""One clear error where MMDetection cannot be imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmyolo_ema import environment
+
+ONEDL = {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'}
+OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
+
+
+@pytest.mark.parametrize(('missing', 'installed', 'command'), [
+    ('mmdet', OPENMMLAB - {'mmdet'}, 'pip install mmdet'),
+    ('mmdet', ONEDL - {'onedl-mmdetection'}, 'pip install onedl-mmdetection'),
+    ('mmengine', set(), 'pip install onedl-mmengine'),
+    ('mmcv', {'mmengine'}, 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir mmcv'),
+    ('mmcv._ext', OPENMMLAB, '--no-cache-dir mmcv --force-reinstall --no-deps'),
+    ('mmcv._ext', ONEDL, '--no-cache-dir onedl-mmcv --force-reinstall --no-deps'),
+])
+def test_advice_names_a_package_of_the_installed_family(monkeypatch, missing, installed, command):
+    monkeypatch.setattr(environment, '_is_installed', installed.__contains__)
+    assert environment.remedy(ModuleNotFoundError('no', name=missing)).endswith(command)
+
+
+def test_other_error_keeps_its_own_words():
+    assert environment.remedy(ImportError('cannot import name x', name='numpy')) == 'cannot import name x'
+
+
+@pytest.mark.parametrize(('blocked', 'said'), [
+    ('mmcv._ext', 'mmcv is installed without its compiled ops'),
+    ('mmdet', 'mmdet is not installed: pip install '),
+    ('mmengine', 'mmengine is not installed: pip install '),
+])
+def test_import_fails_with_one_error(blocked, said):
+    program = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {blocked!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Missing())
+import mmyolo_ema
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f'ImportError: mmyolo_ema cannot work here: {said}')
