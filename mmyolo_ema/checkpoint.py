@@ -63,7 +63,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
         raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
     except Exception as error:  # a file that is cut off breaks the reader in many ways
-        raise ValueError(f'{path} is not a checkpoint, or is cut off ({type(error).__name__}: {error!s:.80})') from error
+        reason = f'{type(error).__name__}: {error!s:.80}'
+        raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     return content

@@ -65,6 +65,10 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     setup_cache_size_limit_of_dynamo()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # MMEngine would select a GPU first, which raises where there is none.
+        # MMEngine would select a GPU and wrap the model for it, which raises where there is none.
         distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+        cfg.model_wrapper_cfg.device_ids = None
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

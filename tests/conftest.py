@@ -2,21 +2,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from torch import distributed, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def forget_runs():
+    """Drops what MMEngine keeps for a whole process, such as the visualizer that writes to the first run's folder."""
+    for kind in (DefaultScope, MessageHub, MMLogger, DetLocalVisualizer):
+        kind._instance_dict.clear()
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
-    """Each test starts from the same random numbers, without another test's default scope."""
+    """Each test starts from the same random numbers, without what another one left behind."""
     torch.manual_seed(0)
-    DefaultScope._instance_dict.clear()
+    forget_runs()
     yield
-    DefaultScope._instance_dict.clear()
+    forget_runs()
+
+
+@pytest.fixture
+def fresh_run():
+    return forget_runs
 
 
 def pytest_collection_modifyitems(items):
@@ -26,35 +39,45 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
 
 
-@pytest.fixture()
+@pytest.fixture
 def root():
     return ROOT
 
 
-@pytest.fixture()
+def small_config(work_dir, **options):
+    """Returns the demo's config with 16 training images, no augmentation and 4 epochs of 2 steps."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+    cfg.merge_from_dict({
+        'work_dir': str(work_dir),
+        'experiment_name': work_dir.name,
+        'train_dataloader.dataset.indices': 16,
+        'train_dataloader.dataset.pipeline': [step for step in cfg.train_pipeline if step.type != 'RandomFlip'],
+        'train_cfg.max_epochs': 4,
+        'train_cfg.val_interval': 4,
+        'param_scheduler.0.end': 4,
+        'default_hooks.checkpoint.interval': 2,
+        'log_level': 'WARNING',
+        **options
+    })
+    return cfg
+
+
+@pytest.fixture
 def demo_config(tmp_path):
-    """Returns a function that makes the demo's config with a few images, no augmentation and given settings."""
-
-    def make(name='run', **options):
-        cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
-        cfg.merge_from_dict({
-            'work_dir': str(tmp_path / name),
-            'experiment_name': name,
-            'train_dataloader.dataset.indices': 16,
-            'train_dataloader.dataset.pipeline': [step for step in cfg.train_pipeline if step.type != 'RandomFlip'],
-            'train_cfg.max_epochs': 4,
-            'train_cfg.val_interval': 4,
-            'param_scheduler.0.end': 4,
-            'default_hooks.checkpoint.interval': 2,
-            'log_level': 'WARNING',
-            **options
-        })
-        return cfg
-
-    return make
+    """Returns a function that makes the small config for a run of the given name."""
+    return lambda name='run', **options: small_config(tmp_path / name, **options)
 
 
-@pytest.fixture()
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """Returns the path of a checkpoint that MMEngine's runner saved after 8 steps."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    forget_runs()
+    Runner.from_cfg(small_config(work_dir)).train()
+    return work_dir / 'epoch_4.pth'
+
+
+@pytest.fixture
 def messages(monkeypatch):
     """Collects what is logged to MMEngine's current logger or printed by print_log."""
     collected = []
@@ -78,12 +101,12 @@ class Net(nn.Module):
         return self.norm(self.linear(inputs))
 
 
-@pytest.fixture()
+@pytest.fixture
 def net():
     return Net()
 
 
-@pytest.fixture()
+@pytest.fixture
 def change():
     """Returns a function that gives every tensor of a model new values, as a training step does."""
 
@@ -103,7 +126,7 @@ def change():
     return change_
 
 
-@pytest.fixture()
+@pytest.fixture
 def detector():
     """Returns the demo's RTMDet, which shares its head's convolutions over three levels."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
@@ -111,7 +134,7 @@ def detector():
         return MODELS.build(cfg.model)
 
 
-@pytest.fixture()
+@pytest.fixture
 def process_group():
     distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
     yield distributed.new_group([0])

@@ -39,6 +39,11 @@ def run(tool: str, *arguments: object) -> None:
         stop(f'tools/{tool} failed; its output is above')
 
 
+def last_checkpoint(work_dir: Path) -> Path:
+    """Returns the path of the newest checkpoint of a training run."""
+    return Path((work_dir / 'last_checkpoint').read_text())
+
+
 def metrics_in_training(work_dir: Path) -> dict[str, float]:
     """Returns the metrics of the last validation of a training run."""
     lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
@@ -78,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     folder = Path('work_dirs') / f'demo-{time.strftime("%Y%m%d_%H%M%S")}'
     run('train.py', CONFIG, '--work-dir', folder / 'train')
-    saved = Path((folder / 'train' / 'last_checkpoint').read_text())
+    saved = last_checkpoint(folder / 'train')
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
     run('test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions)
     run('test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw')

@@ -2,7 +2,7 @@
 _base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
 
 max_epochs = 24
-norm_cfg = dict(type='BN')  # SyncBN needs a GPU
+norm_cfg = dict(type='BN')  # SyncBN in several processes needs GPUs
 
 model = dict(
     backbone=dict(widen_factor=0.25, norm_cfg=norm_cfg, init_cfg=None),

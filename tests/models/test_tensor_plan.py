@@ -12,7 +12,7 @@ from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.models import exp_momentum_ema
 
 
-@pytest.fixture()
+@pytest.fixture
 def plans(monkeypatch):
     """Counts how often the tensors are looked up."""
     made = []

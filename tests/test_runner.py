@@ -1,0 +1,81 @@
+"""MMEngine's runner and its EMAHook drive the average on a real detector and real images."""
+
+import pytest
+import torch
+from mmengine.fileio import load
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+
+from mmyolo_ema import ExpMomentumEMA, checkpoint
+
+
+def predictions(path):
+    """Returns the boxes and scores that a run dumped, one tensor for each image."""
+    return [torch.cat([p['pred_instances']['bboxes'], p['pred_instances']['scores'][:, None]], 1) for p in load(path)]
+
+
+def dumping(cfg, which, path):
+    cfg[f'{which}_evaluator'] = [cfg[f'{which}_evaluator'], dict(type='DumpDetResults', out_file_path=str(path))]
+    return cfg
+
+
+def assert_equal(one, other, path=''):
+    """Compares nested states: every tensor bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key, value in one.items():
+            assert_equal(value, other[key], f'{path}.{key}')
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for index, value in enumerate(one):
+            assert_equal(value, other[index], f'{path}.{index}')
+    else:
+        assert one == other, path
+
+
+@pytest.fixture(params=[True, False], ids=['update_buffers', 'copy_buffers'])
+def options(request):
+    return {'custom_hooks.0.update_buffers': request.param}
+
+
+def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path):
+    measured, reloaded, raw = (tmp_path / f'{name}.pkl' for name in ('measured', 'reloaded', 'raw'))
+    Runner.from_cfg(dumping(demo_config('train', **options), 'val', measured)).train()
+    saved = str(tmp_path / 'train' / 'epoch_4.pth')
+    checkpoint.use_safe_loader()
+    Runner.from_cfg(dumping(demo_config('ema', load_from=saved, **options), 'test', reloaded)).test()
+    with_raw = dumping(demo_config('raw', load_from=saved, **options), 'test', raw)
+    with_raw.custom_hooks.append(dict(type='mmyolo_ema.RawWeightsHook'))
+    Runner.from_cfg(with_raw).test()
+    expected = predictions(measured)
+    assert len(expected) == 8
+    assert all(len(boxes) > 0 for boxes in expected)
+    assert_equal(expected, predictions(reloaded))
+    assert any(boxes.shape != other.shape or not torch.equal(boxes, other)
+               for boxes, other in zip(expected, predictions(raw)))
+
+
+def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path):
+    Runner.from_cfg(demo_config('whole', **options)).train()
+    checkpoint.use_safe_loader()
+    half = str(tmp_path / 'whole' / 'epoch_2.pth')
+    Runner.from_cfg(demo_config('resumed', load_from=half, resume=True, **options)).train()
+    whole, resumed = (checkpoint.read(tmp_path / name / 'epoch_4.pth') for name in ('whole', 'resumed'))
+    assert whole['ema_state_dict']['steps'] == 8
+    for part in ('state_dict', 'ema_state_dict', 'optimizer'):
+        assert_equal(whole[part], resumed[part], part)
+
+
+def test_model_gets_its_raw_weights_back_after_validation(demo_config):
+    runner = Runner.from_cfg(demo_config(**{'train_cfg.val_interval': 1, 'train_cfg.max_epochs': 1}))
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    assert isinstance(hook.ema_model, ExpMomentumEMA)
+    assert hook.ema_model.steps == 2
+    saved = checkpoint.raw_weights(checkpoint.read(f'{runner.work_dir}/epoch_1.pth'))
+    assert_equal(dict(runner.model.state_dict()), saved)
+    assert_equal(dict(hook.ema_model.module.state_dict()),
+                 dict(checkpoint.read(f'{runner.work_dir}/epoch_1.pth')['state_dict']))

@@ -1,0 +1,73 @@
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.runner import CheckpointLoader
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+
+
+def load(name):
+    """Returns the module of a tool."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def demo():
+    """Returns the module of the demo."""
+    return load('demo')
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path, fresh_run):
+    """Returns a function that runs a tool's main() in an empty folder with the given arguments."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+
+    def run(name, *arguments):
+        module = load(name)
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+        fresh_run()
+        module.main()
+
+    return run
+
+
+@pytest.fixture
+def refused(tool, capsys, tmp_path):
+    """Returns a function that runs a tool on bad input and returns the one line that it says."""
+
+    def run(name, *arguments):
+        before = sorted(tmp_path.rglob('*'))
+        with pytest.raises(SystemExit) as stopped:
+            tool(name, *arguments)
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith('error: ')
+        assert '\n' not in said
+        assert sorted(tmp_path.rglob('*')) == before, 'nothing may be written'
+        return said
+
+    return run
+
+
+@pytest.fixture
+def config_file(demo_config, tmp_path):
+    """Returns the path of a config whose run takes seconds."""
+    path = tmp_path / 'small.py'
+    cfg = demo_config(**{'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2})
+    cfg.pop('work_dir')
+    cfg.pop('experiment_name')
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint_file(trained, tmp_path):
+    """Returns the path of a copy of a real checkpoint, in the folder that the tools run in."""
+    return shutil.copy(trained, tmp_path / 'epoch_9.pth')

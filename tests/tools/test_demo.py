@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import matplotlib.image
+import pytest
+
+from mmyolo_ema import checkpoint
+
+
+@pytest.mark.slow
+def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_path):
+    done = subprocess.run([sys.executable, root / 'tools' / 'demo.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'The file gives what was measured in training, in every digit.' in done.stdout
+    rows = [line for line in done.stdout.splitlines() if 'in training' in line]
+    map_50 = float(rows[0].split('│')[3])
+    assert map_50 > 0.8
+    folder = next((tmp_path / 'work_dirs').iterdir())
+    assert matplotlib.image.imread(folder / 'detections.png').shape[0] > 500
+    saved = checkpoint.read(folder / 'train' / 'epoch_24.pth')
+    assert saved['ema_state_dict']['steps'] == 480
+
+
+def test_mismatch_fails_the_demo(demo, monkeypatch, capsys):
+    metrics = dict.fromkeys(demo.METRICS, 0.5)
+    monkeypatch.setattr(demo, 'run', lambda *args: None)
+    monkeypatch.setattr(demo, 'last_checkpoint', lambda work_dir: 'epoch_24.pth')
+    monkeypatch.setattr(demo, 'held_out_detections', lambda path: [])
+    monkeypatch.setattr(demo, 'draw_detections', lambda *args: None)
+    monkeypatch.setattr(demo, 'metrics_in_training', lambda work_dir: metrics)
+    monkeypatch.setattr(demo, 'metrics_in_test', lambda work_dir: {**metrics, demo.METRICS[0]: 0.501})
+    monkeypatch.setattr(sys, 'argv', ['demo.py'])
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    assert stopped.value.code == 2
+    assert 'the file does not give what was measured in training' in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""The shell scripts start the tools in several processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mmyolo_ema import checkpoint
+
+
+@pytest.fixture
+def script(root, tmp_path):
+    """Returns a function that runs a script in an empty folder."""
+
+    def run(name, *arguments, check=True, **environment):
+        environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **environment}
+        return subprocess.run([root / 'tools' / name, *map(str, arguments)], cwd=tmp_path, env=environment, text=True,
+                              capture_output=True, check=check)
+
+    return run
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(script, port, config_file, tmp_path):
+    script('dist_train.sh', config_file, 2, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_epochs=2', PORT=port)
+    saved = tmp_path / 'run' / 'epoch_2.pth'
+    content = checkpoint.read(saved)
+    assert content['ema_state_dict']['steps'] == 2  # 2 epochs of 16 images in 2 processes, 8 at a time
+    script('dist_test.sh', config_file, saved, 2, '--weights', 'raw', '--out', 'two.pkl', '--work-dir', 'test',
+           PORT=port)
+    assert 'coco/bbox_mAP' in json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    assert (tmp_path / 'two.pkl').exists()
+
+
+@pytest.mark.parametrize(('name', 'positional', 'started'), [
+    ('slurm_train.sh', ['gpu', 'job', 'my config.py', 'work dir'],
+     ['train.py', 'my config.py', '--work-dir', 'work dir', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]']),
+    ('slurm_test.sh', ['gpu', 'job', 'my config.py', 'epoch 1.pth'],
+     ['test.py', 'my config.py', 'epoch 1.pth', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]']),
+])
+def test_slurm_starts_the_tool_with_its_arguments(script, tmp_path, name, positional, started):
+    srun = tmp_path / 'bin' / 'srun'
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/sh\nfor argument; do printf "%s\\n" "$argument"; done\n')
+    srun.chmod(0o755)
+    done = script(name, *positional, '--cfg-options', 'a=[1, 2]', GPUS='16', SRUN_ARGS='--time 5 --qos=high',
+                  PATH=f'{srun.parent}:{os.environ["PATH"]}')
+    words = done.stdout.splitlines()
+    command = words.index(sys.executable)
+    assert words[:command] == ['-p', 'gpu', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
+                               '--cpus-per-task=5', '--kill-on-bad-exit=1', '--time', '5', '--qos=high']
+    assert words[command + 1] == '-u'
+    assert words[command + 2].endswith(f'tools/{started[0]}')
+    assert words[command + 3:] == started[1:]
+
+
+@pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_too_few_arguments_get_one_line(script, name):
+    done = script(name, 'config.py', check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'error: usage: tools/{name} ')
+    assert done.stderr.count('\n') == 1

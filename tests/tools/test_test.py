@@ -1,0 +1,109 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.fileio import load
+
+from mmyolo_ema import checkpoint
+
+
+def drop(config_file, *keys):
+    cfg = Config.fromfile(config_file)
+    for key in keys:
+        cfg.pop(key)
+    cfg.dump(config_file)
+
+
+def scores(path):
+    return torch.cat([sample['pred_instances']['scores'] for sample in load(path)])
+
+
+def same_scores(one, other):
+    assert len(scores(one)) > 0
+    return torch.equal(scores(one), scores(other))
+
+
+def test_averaged_weights_are_tested_by_default_and_raw_ones_on_request(tool, config_file, checkpoint_file, tmp_path):
+    tool('test', config_file, checkpoint_file, '--out', 'default.pkl', '--work-dir', 'run')
+    tool('test', config_file, checkpoint_file, '--weights', 'ema', '--out', 'ema.pkl')
+    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--out', 'raw.pkl')
+    assert same_scores('default.pkl', 'ema.pkl')
+    assert not same_scores('raw.pkl', 'ema.pkl')
+    content = checkpoint.read(checkpoint_file)
+    torch.save(dict(state_dict=checkpoint.raw_weights(content)), 'only_raw.pth')
+    tool('test', config_file, 'only_raw.pth', '--out', 'only_raw.pkl')
+    assert same_scores('raw.pkl', 'only_raw.pkl')
+    metrics = json.loads(next((tmp_path / 'run').glob('*/*.json')).read_text())
+    assert 'coco/bbox_mAP' in metrics
+
+
+def test_file_without_average_is_tested_and_said_so(tool, config_file, checkpoint_file, capsys):
+    content = checkpoint.read(checkpoint_file)
+    torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
+    tool('test', config_file, 'plain.pth')
+    assert 'plain.pth holds no EMA: its only weights are tested' in capsys.readouterr().out
+
+
+def test_predictions_are_drawn(tool, config_file, checkpoint_file, tmp_path):
+    tool('test', config_file, checkpoint_file, '--show-dir', 'shown', '--work-dir', 'run', '--cfg-options',
+         'default_hooks.visualization.score_thr=0.0')
+    assert len(list((tmp_path / 'run').glob('*/shown/*.jpg'))) == 8
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
+    if not own:
+        drop(config_file, 'tta_model', 'tta_pipeline')
+    tool('test', config_file, checkpoint_file, '--out', 'plain.pkl')
+    for weights in ('ema', 'raw'):
+        tool('test', config_file, checkpoint_file, '--tta', '--weights', weights, '--out', f'{weights}.pkl')
+    assert not same_scores('plain.pkl', 'ema.pkl')
+    assert not same_scores('raw.pkl', 'ema.pkl')
+    assert scores('ema.pkl').max().item() == pytest.approx(scores('plain.pkl').max().item(), rel=0.2)
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['nowhere.py', 'epoch_9.pth'], 'there is no config nowhere.py'),
+    (['small.py'], 'the following arguments are required: checkpoint'),
+    (['small.py', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+    (['small.py', 'small.py'], 'small.py is not a checkpoint'),
+    (['small.py', 'no_ema.pth', '--weights', 'raw'], 'no_ema.pth cannot be tested with this config: it holds no EMA'),
+    (['small.py', 'epoch_9.pth', '--weights', 'swa'], "argument --weights: invalid choice: 'swa'"),
+    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
+     'of another shape: bbox_head.rtm_cls.0.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))'),
+    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.neck.num_csp_blocks=2'], 'missing: neck.'),
+    (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
+    (['small.py', 'epoch_9.pth', '--out', 'taken.pkl'], 'taken.pkl exists: name another file for --out, or remove it'),
+])
+def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path, arguments, said):
+    torch.save(dict(state_dict=checkpoint.read(checkpoint_file)['state_dict']), tmp_path / 'no_ema.pth')
+    (tmp_path / 'taken.pkl').write_text('')
+    assert said in refused('test', *arguments)
+
+
+def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
+    cfg = Config.fromfile(config_file)
+    cfg.default_hooks.pop('visualization')
+    cfg.dump(config_file)
+    assert '--show and --show-dir need' in refused('test', config_file, checkpoint_file, '--show-dir', 'shown')
+
+
+def test_bad_input_to_the_real_command(config_file, root):
+    done = subprocess.run([sys.executable, root / 'tools' / 'test.py', config_file, 'nowhere.pth'],
+                          capture_output=True, text=True, cwd=config_file.parent)
+    assert (done.returncode, done.stderr) == (2, 'error: there is no checkpoint nowhere.pth\n')
+
+
+def test_weights_that_would_run_code_are_refused(refused, config_file, checkpoint_file, tmp_path):
+
+    class Harmful:
+
+        def __reduce__(self):
+            return os.mkdir, ('harm', )
+
+    torch.save(dict(state_dict=Harmful()), tmp_path / 'harmful.pth')
+    assert 'harmful.pth is refused, and nothing in it was run' in refused('test', config_file, tmp_path / 'harmful.pth')

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+import torch
+
+from mmyolo_ema import checkpoint
+
+
+def losses(work_dir):
+    lines = [json.loads(line) for file in work_dir.glob('*/vis_data/scalars.json')
+             for line in file.read_text().splitlines()]
+    return [line['epoch'] for line in lines if 'loss' in line]
+
+
+def test_trains_into_the_config_names_folder_and_resumes(tool, config_file, tmp_path):
+    options = ['--cfg-options', 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
+    tool('train', config_file, *options, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=5')
+    work_dir = tmp_path / 'work_dirs' / 'small'
+    first = checkpoint.read(work_dir / 'epoch_1.pth')
+    assert first['ema_state_dict']['steps'] == 2
+    tool('train', config_file, '--resume', *options)
+    assert checkpoint.read(work_dir / 'epoch_2.pth')['ema_state_dict']['steps'] == 4
+    assert sorted(losses(work_dir)) == [1, 1, 2, 2]
+
+
+def test_work_dir_and_checkpoint_to_resume_can_be_named(tool, config_file, tmp_path):
+    tool('train', config_file, '--work-dir', 'one', '--cfg-options', 'default_hooks.checkpoint.interval=1')
+    tool('train', config_file, '--work-dir', 'two', '--resume', 'one/epoch_1.pth')
+    one, two = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('one', 'two'))
+    assert all(torch.equal(value, two['state_dict'][name]) for name, value in one['state_dict'].items())
+
+
+def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
+    tool('train', config_file, '--auto-scale-lr', '--work-dir', 'run', '--cfg-options',
+         'auto_scale_lr.base_batch_size=16', 'train_cfg.max_epochs=1', 'param_scheduler=[]', 'train_cfg.val_interval=5',
+         'default_hooks.checkpoint.interval=1')
+    optimizer = checkpoint.read(tmp_path / 'run' / 'epoch_1.pth')['optimizer']
+    assert optimizer['param_groups'][0]['lr'] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['nowhere.py'], 'there is no config nowhere.py'),
+    ([], 'the following arguments are required: config'),
+    (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
+    (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+    (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
+    (['small.py', '--resume', 'weights.pth'], 'weights.pth cannot be resumed from: it holds no optimizer state'),
+    (['small.py', '--cfg-options', 'load_from=nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+    (['small.py', '--cfg-options', 'custom_hooks.5.momentum=1'], 'the config small.py cannot be read'),
+    (['broken.py'], "the config broken.py cannot be read: NameError: name 'momentum' is not defined"),
+    (['unparsable.py'], 'the config unparsable.py cannot be read: SyntaxError'),
+    (['empty.py'], 'the config empty.py defines no model'),
+    (['cut.pth'], 'the config cut.pth cannot be read'),
+    (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
+])
+def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path, arguments, said):
+    (tmp_path / 'cut.pth').write_bytes(checkpoint_file.read_bytes()[:1000])
+    torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
+    (tmp_path / 'broken.py').write_text('ema = dict(momentum=momentum)')
+    (tmp_path / 'unparsable.py').write_text('model = dict(')
+    (tmp_path / 'empty.py').write_text('')
+    assert said in refused('train', *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works here')
+def test_mixed_precision_needs_a_gpu(refused, config_file):
+    assert '--amp needs a GPU' in refused('train', config_file, '--amp')
+
+
+def test_latest_checkpoint_that_is_cut_off_is_named(refused, config_file, checkpoint_file, tmp_path):
+    work_dir = tmp_path / 'work_dirs' / 'small'
+    work_dir.mkdir(parents=True)
+    (work_dir / 'epoch_1.pth').write_bytes(checkpoint_file.read_bytes()[:1000])
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+    assert 'epoch_1.pth is not a checkpoint, or is cut off' in refused('train', config_file, '--resume')
