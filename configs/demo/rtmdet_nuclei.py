@@ -2,9 +2,10 @@
 _base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
 
 max_epochs = 24
-norm_cfg = dict(type='BN')  # SyncBN in several processes needs GPUs
+norm_cfg = dict(type='BN')
 
 model = dict(
+    use_syncbn=False,  # in several processes it would need GPUs
     backbone=dict(widen_factor=0.25, norm_cfg=norm_cfg, init_cfg=None),
     neck=dict(in_channels=[64, 128, 256], out_channels=64, norm_cfg=norm_cfg),
     bbox_head=dict(num_classes=1, in_channels=64, feat_channels=64, norm_cfg=norm_cfg),

@@ -24,6 +24,7 @@ act_cfg = dict(type=SiLU, inplace=True)
 
 model = dict(
     type=RTMDet,
+    use_syncbn=False,  # in several processes it would need GPUs
     data_preprocessor=dict(
         type=DetDataPreprocessor, mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False),
     backbone=dict(

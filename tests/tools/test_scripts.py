@@ -1,12 +1,12 @@
 """The shell scripts start the tools in several processes."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
 
 import pytest
+from mmengine.fileio import load
 
 from mmyolo_ema import checkpoint
 
@@ -38,8 +38,9 @@ def test_two_processes_train_and_test(script, port, config_file, tmp_path):
     assert content['ema_state_dict']['steps'] == 2  # 2 epochs of 16 images in 2 processes, 8 at a time
     script('dist_test.sh', config_file, saved, 2, '--weights', 'raw', '--out', 'two.pkl', '--work-dir', 'test',
            PORT=port)
-    assert 'coco/bbox_mAP' in json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
-    assert (tmp_path / 'two.pkl').exists()
+    # MMEngine lets each process write this file, one over the other, so that its end may be torn.
+    assert next((tmp_path / 'test').glob('*/*.json')).read_text().startswith('{"coco/bbox_mAP":')
+    assert len(load(tmp_path / 'two.pkl')) == 8
 
 
 @pytest.mark.parametrize(('name', 'positional', 'started'), [
