@@ -40,6 +40,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         OSError: If there is no such file, or it may not be read.
         ValueError: If it is no checkpoint, is cut off, or holds objects that are not on the list. Nothing of such
             an object is run.
+        RuntimeError: If torch is older than 2.6.
 
     Example:
         >>> import os, tempfile, torch
@@ -50,6 +51,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         ...     checkpoint.read(path)
         {'state_dict': {'weight': tensor([1.])}}
     """
+    if not hasattr(torch.serialization, 'safe_globals'):
+        raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}')

@@ -2,13 +2,23 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ['remedy']
+import torch
+
+__all__ = ['check_torch', 'remedy']
 
 # The two families install the same modules, so the advice must name packages of the one that is there.
 _FAMILIES = {
     'onedl': dict(mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection'),
     'openmmlab': dict(mmengine='mmengine', mmcv='mmcv', mmdet='mmdet'),
 }
+
+
+def check_torch() -> None:
+    """Raises ImportError if this torch lacks the fused calls that an average is updated with."""
+    lacking = [name for name in ('_foreach_lerp_', '_foreach_copy_') if not hasattr(torch, name)]
+    if lacking:
+        raise ImportError(f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.4 or '
+                          'newer.')
 
 
 def remedy(error: ImportError) -> str:

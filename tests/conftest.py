@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from mmdet.visualization import DetLocalVisualizer
@@ -8,6 +9,10 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import distributed, nn
+
+# How long an example takes is no matter of right or wrong.
+hypothesis.settings.register_profile('untimed', deadline=None)
+hypothesis.settings.load_profile('untimed')
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -128,6 +128,13 @@ def test_missing_file_is_named(path, name):
         checkpoint.read(name)
 
 
+def test_torch_without_safe_globals_is_named(stored, path, monkeypatch):
+    torch.save(stored, path)
+    monkeypatch.delattr('torch.serialization.safe_globals')
+    with pytest.raises(RuntimeError, match=r'needs torch 2\.6 or newer, but this is'):
+        checkpoint.read(path)
+
+
 def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     checkpoint.use_safe_loader()

@@ -28,6 +28,12 @@ def test_other_error_keeps_its_own_words():
     assert environment.remedy(ImportError('cannot import name x', name='numpy')) == 'cannot import name x'
 
 
+def test_torch_without_the_fused_calls_is_named(monkeypatch):
+    monkeypatch.delattr('torch._foreach_copy_')
+    with pytest.raises(ImportError, match=r'torch .* is too old: it has no torch\._foreach_copy_'):
+        environment.check_torch()
+
+
 @pytest.mark.parametrize(('blocked', 'said'), [
     ('mmcv._ext', 'mmcv is installed without its compiled ops'),
     ('mmdet', 'mmdet is not installed: pip install '),

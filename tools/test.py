@@ -42,7 +42,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
     """Stops if the wanted weights are not in the file or not the model's, before anything is written."""
     try:
         content = checkpoint.read(args.checkpoint, mmap=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         stop(error)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     model = MODELS.build(cfg.model)

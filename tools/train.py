@@ -51,7 +51,7 @@ def check_checkpoint(cfg: Config) -> None:
         return
     try:
         content = checkpoint.read(start, mmap=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         stop(error)
     if cfg.get('resume') and 'optimizer' not in content:
         stop(f'{start} cannot be resumed from: it holds no optimizer state. '

@@ -68,6 +68,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         0.2218
     """
 
+    steps: Tensor
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _counted: Optional[Tensor]
@@ -141,9 +142,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         return self._count
 
     def _count_step(self, step: int) -> None:
-        self.steps.add_(1)
-        self._count, self._counted = step + 1, self.steps
-        self._counted_version = self.steps._version
+        steps = self.steps.add_(1)
+        self._count, self._counted, self._counted_version = step + 1, steps, steps._version
 
     def _warn_of_stall(self, groups: list[Group]) -> None:
         """Warns, once for a dtype, if its precision stops the average before it has reached its source."""

@@ -76,7 +76,7 @@ class TensorPlan:
         copies = [pair for pair in pairs if not _is_averaged(pair[0], update_buffers)]
         self.averages = _grouped(averages)
         self.copies = _grouped(copies)
-        self.extra_states = [(a, s) for a, s in zip(average.modules(), source.modules()) if _has_extra_state(a)]
+        self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
         self._watch()
 
@@ -198,6 +198,9 @@ def _grouped(pairs: list[tuple[Slot, Slot]]) -> list[Group]:
     ]
 
 
-def _has_extra_state(module: nn.Module) -> bool:
-    return (type(module).get_extra_state is not nn.Module.get_extra_state
-            and type(module).set_extra_state is not nn.Module.set_extra_state)
+def _extra_states(average: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Returns the modules, paired by name, that can give and take a state beside their tensors."""
+    sources = dict(source.named_modules(remove_duplicate=False))
+    return [(module, sources[name]) for name, module in average.named_modules()
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+            and type(module).set_extra_state is not nn.Module.set_extra_state and name in sources]

@@ -11,33 +11,33 @@ from mmengine.fileio import load
 from mmyolo_ema import checkpoint
 
 
-@pytest.fixture
-def script(root, tmp_path):
-    """Returns a function that runs a script in an empty folder."""
-
-    def run(name, *arguments, check=True, **environment):
-        environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **environment}
-        return subprocess.run([root / 'tools' / name, *map(str, arguments)], cwd=tmp_path, env=environment, text=True,
-                              capture_output=True, check=check)
-
-    return run
-
-
-@pytest.fixture
-def port():
+def free_port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         return str(free.getsockname()[1])
 
 
+@pytest.fixture
+def script(root, tmp_path):
+    """Returns a function that runs a script in an empty folder."""
+
+    def run(name, *arguments, check=True, **environment):
+        ours = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', PORT=free_port())
+        done = subprocess.run([root / 'tools' / name, *map(str, arguments)], cwd=tmp_path, text=True,
+                              env={**os.environ, **ours, **environment}, capture_output=True)
+        assert done.returncode == 0 or not check, done.stderr[-3000:]
+        return done
+
+    return run
+
+
 @pytest.mark.slow
-def test_two_processes_train_and_test(script, port, config_file, tmp_path):
-    script('dist_train.sh', config_file, 2, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_epochs=2', PORT=port)
+def test_two_processes_train_and_test(script, config_file, tmp_path):
+    script('dist_train.sh', config_file, 2, '--work-dir', 'run', '--cfg-options', 'train_cfg.max_epochs=2')
     saved = tmp_path / 'run' / 'epoch_2.pth'
     content = checkpoint.read(saved)
     assert content['ema_state_dict']['steps'] == 2  # 2 epochs of 16 images in 2 processes, 8 at a time
-    script('dist_test.sh', config_file, saved, 2, '--weights', 'raw', '--out', 'two.pkl', '--work-dir', 'test',
-           PORT=port)
+    script('dist_test.sh', config_file, saved, 2, '--weights', 'raw', '--out', 'two.pkl', '--work-dir', 'test')
     # MMEngine lets each process write this file, one over the other, so that its end may be torn.
     assert next((tmp_path / 'test').glob('*/*.json')).read_text().startswith('{"coco/bbox_mAP":')
     assert len(load(tmp_path / 'two.pkl')) == 8
