@@ -4,6 +4,7 @@ Each test runs on our class and, where MMDetection's has the defect, on that too
 """
 
 import copy
+import inspect
 import pickle
 import re
 
@@ -110,7 +111,11 @@ def test_reassigned_tensors_are_followed(ema_class, net, change, update_buffers)
     torch.testing.assert_close(averaged.module.norm.running_mean, expected)
 
 
-@fails_upstream
+# The onedl class averages by lerp_, which takes one dtype only; upstream's mul_ and add_ take two.
+@pytest.mark.parametrize('ema_class', [
+    ours,
+    pytest.param(Parent, id='mmdet', marks=[defective] if 'lerp_' in inspect.getsource(Parent.avg_func) else [])
+])
 def test_model_in_another_dtype_is_followed(ema_class, net, change):
     averaged = make(ema_class, net, update_buffers=True)
     before = averaged.module.linear.weight.clone()
