@@ -51,37 +51,22 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         ...     checkpoint.read(path)
         {'state_dict': {'weight': tensor([1.])}}
     """
-    if not hasattr(torch.serialization, 'safe_globals'):
-        raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
-    path.open('rb').close()  # says so if it may not be read
-    try:
-        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            content = torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        named = re.search(r'GLOBAL ([\w.]+)', str(error))
-        what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
-        raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
-    except Exception as error:  # a file that is cut off breaks the reader in many ways
-        reason = f'{type(error).__name__}: {error!s:.80}'
-        raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
+    content = _load(path, map_location, mmap)
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     return content
 
 
 def use_safe_loader() -> None:
-    """Makes MMEngine, in this process, read local checkpoints with :func:`read`.
+    """Makes MMEngine, in this process, read local files by the list that :func:`read` goes by.
 
     MMEngine's own loader unpickles anything (upstream), or does so when the safe way fails (onedl).
     """
 
-    # MMEngine logs the part of the name after 'load_from_'.
-    def load_from_local(filename: str, map_location: Any) -> dict:
-        return read(filename, map_location)
+    # Also for files that a backbone starts from, which may hold bare weights. MMEngine logs the part of the name
+    # after 'load_from_'.
+    def load_from_local(filename: str, map_location: Any) -> Any:
+        return _load(filename, map_location)
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
@@ -132,6 +117,27 @@ def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
     if missing or other:
         raise ValueError("its weights are of another model than the config's" +
                          _listed('; of another shape: ', other) + _listed('; missing: ', missing))
+
+
+def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
+    """Returns what a file of ``torch.save`` holds; raises as :func:`read` says."""
+    if not hasattr(torch.serialization, 'safe_globals'):
+        raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    path.open('rb').close()  # says so if it may not be read
+    try:
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Detected pickle protocol')
+            return torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        named = re.search(r'GLOBAL ([\w.]+)', str(error))
+        what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
+        raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
+    except Exception as error:  # a file that is cut off breaks the reader in many ways
+        reason = f'{type(error).__name__}: {error!s:.80}'
+        raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
 
 
 def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Union
 
@@ -41,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         stop(f'{message} (see {self.prog} --help)')
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Returns the config that the flags name, with their overrides; stops if it cannot be read."""
+def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
+    """Returns the config that the flags name, with their overrides; stops if it cannot be read or lacks a part."""
     if not Path(args.config).is_file():
         stop(f'there is no config {args.config}')
     try:
@@ -50,8 +51,9 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options or {})
     except Exception as error:  # a config is a program, so anything can go wrong in it
         stop(f'the config {args.config} cannot be read: {type(error).__name__}: {error}')
-    if 'model' not in cfg:
-        stop(f'the config {args.config} defines no model')
+    for part in needs:
+        if cfg.get(part) is None:
+            stop(f'the config {args.config} defines no {part}')
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

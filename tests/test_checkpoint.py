@@ -147,6 +147,16 @@ def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
     assert not os.path.exists('harm')
 
 
+def test_mmengine_still_reads_bare_weights(path, net, change, monkeypatch):
+    # As a backbone's init_cfg names them.
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    checkpoint.use_safe_loader()
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.save(weights, path)
+    load_checkpoint(change(net), str(path))
+    assert torch.equal(net.linear.weight, weights['linear.weight'])
+
+
 def test_raw_weights_are_those_of_the_model(stored, net):
     raw = checkpoint.raw_weights(stored)
     assert raw.keys() == net.state_dict().keys()

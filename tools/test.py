@@ -88,7 +88,7 @@ def innermost_dataset(cfg: Config) -> Config:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, needs=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     if args.out is not None:
         check_out(args.out)
     check_checkpoint(args, cfg)

@@ -60,7 +60,7 @@ def check_checkpoint(cfg: Config) -> None:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     if args.amp:
         set_amp(cfg)
     if args.auto_scale_lr:

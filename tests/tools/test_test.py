@@ -71,6 +71,7 @@ def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
     (['small.py'], 'the following arguments are required: checkpoint'),
     (['small.py', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
     (['small.py', 'small.py'], 'small.py is not a checkpoint'),
+    (['small.py', 'epoch_9.pth', '--cfg-options', 'test_evaluator=None'], 'small.py defines no test_evaluator'),
     (['small.py', 'no_ema.pth', '--weights', 'raw'], 'no_ema.pth cannot be tested with this config: it holds no EMA'),
     (['small.py', 'epoch_9.pth', '--weights', 'swa'], "argument --weights: invalid choice: 'swa'"),
     (['small.py', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],

@@ -50,6 +50,7 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     (['broken.py'], "the config broken.py cannot be read: NameError: name 'momentum' is not defined"),
     (['unparsable.py'], 'the config unparsable.py cannot be read: SyntaxError'),
     (['empty.py'], 'the config empty.py defines no model'),
+    (['small.py', '--cfg-options', 'train_dataloader=None'], 'the config small.py defines no train_dataloader'),
     (['cut.pth'], 'the config cut.pth cannot be read'),
     (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
 ])
