@@ -8,16 +8,16 @@ loader looks, and the raw ones, which the optimizer trains, under
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Optional, Union
+from typing import Any, Union
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+
+from mmyolo_ema.unpickling import restored, stand_ins
 
 __all__ = ['check_fits', 'has_ema', 'raw_weights', 'read', 'use_safe_loader']
 
@@ -128,9 +128,10 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
         raise FileNotFoundError(f'there is no checkpoint {path}')
     path.open('rb').close()  # says so if it may not be read
     try:
-        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(stand_ins()), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            return torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+            content = torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        return restored(content)
     except UnpicklingError as error:
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
@@ -150,23 +151,3 @@ def _listed(title: str, names: list[str], most: int = 3) -> str:
         return ''
     rest = f' and {len(names) - most} more' if len(names) > most else ''
     return title + ', '.join(names[:most]) + rest
-
-
-def _allowed() -> list[Union[Callable, tuple[Callable, str]]]:
-    """Returns the globals that a checkpoint of MMEngine names beyond those that torch allows.
-
-    They are its log history (``message_hub``) and the numpy arrays and scalars in that.
-    """
-    # Where numpy keeps its two builders changed in version 2; files written with either are read with either.
-    array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    builders = [(function, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
-                for function, name in ((array, '_reconstruct'), (scalar, 'scalar'))]
-    dtypes = [type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *builders, (_history_statistic, 'builtins.getattr')]
-
-
-def _history_statistic(owner: Any, name: str) -> Optional[Callable]:
-    """Stands in for ``getattr``, by which the log history refers to its methods, and does nothing else."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise UnpicklingError('GLOBAL builtins.getattr')
-    return getattr(owner, name)
