@@ -4,7 +4,7 @@
 # Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT for several machines; PYTHON.
 set -euo pipefail
 
-if [ $# -lt 3 ]; then
+if [[ $# -lt 3 || ! "$3" =~ ^([0-9]+|auto|gpu|cpu)$ ]]; then
     echo 'error: usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [flags of tools/test.py]' >&2
     exit 2
 fi

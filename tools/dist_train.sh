@@ -4,7 +4,7 @@
 # Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT for several machines; PYTHON.
 set -euo pipefail
 
-if [ $# -lt 2 ]; then
+if [[ $# -lt 2 || ! "$2" =~ ^([0-9]+|auto|gpu|cpu)$ ]]; then
     echo 'error: usage: tools/dist_train.sh CONFIG GPUS [flags of tools/train.py]' >&2
     exit 2
 fi

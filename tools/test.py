@@ -9,6 +9,9 @@ import argparse
 from copy import deepcopy
 from pathlib import Path
 
+import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+
+# isort: split
 from mmengine.config import Config
 from mmengine.registry import METRICS, MODELS, init_default_scope
 

@@ -1,11 +1,15 @@
 """Train a detector with MMEngine's runner.
 
 Example:
-    python tools/train.py configs/rtmdet/rtmdet_s_8xb32-300e_coco_ema.py --amp
+    python tools/train.py configs/demo/rtmdet_nuclei.py
+    python tools/train.py configs/rtmdet/rtmdet_s_ema_8xb32-300e_coco.py --amp    # COCO in data/coco, and a GPU
 """
 
 import argparse
 
+import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+
+# isort: split
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 from mmengine.runner import find_latest_checkpoint
@@ -21,6 +25,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint, by default the latest in the work directory')
     return parser.parse_args()
+
+
+def check_hooks(cfg: Config) -> None:
+    """Stops if a config has two EMAHooks: after validation one leaves the other's average in the model."""
+    kinds = [hook.get('type') for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)]
+    names = [getattr(kind, '__name__', str(kind)).split('.')[-1] for kind in kinds]
+    if names.count('EMAHook') > 1:
+        stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
+             'the other. Leave out that of the base config.')
 
 
 def set_amp(cfg: Config) -> None:
@@ -61,6 +74,7 @@ def check_checkpoint(cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
+    check_hooks(cfg)
     if args.amp:
         set_amp(cfg)
     if args.auto_scale_lr:

@@ -1,4 +1,4 @@
-# A small RTMDet on the nuclei of demo/nuclei, for two CPU cores: about two minutes.
+# A small RTMDet on the nuclei of demo/nuclei, for two CPU cores: one to three minutes.
 _base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
 
 max_epochs = 24
@@ -69,6 +69,7 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=max_epochs, val_interval=6, dynamic_intervals=None)
 optim_wrapper = dict(optimizer=dict(lr=0.002))
+auto_scale_lr = dict(base_batch_size=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
     dict(

@@ -71,3 +71,11 @@ def test_too_few_arguments_get_one_line(script, name):
     assert done.returncode == 2
     assert done.stderr.startswith(f'error: usage: tools/{name} ')
     assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('arguments', [['dist_train.sh', 'config.py', '--amp'],
+                                       ['dist_test.sh', 'config.py', 'epoch_1.pth', '--tta']])
+def test_forgotten_number_of_processes_gets_one_line(script, arguments):
+    done = script(*arguments, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'error: usage: tools/{arguments[0]} CONFIG ')

@@ -51,6 +51,7 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     (['unparsable.py'], 'the config unparsable.py cannot be read: SyntaxError'),
     (['empty.py'], 'the config empty.py defines no model'),
     (['small.py', '--cfg-options', 'train_dataloader=None'], 'the config small.py defines no train_dataloader'),
+    (['two.py'], 'the config has two EMAHooks in custom_hooks'),
     (['cut.pth'], 'the config cut.pth cannot be read'),
     (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
 ])
@@ -59,6 +60,7 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
     (tmp_path / 'broken.py').write_text('ema = dict(momentum=momentum)')
     (tmp_path / 'unparsable.py').write_text('model = dict(')
+    (tmp_path / 'two.py').write_text("_base_ = 'small.py'\ncustom_hooks = _base_.custom_hooks * 2")
     (tmp_path / 'empty.py').write_text('')
     assert said in refused('train', *arguments)
 
