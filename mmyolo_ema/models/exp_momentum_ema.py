@@ -72,7 +72,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _counted: Optional[Tensor]
-    _counted_version: int
+    _counted_version: float
     _count: int
     _warned: set[torch.dtype]
 
@@ -136,14 +136,13 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
         Reading a tensor that is on a GPU waits for the GPU.
         """
-        steps = self.steps
-        if self._counted is not steps or self._counted_version != steps._version:
-            self._count = int(steps)
+        if self._counted is not self.steps or self._counted_version != _version(self.steps):
+            return int(self.steps)
         return self._count
 
     def _count_step(self, step: int) -> None:
-        steps = self.steps.add_(1)
-        self._count, self._counted, self._counted_version = step + 1, steps, steps._version
+        self.steps.add_(1)
+        self._count, self._counted, self._counted_version = step + 1, self.steps, _version(self.steps)
 
     def _warn_of_stall(self, groups: list[Group]) -> None:
         """Warns, once for a dtype, if its precision stops the average before it has reached its source."""
@@ -163,7 +162,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         """Drops what was found out about the tensors; the next update finds it again."""
         self._plan = None
         self._counted = None
-        self._counted_version = self._count = 0
+        self._count = self._counted_version = 0
         self._warned = set()
 
     def __setstate__(self, state: dict) -> None:
@@ -172,7 +171,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def __getstate__(self) -> dict:
         """Leaves out the plan: a copy or a pickle of it would follow tensors that nobody updates."""
-        return {key: value for key, value in self.__dict__.items() if key not in ('_plan', '_counted')}
+        return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_counted')}
 
 
 def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:
@@ -192,9 +191,14 @@ def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: 
         raise TypeError(f'update_buffers must be True or False, but got {update_buffers!r}')
 
 
+def _version(tensor: Tensor) -> float:
+    """Returns a number that changes with each write to a tensor; made in inference mode, it has none: never equal."""
+    return float('nan') if tensor.is_inference() else tensor._version
+
+
 def _copy(model: nn.Module) -> nn.Module:
     """Returns a deep copy that shares the process groups (of SyncBatchNorm), which cannot be copied."""
-    groups = [getattr(module, 'process_group', None) for module in model.modules()]
+    groups = [vars(module).get('process_group') for module in model.modules()]
     return deepcopy(model, {id(group): group for group in groups if group is not None})
 
 

@@ -84,13 +84,14 @@ class TensorPlan:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
                 and all(map(is_, chain(chain.from_iterable(self._contents), (_END, )), self._seen_contents))
-                and list(map(Tensor.data_ptr, self._tensors)) == self._seen_addresses)
+                and list(map(Tensor.data_ptr, self._tensors)) == self._seen_addresses
+                and list(map(Tensor.numel, self._tensors)) == self._seen_sizes)
 
     def _watch(self) -> None:
         """Remembers what tells a change: what the modules hold, and where each tensor's memory is.
 
         An assignment replaces an object in a module's dictionary. An assignment to ``tensor.data``, as
-        in ``model.double()``, keeps the object but not its memory.
+        in ``model.double()``, keeps the object but not its memory, or not its size.
         """
         modules = [*self._average.modules(), *self._model.modules()]
         self._contents = [
@@ -101,6 +102,7 @@ class TensorPlan:
         groups = self.averages + self.copies
         self._tensors = [t for group in groups for t in group.averaged + group.source if t.layout is torch.strided]
         self._seen_addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._seen_sizes = list(map(Tensor.numel, self._tensors))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -131,7 +133,7 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Slot, S
     averaged_slots, source_slots = dict(_slots(average)), dict(_slots(source))
     _check_same_tensors(averaged_slots, source_slots)
     followed: dict[int, tuple[str, Slot]] = {}
-    memories: set[int] = set()
+    memories = {_memory(slot.tensor) for slot in source_slots.values()}
     pairs = []
     for name, averaged in averaged_slots.items():
         twin = followed.get(id(averaged.tensor))
@@ -165,13 +167,18 @@ def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> N
                          ' Update with the model that the average was made from, or build a new average.')
 
 
+def _memory(tensor: Tensor) -> int:
+    """Returns the address of the memory that a tensor lies in, 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
 def _has_own_memory(tensor: Tensor, memories: set[int]) -> bool:
     """Whether no tensor seen before, and no other element of this one, lies in its memory."""
-    if tensor.layout is not torch.strided or tensor.numel() == 0:
+    memory = _memory(tensor)
+    if memory == 0:
         return True
-    storage = tensor.untyped_storage()
-    is_own = storage.data_ptr() not in memories and storage.nbytes() >= tensor.numel() * tensor.element_size()
-    memories.add(storage.data_ptr())
+    is_own = memory not in memories and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    memories.add(memory)
     return is_own
 
 

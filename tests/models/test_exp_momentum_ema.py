@@ -1,5 +1,6 @@
 """The formula, the constructor, and what is the same as in MMDetection's class."""
 
+import pickle
 from copy import deepcopy
 from itertools import chain
 
@@ -117,6 +118,31 @@ def test_step_count_follows_whoever_writes_it(net, change):
     averaged.update_parameters(change(net))
     assert torch.equal(averaged.module.linear.weight, net.linear.weight)
     assert averaged.steps == 1
+
+
+def test_average_made_in_inference_mode_can_be_updated(net):
+    with torch.inference_mode():
+        averaged = ExpMomentumEMA(net)
+        averaged.update_parameters(net)
+        averaged.update_parameters(net)
+    assert averaged.steps == 2
+
+
+def test_compiled_average_can_be_pickled(net):
+    averaged = ExpMomentumEMA(net)
+    averaged.compile()
+    assert torch.equal(pickle.loads(pickle.dumps(averaged)).module.linear.weight, averaged.module.linear.weight)
+
+
+def test_attributes_made_up_by_the_model_are_not_shared(change):
+
+    class MadeUp(nn.Linear):
+
+        def __getattr__(self, name):
+            return self if name == 'process_group' else super().__getattr__(name)
+
+    model = MadeUp(1, 1)
+    assert ExpMomentumEMA(model).module is not model
 
 
 def test_forward_is_the_averaged_model(net, change):

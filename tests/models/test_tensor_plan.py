@@ -59,6 +59,25 @@ def test_replaced_tensors_are_noticed(net, change, replace, plans):
         torch.testing.assert_close(averaged.module.state_dict()[name], value, check_dtype=False, msg=name)
 
 
+def test_parameter_cut_to_another_size_raises(net):
+    averaged = copying(net)
+    net.linear.bias.data = net.linear.bias.data[:1]  # the same memory, and it could be broadcast
+    with pytest.raises(ValueError, match=r'linear\.bias \(model \(1,\), average \(4,\)\)'):
+        averaged.update_parameters(net)
+
+
+def test_average_that_was_given_the_tensors_of_the_model_gets_its_own(net):
+    averaged = ExpMomentumEMA(net, momentum=0.1, gamma=1e-3)
+    averaged.update_parameters(net)
+    averaged.module.load_state_dict(net.state_dict(), assign=True)
+    nn.init.constant_(averaged.module.linear.weight, 1)
+    assert torch.equal(net.linear.weight, torch.ones(4, 3)), 'they share memory'
+    averaged.update_parameters(net)
+    nn.init.constant_(net.linear.weight, 2)
+    averaged.update_parameters(net)
+    torch.testing.assert_close(averaged.module.linear.weight, torch.full((4, 3), 1.1))
+
+
 def test_change_of_the_averaged_module_is_noticed(net, change):
     averaged = copying(net)
     averaged.module.double()
