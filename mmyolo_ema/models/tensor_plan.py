@@ -32,6 +32,10 @@ class Slot(NamedTuple):
     def tensor(self) -> Tensor:
         return self.holder[self.key]
 
+    def copy(self) -> Tensor:
+        copy = self.tensor.detach().clone()
+        return nn.Parameter(copy, requires_grad=False) if self.is_parameter else copy
+
 
 class Group(NamedTuple):
     """Tensors that one fused call updates: all the averaged ones have one device and dtype."""
@@ -72,10 +76,8 @@ class TensorPlan:
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
         average, source = unwrap(averaged), unwrap(model)
         pairs = _distinct_pairs(average, source)
-        averages = [pair for pair in pairs if _is_averaged(pair[0], update_buffers)]
-        copies = [pair for pair in pairs if not _is_averaged(pair[0], update_buffers)]
-        self.averages = _grouped(averages)
-        self.copies = _grouped(copies)
+        self.averages = _grouped([pair[:2] for pair in pairs if _is_averaged(pair[2], update_buffers)])
+        self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(pair[2], update_buffers)])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
         self._watch()
@@ -128,25 +130,94 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
                 yield prefix + key, Slot(module._buffers, key, False, key not in module._non_persistent_buffers_set)
 
 
-def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Slot, Slot]]:
-    """Returns the places to update, each distinct tensor of the average exactly once."""
+def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor, Slot]]:
+    """Returns the tensors to update and what they follow, each distinct tensor of the source exactly once.
+
+    The average is made to share what the source shares, and nothing else, because MMEngine's EMAHook exchanges the
+    two in the order in which their modules yield them.
+    """
     averaged_slots, source_slots = dict(_slots(average)), dict(_slots(source))
     _check_same_tensors(averaged_slots, source_slots)
-    followed: dict[int, tuple[str, Slot]] = {}
-    memories = {_memory(slot.tensor) for slot in source_slots.values()}
+    names_of: dict[int, list[str]] = defaultdict(list)
+    for name, slot in source_slots.items():
+        names_of[id(slot.tensor)].append(name)
+    _check_shared_modules(averaged_slots, list(names_of.values()))
+
+    taken: set[int] = set()
     pairs = []
-    for name, averaged in averaged_slots.items():
-        twin = followed.get(id(averaged.tensor))
-        if twin is not None and source_slots[twin[0]].tensor is source_slots[name].tensor:
+    for names in names_of.values():
+        slots = [averaged_slots[name] for name in names]
+        tensor = slots[0].tensor if id(slots[0].tensor) not in taken else slots[0].copy()
+        taken.add(id(tensor))
+        for slot in slots:
+            slot.holder[slot.key] = tensor
+        pairs.append((tensor, source_slots[names[0]].tensor, slots[0]))
+    return _without_covered(pairs)
+
+
+def _check_shared_modules(averaged: dict[str, Slot], groups: list[list[str]]) -> None:
+    """Raises if one place in the average, under several names, would have to follow two tensors."""
+    first_name: dict[tuple[int, str], str] = {}
+    for names in groups:
+        places = {(id(averaged[name].holder), averaged[name].key): name for name in names}
+        for place, name in places.items():
+            if place in first_name:
+                raise ValueError(f'the average holds one module under the names {first_name[place]} and {name}, but '
+                                 'the model now holds two. Build a new average from this model.')
+        first_name.update(places)
+
+
+def _without_covered(pairs: list[tuple[Tensor, Tensor, Slot]]) -> list[tuple[Tensor, Tensor, Slot]]:
+    """Leaves out tensors that are a view into one that is updated, so that no memory is averaged twice.
+
+    A view that has gone its own way in the source, or whose memory an in-place update cannot write, gets memory of
+    its own.
+    """
+    kept: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    memories_of_source = {_memory(source) for _, source, _ in pairs}
+    result = []
+    for averaged, source, slot in sorted(pairs, key=lambda pair: -pair[0].numel()):
+        memory = _memory(averaged)
+        neighbours = kept[memory]
+        if memory and any(_covers(*neighbour, averaged, source) for neighbour in neighbours):
             continue
-        if twin is not None and twin[1].holder is averaged.holder:
-            raise ValueError(f'the average holds one tensor under the names {twin[0]} and {name}, but the model now '
-                             'holds two. Build a new average from this model.')
-        if twin is not None or not _has_own_memory(averaged.tensor, memories):
-            _give_own_memory(averaged)
-        followed[id(averaged.tensor)] = (name, averaged)
-        pairs.append((averaged, source_slots[name]))
-    return pairs
+        if memory and (memory in memories_of_source or _overlaps_itself(averaged)
+                       or any(_overlap(averaged, other) for other, _ in neighbours)):
+            averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
+        kept[_memory(averaged)].append((averaged, source))
+        result.append((averaged, source, slot))
+    return result
+
+
+def _memory(tensor: Tensor) -> int:
+    """Returns the address of the storage that a tensor lies in, 0 if it has none, or none that can be shared."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Returns the addresses of a tensor's first byte and of the byte behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    (start, end), (other_start, other_end) = _span(one), _span(other)
+    return start < other_end and other_start < end
+
+
+def _covers(averaged: Tensor, source: Tensor, averaged_view: Tensor, source_view: Tensor) -> bool:
+    """Whether a view lies inside a tensor, in the average and in the source alike."""
+    (start, end), (view_start, view_end) = _span(averaged), _span(averaged_view)
+    return (start <= view_start and view_end <= end and averaged.is_contiguous() and source.is_contiguous()
+            and _memory(source) == _memory(source_view) != 0 and averaged_view.stride() == source_view.stride()
+            and averaged.dtype == averaged_view.dtype and source.dtype == source_view.dtype
+            and averaged_view.storage_offset() - averaged.storage_offset()
+            == source_view.storage_offset() - source.storage_offset())
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several elements share memory, as in an expanded tensor."""
+    return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
 def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
@@ -167,38 +238,17 @@ def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> N
                          ' Update with the model that the average was made from, or build a new average.')
 
 
-def _memory(tensor: Tensor) -> int:
-    """Returns the address of the memory that a tensor lies in, 0 if it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
-
-
-def _has_own_memory(tensor: Tensor, memories: set[int]) -> bool:
-    """Whether no tensor seen before, and no other element of this one, lies in its memory."""
-    memory = _memory(tensor)
-    if memory == 0:
-        return True
-    is_own = memory not in memories and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-    memories.add(memory)
-    return is_own
-
-
-def _give_own_memory(slot: Slot) -> None:
-    """Puts a copy of the tensor in its place: where two views share memory, an update of both counts twice."""
-    copy = slot.tensor.detach().clone(memory_format=torch.contiguous_format)
-    slot.holder[slot.key] = nn.Parameter(copy, requires_grad=False) if slot.is_parameter else copy
-
-
 def _is_averaged(slot: Slot, update_buffers: bool) -> bool:
     """Whether a tensor is averaged; the others are copied."""
     can_be = slot.tensor.is_floating_point() or slot.tensor.is_complex()
     return can_be and (slot.is_parameter or (update_buffers and slot.is_persistent))
 
 
-def _grouped(pairs: list[tuple[Slot, Slot]]) -> list[Group]:
-    """Groups pairs by the device and dtype of the averaged tensor."""
+def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:
+    """Groups pairs of an averaged tensor and its source by the device and dtype of the first."""
     groups: dict[tuple, list] = defaultdict(list)
     for averaged, source in pairs:
-        groups[averaged.tensor.device, averaged.tensor.dtype].append((averaged.tensor, source.tensor))
+        groups[averaged.device, averaged.dtype].append((averaged, source))
     return [
         Group([averaged for averaged, _ in group], [source for _, source in group],
               any((source.device, source.dtype) != kind for _, source in group)) for kind, group in groups.items()
