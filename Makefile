@@ -10,6 +10,11 @@ VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 # The environment has mmcv's CPU ops, so a detector cannot be validated on a GPU in it.
 export CUDA_VISIBLE_DEVICES :=
 
+# An environment that was made for a folder of another name has the package of that folder.
+ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
+$(shell rm -f $(VENV)/ready)
+endif
+
 .PHONY: demo test lint environment clean
 
 demo: environment

@@ -9,11 +9,13 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, Union
+from urllib.parse import urlparse
 
 import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
 
 
 def use_safe_loader() -> None:
-    """Makes MMEngine, in this process, read local files by the list that :func:`read` goes by.
+    """Makes MMEngine, in this process, read files and http(s) addresses by the list that :func:`read` goes by.
 
     MMEngine's own loader unpickles anything (upstream), or does so when the safe way fails (onedl).
     """
@@ -68,12 +70,19 @@ def use_safe_loader() -> None:
     def load_from_local(filename: str, map_location: Any) -> Any:
         return _load(filename, map_location)
 
+    def load_from_http(filename: str, map_location: Any) -> Any:
+        if is_main_process():
+            _download(filename)
+        barrier()
+        return _load(_download(filename), map_location)
+
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
 
 
 def has_ema(checkpoint: dict) -> bool:
     """Whether a checkpoint holds an average beside the raw weights."""
-    return 'ema_state_dict' in checkpoint
+    return isinstance(checkpoint.get('ema_state_dict'), dict)
 
 
 def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
@@ -91,8 +100,8 @@ def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
     if not has_ema(checkpoint):
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside those that "
                          "weights 'ema' tests")
-    stored = checkpoint['ema_state_dict']
-    return {name[len(_PREFIX):]: tensor for name, tensor in stored.items() if name.startswith(_PREFIX)}
+    stored = _tensors(checkpoint['ema_state_dict'])
+    return {name[len(_PREFIX):]: tensor for name, tensor in stored if name.startswith(_PREFIX)}
 
 
 def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -119,6 +128,15 @@ def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
                          _listed('; of another shape: ', other) + _listed('; missing: ', missing))
 
 
+def _download(address: str) -> Path:
+    """Returns where torch keeps a file from the web, after fetching it if it is not there."""
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / PurePosixPath(urlparse(address).path).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(path))
+    return path
+
+
 def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     """Returns what a file of ``torch.save`` holds; raises as :func:`read` says."""
     if not hasattr(torch.serialization, 'safe_globals'):
@@ -142,7 +160,8 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
 
 
 def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
-    return ((name, value) for name, value in state_dict.items() if isinstance(value, Tensor))
+    return ((name, value) for name, value in state_dict.items()
+            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta)
 
 
 def _listed(title: str, names: list[str], most: int = 3) -> str:

@@ -5,16 +5,20 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Union
+from typing import Any, NoReturn, Optional, Union
 
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
-from torch import distributed
+from torch import distributed, nn
 
-__all__ = ['Parser', 'build_runner', 'load_config', 'stop']
+__all__ = ['OneLineParser', 'Parser', 'build_model', 'build_runner', 'load_config', 'stop']
+
+
+# What each launcher tells the processes that it starts.
+_SET_BY_LAUNCHER = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def stop(message: Union[str, Exception]) -> NoReturn:
@@ -23,33 +27,50 @@ def stop(message: Union[str, Exception]) -> NoReturn:
     sys.exit(2)
 
 
-class Parser(argparse.ArgumentParser):
-    """Parses the flags that MMDetection's train and test commands have in common."""
+class OneLineParser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: Optional[str]) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument('config', help='config file')
-        self.add_argument('--work-dir', help='folder for logs, results and checkpoints (default: '
-                          "the config's work_dir, or work_dirs/ and the config's name)")
-        self.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                          help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
-        self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                          help='how the processes of a distributed run were started (default: none)')
-        # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
-        self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         stop(f'{message} (see {self.prog} --help)')
 
 
+class Parser(OneLineParser):
+    """Parses the flags that MMDetection's train and test commands have in common."""
+
+    def __init__(self, description: Optional[str]) -> None:
+        super().__init__(description)
+        self.add_argument('config', help='config file')
+        self.add_argument('--work-dir', help='folder for logs, results and checkpoints (default: '
+                          "the config's work_dir, or work_dirs/ and the config's name)")
+        self.add_argument('--cfg-options', nargs='+', action=_CfgOptions, metavar='KEY=VALUE',
+                          help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
+        self.add_argument('--launcher', choices=['none', *_SET_BY_LAUNCHER], default='none',
+                          help='how the processes of a distributed run were started (default: none)')
+        # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
+        self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+class _CfgOptions(DictAction):
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: Optional[str] = None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError):
+            parser.error(f'--cfg-options takes KEY=VALUE, but got {" ".join(values)}')
+
+
 def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
     """Returns the config that the flags name, with their overrides; stops if it cannot be read or lacks a part."""
-    if not Path(args.config).is_file():
+    if not os.path.isfile(args.config):
         stop(f'there is no config {args.config}')
     try:
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options or {})
-    except Exception as error:  # a config is a program, so anything can go wrong in it
+    except (Exception, SystemExit) as error:  # a config is a program, so anything can go wrong in it
         stop(f'the config {args.config} cannot be read: {type(error).__name__}: {error}')
     for part in needs:
         if cfg.get(part) is None:
@@ -59,7 +80,28 @@ def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    _check_work_dir(cfg.work_dir)
+    variable = _SET_BY_LAUNCHER.get(args.launcher)
+    if variable is not None and variable not in os.environ:
+        stop(f'--launcher {args.launcher} is for a process that it started: {variable} is not set. '
+             'Use tools/dist_train.sh, tools/slurm_train.sh or their twins for tests.')
     return cfg
+
+
+def _check_work_dir(work_dir: str) -> None:
+    """Stops if a folder cannot be made because a file is in its way."""
+    for path in (Path(work_dir), *Path(work_dir).parents):
+        if os.path.lexists(path) and not path.is_dir():
+            stop(f'the work directory {work_dir} cannot be made: {path} is not a folder')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Returns the model of a config, to compare a checkpoint with; stops if it cannot be built."""
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    try:
+        return MODELS.build(cfg.model)
+    except Exception as error:  # what a model's class raises is up to its class
+        stop(f"the config's model cannot be built: {type(error).__name__}: {error}")
 
 
 def build_runner(cfg: Config, local_rank: int) -> Runner:

@@ -2,6 +2,9 @@ import os
 import pickle
 import re
 from collections import OrderedDict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -144,6 +147,24 @@ def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
     torch.save(dict(stored, other=Harmful()), path)
     with pytest.raises(ValueError, match='refused'):
         load_checkpoint(net, str(path))
+    assert not os.path.exists('harm')
+
+
+def test_mmengine_reads_from_the_web_with_our_list(stored, path, net, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(path.parent / 'hub'))
+    checkpoint.use_safe_loader()
+    torch.save(stored, path)
+    torch.save(dict(stored, other=Harmful()), 'harmful.pth')
+    handler = partial(SimpleHTTPRequestHandler, directory=path.parent)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        load_checkpoint(net, f'{address}/epoch_1.pth')
+        with pytest.raises(ValueError, match='refused'):
+            load_checkpoint(net, f'{address}/harmful.pth')
+        server.shutdown()
+    assert torch.equal(net.linear.weight, stored['state_dict']['linear.weight'])
     assert not os.path.exists('harm')
 
 

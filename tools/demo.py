@@ -7,7 +7,6 @@ Example:
     python tools/demo.py
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,7 +24,7 @@ from pycocotools.coco import COCO
 from rich.console import Console
 from rich.table import Table
 
-from mmyolo_ema.command_line import stop
+from mmyolo_ema.command_line import OneLineParser, stop
 from mmyolo_ema.plots import Detections, draw_detections
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,8 +82,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    OneLineParser(__doc__).parse_args()
     folder = Path('work_dirs') / f'demo-{time.strftime("%Y%m%d_%H%M%S")}'
     run('train.py', CONFIG, '--work-dir', folder / 'train')
     saved = last_checkpoint(folder / 'train')

@@ -6,6 +6,7 @@ Example:
 """
 
 import argparse
+import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 
 # isort: split
 from mmengine.config import Config
-from mmengine.registry import METRICS, MODELS, init_default_scope
+from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_runner, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
 from mmyolo_ema.hooks import RawWeightsHook
 
 
@@ -37,8 +38,10 @@ def parse_args() -> argparse.Namespace:
 def check_out(out: str) -> None:
     if not out.endswith(('.pkl', '.pickle')):
         stop(f'--out must name a .pkl file, but got {out}')
-    if Path(out).exists():
+    if os.path.lexists(out):
         stop(f'{out} exists: name another file for --out, or remove it')
+    if not Path(out).parent.is_dir():
+        stop(f'--out cannot be written: there is no folder {Path(out).parent}')
 
 
 def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
@@ -47,8 +50,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
         content = checkpoint.read(args.checkpoint, mmap=True)
     except (OSError, ValueError, RuntimeError) as error:
         stop(error)
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     try:
         weights = checkpoint.raw_weights(content) if args.weights == 'raw' else content['state_dict']
         checkpoint.check_fits(weights, model)
@@ -59,7 +61,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
-    if 'visualization' not in cfg.get('default_hooks', {}):
+    if 'visualization' not in (cfg.get('default_hooks') or {}):
         stop("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook') in the config")
     cfg.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
     if args.show_dir:
@@ -91,6 +93,7 @@ def innermost_dataset(cfg: Config) -> Config:
 
 def main() -> None:
     args = parse_args()
+    checkpoint.use_safe_loader()
     cfg = load_config(args, needs=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     if args.out is not None:
         check_out(args.out)
@@ -100,7 +103,6 @@ def main() -> None:
         set_visualization(cfg, args)
     if args.tta:
         set_tta(cfg)
-    checkpoint.use_safe_loader()
     runner = build_runner(cfg, args.local_rank)
     if args.weights == 'raw':
         runner.register_hook(RawWeightsHook())

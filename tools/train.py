@@ -15,7 +15,7 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 from mmengine.runner import find_latest_checkpoint
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_runner, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +44,7 @@ def set_amp(cfg: Config) -> None:
 
 
 def set_auto_scale_lr(cfg: Config) -> None:
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         stop('--auto-scale-lr needs the batch size that the learning rate is meant for: '
              'set auto_scale_lr.base_batch_size in the config')
     cfg.auto_scale_lr.enable = True
@@ -56,23 +56,35 @@ def set_resume(cfg: Config, resume: str) -> None:
 
 
 def check_checkpoint(cfg: Config) -> None:
-    """Stops if the checkpoint to start from cannot be read, before anything is written."""
+    """Stops if the checkpoint to start from cannot be used, before anything is written."""
     start = cfg.get('load_from')
-    if cfg.get('resume') and start is None:
-        start = find_latest_checkpoint(cfg.work_dir)
-    if start is None or '://' in start:
-        return
     try:
+        if cfg.get('resume') and start is None:
+            start = find_latest_checkpoint(cfg.work_dir)
+        if start is None or (isinstance(start, str) and '://' in start and not start.startswith('file:')):
+            return
         content = checkpoint.read(start, mmap=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        stop(error)
-    if cfg.get('resume') and 'optimizer' not in content:
-        stop(f'{start} cannot be resumed from: it holds no optimizer state. '
-             'To start anew from its weights, pass --cfg-options load_from=' + start)
+        if cfg.get('resume'):
+            check_resumable(content, cfg)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        stop(f'cannot start from {start}: {error}')
+
+
+def check_resumable(content: dict, cfg: Config) -> None:
+    """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
+    missing = [part for part in ('meta', 'message_hub', 'optimizer') if not content.get(part)]
+    if missing:
+        raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
+                         'leave --resume out and pass --cfg-options load_from=...')
+    model = build_model(cfg)
+    checkpoint.check_fits(content['state_dict'], model)
+    if checkpoint.has_ema(content):
+        checkpoint.check_fits(checkpoint.raw_weights(content), model)
 
 
 def main() -> None:
     args = parse_args()
+    checkpoint.use_safe_loader()
     cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     check_hooks(cfg)
     if args.amp:
@@ -82,7 +94,6 @@ def main() -> None:
     if args.resume is not None:
         set_resume(cfg, args.resume)
     check_checkpoint(cfg)
-    checkpoint.use_safe_loader()
     build_runner(cfg, args.local_rank).train()
 
 

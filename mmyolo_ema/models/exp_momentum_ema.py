@@ -132,11 +132,12 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         averaged_param.lerp_(source_param, self.momentum_at(int(steps)))
 
     def _step(self) -> int:
-        """Returns the count of updates, read from its tensor only after someone else wrote to that.
+        """Returns the count of updates.
 
-        Reading a tensor that is on a GPU waits for the GPU.
+        Reading a tensor that is on a GPU waits for the GPU, so there it is read only after someone else wrote to it.
         """
-        if self._counted is not self.steps or self._counted_version != _version(self.steps):
+        on_cpu = self.steps.device.type == 'cpu'
+        if on_cpu or self._counted is not self.steps or self._counted_version != _version(self.steps):
             return int(self.steps)
         return self._count
 

@@ -111,9 +111,10 @@ def test_momentum_set_in_mid_run_takes_effect(net, change):
 def test_step_count_follows_whoever_writes_it(net, change):
     averaged = ExpMomentumEMA(net, momentum=0.1, gamma=1e-3)
     averaged.update_parameters(net)
-    averaged.steps.zero_()
-    averaged.update_parameters(change(net))
-    assert torch.equal(averaged.module.linear.weight, net.linear.weight)
+    for write in (torch.Tensor.zero_, lambda steps: steps.data.zero_()):
+        write(averaged.steps)
+        averaged.update_parameters(change(net))
+        assert torch.equal(averaged.module.linear.weight, net.linear.weight)
     averaged.load_state_dict({**averaged.state_dict(), 'steps': torch.tensor(0)})
     averaged.update_parameters(change(net))
     assert torch.equal(averaged.module.linear.weight, net.linear.weight)

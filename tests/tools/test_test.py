@@ -78,10 +78,18 @@ def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
      'of another shape: bbox_head.rtm_cls.0.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))'),
     (['small.py', 'epoch_9.pth', '--cfg-options', 'model.neck.num_csp_blocks=2'], 'missing: neck.'),
     (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
+    (['small.py', 'epoch_9.pth', '--out', 'nowhere/results.pkl'], 'there is no folder nowhere'),
+    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.type=Nothing'], "model cannot be built: KeyError"),
+    (['small.py', 'meta.pth'], 'missing: backbone.'),
+    (['small.py', 'list.pth', '--weights', 'raw'], 'it holds no EMA'),
     (['small.py', 'epoch_9.pth', '--out', 'taken.pkl'], 'taken.pkl exists: name another file for --out, or remove it'),
 ])
 def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path, arguments, said):
     torch.save(dict(state_dict=checkpoint.read(checkpoint_file)['state_dict']), tmp_path / 'no_ema.pth')
+    content = checkpoint.read(checkpoint_file)
+    torch.save(dict(content, ema_state_dict=[1]), tmp_path / 'list.pth')
+    torch.save(dict(state_dict={name: value.to('meta') for name, value in content['state_dict'].items()}),
+               tmp_path / 'meta.pth')
     (tmp_path / 'taken.pkl').write_text('')
     assert said in refused('test', *arguments)
 

@@ -44,7 +44,18 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
     (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
-    (['small.py', '--resume', 'weights.pth'], 'weights.pth cannot be resumed from: it holds no optimizer state'),
+    (['small.py', '--resume', 'weights.pth'],
+     'cannot start from weights.pth: to resume, it would have to hold meta, message_hub, optimizer'),
+    (['small.py', '--resume', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
+     "cannot start from epoch_9.pth: its weights are of another model than the config's"),
+    (['small.py', '--resume', 'file:///epoch_9.pth'], 'there is no checkpoint file:/epoch_9.pth'),
+    (['small.py', '--cfg-options', 'load_from=5'], 'cannot start from 5: '),
+    (['small.py', '--cfg-options', 'train_cfg.max_epochs', '5'], '--cfg-options takes KEY=VALUE, but got '),
+    (['small.py', '--cfg-options', 'x=[1,2'], '--cfg-options takes KEY=VALUE, but got x=[1,2'),
+    (['small.py', '--work-dir', 'epoch_9.pth/run'], 'cannot be made: epoch_9.pth is not a folder'),
+    (['small.py', '--launcher', 'slurm'], '--launcher slurm is for a process that it started: SLURM_PROCID is not set'),
+    (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], '--auto-scale-lr needs the batch size'),
+    (['stopping.py'], 'the config stopping.py cannot be read: SystemExit'),
     (['small.py', '--cfg-options', 'load_from=nowhere.pth'], 'there is no checkpoint nowhere.pth'),
     (['small.py', '--cfg-options', 'custom_hooks.5.momentum=1'], 'the config small.py cannot be read'),
     (['broken.py'], "the config broken.py cannot be read: NameError: name 'momentum' is not defined"),
@@ -61,6 +72,7 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     (tmp_path / 'broken.py').write_text('ema = dict(momentum=momentum)')
     (tmp_path / 'unparsable.py').write_text('model = dict(')
     (tmp_path / 'two.py').write_text("_base_ = 'small.py'\ncustom_hooks = _base_.custom_hooks * 2")
+    (tmp_path / 'stopping.py').write_text('raise SystemExit(0)')
     (tmp_path / 'empty.py').write_text('')
     assert said in refused('train', *arguments)
 

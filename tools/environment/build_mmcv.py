@@ -47,7 +47,7 @@ def cached_wheel(requirement: str) -> Path:
 def check_compiler() -> str:
     """Returns torch's choice of C++ compiler, or stops with what is missing."""
     compiler = cpp_extension.get_cxx_compiler()
-    if shutil.which(shlex.split(compiler)[0]) is None:
+    if not compiler.strip() or shutil.which(compiler.split()[0]) is None:
         sys.exit(f'no C++ compiler: {compiler!r} is not there. Install one (Debian: apt install g++) '
                  'or name yours in the variable CXX.')
     header = Path(sysconfig.get_path('include')) / 'Python.h'

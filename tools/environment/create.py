@@ -47,9 +47,9 @@ def create(stack: str, folder: Path) -> None:
     python = folder / 'bin' / 'python'
     pip = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
 
-    version = '.'.join(map(str, sys.version_info[:3]))
-    say(1, f'Python {version} in {folder.name}', '5 s')
-    if not python.exists():
+    version = f'Python {sys.version_info[0]}.{sys.version_info[1]}'
+    say(1, f'{version} in {folder.name}', '5 s')
+    if not has_pip(python, version):
         call(sys.executable, '-m', 'venv', '--clear', folder)
 
     torch = requirement(lines, 'torch')
@@ -67,6 +67,14 @@ def create(stack: str, folder: Path) -> None:
 
     say(5, 'check that one family is there and its ops run', '10 s')
     print(call(python, HERE / 'verify.py'), end='')
+
+
+def has_pip(python: Path, version: str) -> bool:
+    """Whether an environment is whole, after an interruption, and of this version of Python."""
+    if not python.exists():
+        return False
+    asked = subprocess.run([str(python), '-m', 'pip', '--version'], capture_output=True, text=True)
+    return asked.returncode == 0 and f'({version.lower()})' in asked.stdout
 
 
 def compiled_wheel(python: Path, mmcv: str) -> str:
@@ -88,7 +96,8 @@ def main() -> None:
     # Two makes at once would write to one environment: the second waits.
     fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
     create(args.stack, args.folder.resolve())
-    (args.folder / 'ready').touch()
+    # The package is installed from where it is: make checks the path, in case the folder has moved.
+    (args.folder / 'ready').write_text(f'{ROOT}\n')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The set-up stops at the first failure, with the reason."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -53,9 +54,10 @@ def test_mmcv_without_ops_is_refused(monkeypatch):
         verify.main()
 
 
-def test_missing_compiler_is_named(monkeypatch, build_mmcv):
-    monkeypatch.setenv('CXX', '/nowhere/g++')
-    with pytest.raises(SystemExit, match=r"no C\+\+ compiler: '/nowhere/g\+\+' is not there"):
+@pytest.mark.parametrize('compiler', ['/nowhere/g++', '', '"g++'])
+def test_missing_compiler_is_named(monkeypatch, build_mmcv, compiler):
+    monkeypatch.setenv('CXX', compiler)
+    with pytest.raises(SystemExit, match=re.escape(f'no C++ compiler: {compiler!r} is not there')):
         build_mmcv.main()
 
 
@@ -95,6 +97,16 @@ def test_failed_step_stops_the_set_up_with_its_reason():
     with pytest.raises(SystemExit, match=r'(?s)the reason\nset-up stopped at: '):
         create.call(sys.executable, '-c', 'import sys; sys.exit("the reason")')
     assert create.call(sys.executable, '-c', 'print(1)') == '1\n'
+
+
+def test_environment_that_was_broken_off_is_not_taken_for_whole(tmp_path):
+    create = load('create')
+    version = f'Python {sys.version_info[0]}.{sys.version_info[1]}'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
+    assert not create.has_pip(tmp_path / 'bin' / 'python', version)
+    assert not create.has_pip(tmp_path / 'nowhere', version)
+    assert create.has_pip(Path(sys.executable), version)
+    assert not create.has_pip(Path(sys.executable), 'Python 2.7')
 
 
 @pytest.mark.parametrize(('stack', 'mmcv'), [('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')])
