@@ -152,7 +152,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             if stall > _WORST_STALL:
                 self._warned.add(dtype)
                 print_log(
-                    f'The average is kept in {dtype}, which is too coarse for momentum {self.momentum:g}: a weight '
+                    f'The average is kept in {dtype}, too coarse for momentum {float(self.momentum):g}: a weight '
                     f'stops moving within {stall:.2g} times its own size of the model\'s (machine epsilon / (2 * '
                     'momentum)). Keep the weights in float32 (AmpOptimWrapper computes in half precision and does '
                     f'so), or choose a momentum above {torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',

@@ -168,7 +168,7 @@ def _check_shared_modules(averaged: dict[str, Slot], groups: list[list[str]]) ->
 
 
 def _without_covered(pairs: list[tuple[Tensor, Tensor, Slot]]) -> list[tuple[Tensor, Tensor, Slot]]:
-    """Leaves out tensors that are a view into one that is updated, so that no memory is averaged twice.
+    """Leaves out views into a tensor that is updated, so that no memory is averaged twice, and empty tensors.
 
     A view that has gone its own way in the source, or whose memory an in-place update cannot write, gets memory of
     its own.
@@ -176,7 +176,8 @@ def _without_covered(pairs: list[tuple[Tensor, Tensor, Slot]]) -> list[tuple[Ten
     kept: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     memories_of_source = {_memory(source) for _, source, _ in pairs}
     result = []
-    for averaged, source, slot in sorted(pairs, key=lambda pair: -pair[0].numel()):
+    filled = [pair for pair in pairs if pair[0].numel()]
+    for averaged, source, slot in sorted(filled, key=lambda pair: -pair[0].numel()):
         memory = _memory(averaged)
         neighbours = kept[memory]
         if memory and any(_covers(*neighbour, averaged, source) for neighbour in neighbours):
@@ -190,8 +191,8 @@ def _without_covered(pairs: list[tuple[Tensor, Tensor, Slot]]) -> list[tuple[Ten
 
 
 def _memory(tensor: Tensor) -> int:
-    """Returns the address of the storage that a tensor lies in, 0 if it has none, or none that can be shared."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
+    """Returns the address of the storage that a tensor lies in, 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

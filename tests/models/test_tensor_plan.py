@@ -251,6 +251,15 @@ def test_unusual_buffers_work(buffer, persistent):
     torch.testing.assert_close(averaged.module.unusual, model.unusual)
 
 
+def test_empty_parameter_may_change_its_dtype(net):
+    net.empty = nn.Parameter(torch.zeros(0, 2))
+    averaged = copying(net)
+    averaged.module.empty.data = averaged.module.empty.data.double()
+    for _ in range(2):
+        averaged.update_parameters(net)
+    assert averaged.steps == 3
+
+
 def test_complex_parameters_are_averaged():
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
