@@ -1,5 +1,5 @@
 # A small RTMDet on the nuclei of demo/nuclei, for two CPU cores: one to three minutes.
-_base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
+_base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', '../_base_/ema.py']
 
 max_epochs = 24
 norm_cfg = dict(type='BN')
@@ -85,13 +85,5 @@ default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6, max_k
 
 # 20 updates an epoch, 480 in all. A horizon of 20 updates makes the mean age of the averaged
 # weights 4 % of the run, as in the long COCO recipes; the ramp is over after gamma * ln(20) = 120.
-custom_hooks = [
-    dict(
-        type='EMAHook',
-        ema_type='mmyolo_ema.ExpMomentumEMA',
-        momentum=0.05,
-        gamma=40,
-        update_buffers=True,
-        priority=49)
-]
+custom_hooks = [dict(_base_.ema_hook, momentum=0.05, gamma=40)]
 randomness = dict(seed=0)

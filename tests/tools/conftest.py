@@ -10,17 +10,16 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
 def load(name):
-    """Returns the module of a tool."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
+    """Returns the module of a tool, named by its path under tools/."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
-def demo():
-    """Returns the module of the demo."""
-    return load('demo')
+def load_tool():
+    return load
 
 
 @pytest.fixture

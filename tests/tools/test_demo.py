@@ -21,7 +21,8 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_p
     assert saved['ema_state_dict']['steps'] == 480
 
 
-def test_mismatch_fails_the_demo(demo, monkeypatch, capsys):
+def test_mismatch_fails_the_demo(load_tool, monkeypatch, capsys):
+    demo = load_tool('demo')
     metrics = dict.fromkeys(demo.METRICS, 0.5)
     monkeypatch.setattr(demo, 'run', lambda *args: None)
     monkeypatch.setattr(demo, 'last_checkpoint', lambda work_dir: 'epoch_24.pth')

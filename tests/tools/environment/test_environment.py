@@ -1,6 +1,5 @@
 """The set-up stops at the first failure, with the reason."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -14,18 +13,11 @@ ENVIRONMENT = Path(__file__).resolve().parents[3] / 'tools' / 'environment'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ENVIRONMENT / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def build_mmcv(monkeypatch, tmp_path):
+def build_mmcv(load_tool, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(sys, 'argv', ['build_mmcv.py', 'mmcv==2.1.0'])
-    return load('build_mmcv')
+    return load_tool('environment/build_mmcv')
 
 
 def write_wheel(path, *files):
@@ -47,15 +39,15 @@ def test_torch_is_the_only_hard_dependency():
     assert needs == ['torch']
 
 
-def test_both_families_are_refused(monkeypatch):
-    verify = load('verify')
+def test_both_families_are_refused(load_tool, monkeypatch):
+    verify = load_tool('environment/verify')
     monkeypatch.setattr(verify, 'installed', lambda packages: [f'{packages[0]} 1.0'])
     with pytest.raises(SystemExit, match=r'both package families present: onedl-mmengine 1\.0 and mmengine 1\.0'):
         verify.main()
 
 
-def test_mmcv_without_ops_is_refused(monkeypatch):
-    verify = load('verify')
+def test_mmcv_without_ops_is_refused(load_tool, monkeypatch):
+    verify = load_tool('environment/verify')
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     with pytest.raises(SystemExit, match=r'mmcv has no working ops: ModuleNotFoundError: '):
         verify.main()
@@ -99,15 +91,15 @@ def test_wheel_is_kept_and_reused(monkeypatch, build_mmcv, capsys):
     assert len(list(Path(first).parent.iterdir())) == 1
 
 
-def test_failed_step_stops_the_set_up_with_its_reason():
-    create = load('create')
+def test_failed_step_stops_the_set_up_with_its_reason(load_tool):
+    create = load_tool('environment/create')
     with pytest.raises(SystemExit, match=r'(?s)the reason\nset-up stopped at: '):
         create.call(sys.executable, '-c', 'import sys; sys.exit("the reason")')
     assert create.call(sys.executable, '-c', 'print(1)') == '1\n'
 
 
-def test_environment_that_was_broken_off_is_not_taken_for_whole(tmp_path):
-    create = load('create')
+def test_environment_that_was_broken_off_is_not_taken_for_whole(load_tool, tmp_path):
+    create = load_tool('environment/create')
     version = f'Python {sys.version_info[0]}.{sys.version_info[1]}'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
     assert not create.has_pip(tmp_path / 'bin' / 'python', version)
@@ -117,8 +109,8 @@ def test_environment_that_was_broken_off_is_not_taken_for_whole(tmp_path):
 
 
 @pytest.mark.parametrize(('stack', 'mmcv'), [('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')])
-def test_pins_of_a_stack_are_read(stack, mmcv):
-    create = load('create')
+def test_pins_of_a_stack_are_read(load_tool, stack, mmcv):
+    create = load_tool('environment/create')
     lines = (ENVIRONMENT / f'{stack}.txt').read_text().splitlines()
     assert create.requirement(lines, 'mmcv') == mmcv
     assert create.requirement(lines, 'torch') == 'torch==2.13.0'
