@@ -10,6 +10,7 @@ from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmyolo_ema.models.step_count import StepCount
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan, unwrap
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedule import momentum_at
@@ -71,9 +72,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     steps: Tensor
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
-    _counted: Optional[Tensor]
-    _counted_version: float
-    _count: int
+    _count: StepCount
     _warned: set[torch.dtype]
 
     def __init__(self,
@@ -104,20 +103,18 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         Raises:
             ValueError: If the names or the shapes of their tensors differ. The average is left as it was.
         """
-        if self._plan is None or not self._plan.holds(self.module, model, self.update_buffers):
-            self._plan = TensorPlan(self.module, model, self.update_buffers)
-            self._warn_of_stall(self._plan.averages)
-        step = self._step()
+        averaged, steps, plan = self.module, self.steps, self._plan
+        if plan is None or not plan.holds(averaged, model, self.update_buffers):
+            plan = self._plan = TensorPlan(averaged, model, self.update_buffers)
+            self._warn_of_stall(plan.averages)
+        step = self._count.read(steps)
         if step == 0:
-            _copy_all(self._plan.averages)
+            plan.copy(plan.averages)
         elif step % self.interval == 0:
-            momentum = self.momentum_at(step)
-            for group in self._plan.averages:
-                torch._foreach_lerp_(group.averaged, group.moved_source(), momentum)
-        _copy_all(self._plan.copies)
-        for averaged, source in self._plan.extra_states:
-            averaged.set_extra_state(deepcopy(source.get_extra_state()))
-        self._count_step(step)
+            plan.move(self.momentum_at(step))
+        plan.copy(plan.copies)
+        plan.copy_extra_states()
+        self._count.add_one(steps, step)
 
     def momentum_at(self, step: int) -> float:
         """Returns the weight of the source in an update. Subclasses with another schedule override this.
@@ -130,20 +127,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
         """Moves one tensor; kept for callers of MMEngine's interface, an update makes one call for all tensors."""
         averaged_param.lerp_(source_param, self.momentum_at(int(steps)))
-
-    def _step(self) -> int:
-        """Returns the count of updates.
-
-        Reading a tensor that is on a GPU waits for the GPU, so there it is read only after someone else wrote to it.
-        """
-        on_cpu = self.steps.device.type == 'cpu'
-        if on_cpu or self._counted is not self.steps or self._counted_version != _version(self.steps):
-            return int(self.steps)
-        return self._count
-
-    def _count_step(self, step: int) -> None:
-        self.steps.add_(1)
-        self._count, self._counted, self._counted_version = step + 1, self.steps, _version(self.steps)
 
     def _warn_of_stall(self, groups: list[Group]) -> None:
         """Warns, once for a dtype, if its precision stops the average before it has reached its source."""
@@ -162,8 +145,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def _forget(self) -> None:
         """Drops what was found out about the tensors; the next update finds it again."""
         self._plan = None
-        self._counted = None
-        self._count = self._counted_version = 0
+        self._count = StepCount()
         self._warned = set()
 
     def __setstate__(self, state: dict) -> None:
@@ -171,8 +153,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         self._forget()
 
     def __getstate__(self) -> dict:
-        """Leaves out the plan: a copy or a pickle of it would follow tensors that nobody updates."""
-        return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_counted')}
+        """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
+        return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_count')}
 
 
 def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:
@@ -192,17 +174,7 @@ def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: 
         raise TypeError(f'update_buffers must be True or False, but got {update_buffers!r}')
 
 
-def _version(tensor: Tensor) -> float:
-    """Returns a number that changes with each write to a tensor; made in inference mode, it has none: never equal."""
-    return float('nan') if tensor.is_inference() else tensor._version
-
-
 def _copy(model: nn.Module) -> nn.Module:
     """Returns a deep copy that shares the process groups (of SyncBatchNorm), which cannot be copied."""
     groups = [vars(module).get('process_group') for module in model.modules()]
     return deepcopy(model, {id(group): group for group in groups if group is not None})
-
-
-def _copy_all(groups: list[Group]) -> None:
-    for group in groups:
-        torch._foreach_copy_(group.averaged, group.source)

@@ -50,7 +50,10 @@ def test_tensors_are_looked_up_once(net, change, plans):
     lambda net: net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True),
     lambda net: net.double(),
     lambda net: net.to(torch.float64).to(torch.float32),
-], ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to'])
+    lambda net: net.linear.double(),
+    lambda net: net.norm.double(),
+    lambda net: setattr(net.norm.bias, 'data', net.norm.bias.data.double()),
+], ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to', 'linear', 'norm', 'one parameter'])
 def test_replaced_tensors_are_noticed(net, change, replace, plans):
     averaged = copying(net)
     replace(net)
@@ -58,6 +61,25 @@ def test_replaced_tensors_are_noticed(net, change, replace, plans):
     assert len(plans) == 2
     for name, value in net.state_dict().items():
         torch.testing.assert_close(averaged.module.state_dict()[name], value, check_dtype=False, msg=name)
+
+
+def test_parameter_that_gets_other_memory_is_followed_without_a_look_up(net, change, plans):
+    averaged = copying(net)
+    net.norm.weight.data = torch.rand(4)
+    averaged.update_parameters(net)
+    averaged.update_parameters(change(net))
+    assert len(plans) == 1
+    assert torch.equal(averaged.module.norm.weight, net.norm.weight)
+
+
+def test_module_whose_only_buffer_is_an_integer_is_followed_through_conversion(net, change, plans):
+    # As the attention of Swin, whose index stays the same object when the module is converted.
+    net.linear.register_buffer('index', torch.arange(3))
+    averaged = copying(net)
+    averaged.module.linear.double()
+    averaged.update_parameters(change(net))
+    assert len(plans) == 2
+    torch.testing.assert_close(averaged.module.linear.weight, net.linear.weight.double())
 
 
 def test_parameter_cut_to_another_size_raises(net):
@@ -79,9 +101,11 @@ def test_average_that_was_given_the_tensors_of_the_model_gets_its_own(net):
     torch.testing.assert_close(averaged.module.linear.weight, torch.full((4, 3), 1.1))
 
 
-def test_change_of_the_averaged_module_is_noticed(net, change):
+@pytest.mark.parametrize('convert', [lambda module: module.double(), lambda module: module.linear.double()],
+                         ids=['all', 'one'])
+def test_change_of_the_averaged_module_is_noticed(net, change, convert):
     averaged = copying(net)
-    averaged.module.double()
+    convert(averaged.module)
     averaged.module.norm = nn.BatchNorm1d(4)
     averaged.update_parameters(change(net))
     assert averaged.module.linear.weight.dtype == torch.float64
