@@ -15,13 +15,16 @@ ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
 $(shell rm -f $(VENV)/ready)
 endif
 
-.PHONY: demo test lint environment clean
+.PHONY: demo test benchmark lint environment clean
 
 demo: environment
 	$(VENV)/bin/python tools/demo.py
 
 test: environment
 	$(VENV)/bin/python -m pytest
+
+benchmark: environment
+	$(VENV)/bin/python tools/benchmark_ema.py
 
 lint: environment
 	$(VENV)/bin/ruff check .
@@ -30,7 +33,7 @@ lint: environment
 environment: $(VENV)/ready
 
 $(VENV)/ready: tools/environment/$(STACK).txt tools/environment/create.py tools/environment/verify.py \
-		tools/environment/build_mmcv.py setup.py pyproject.toml
+		tools/environment/build_mmcv.py tools/environment/peers.txt setup.py pyproject.toml
 	$(PYTHON) tools/environment/create.py $(STACK) $(VENV)
 
 clean:

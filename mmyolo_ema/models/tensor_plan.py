@@ -76,7 +76,8 @@ class TensorPlan:
 
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
         average, source = unwrap(averaged), unwrap(model)
-        pairs = _distinct_pairs(average, source)
+        # Small tensors first: what holds() has looked at is still near the processor when they are updated.
+        pairs = sorted(_distinct_pairs(average, source), key=lambda pair: pair[0].numel())
         self.averages = _grouped([pair[:2] for pair in pairs if _is_averaged(pair[2], update_buffers)])
         self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(pair[2], update_buffers)])
         self.extra_states = _extra_states(average, source)
@@ -86,6 +87,7 @@ class TensorPlan:
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
+                and gc.get_referents(*self._parents) == self._children
                 and _are_same(gc.get_referents(*self._holders), self._held)
                 and list(map(Tensor.data_ptr, self._converted)) == self._addresses
                 and list(map(_SIZE, self._parameters)) == self._sizes)
@@ -116,8 +118,9 @@ class TensorPlan:
           follows it; but it would stretch a single number over all elements.
         """
         modules = [*self._average.modules(), *self._model.modules()]
-        self._holders = tuple(
-            holder for module in modules for holder in (module._parameters, module._buffers, module._modules))
+        self._parents = tuple(module._modules for module in modules)
+        self._children = gc.get_referents(*self._parents)
+        self._holders = tuple(holder for module in modules for holder in (module._parameters, module._buffers))
         self._held = gc.get_referents(*self._holders)
         self._converted = [
             parameter for module in modules if not any(map(torch.is_floating_point, module.buffers(recurse=False)))
@@ -140,7 +143,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _are_same(objects: list, others: list) -> bool:
-    """Whether two lists hold the same objects; equality would compare tensors element by element."""
+    """Whether two lists hold the same objects. Equality, though faster, would compare tensors by their elements."""
     return len(objects) == len(others) and all(map(is_, objects, others))
 
 

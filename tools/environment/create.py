@@ -64,6 +64,8 @@ def create(stack: str, folder: Path) -> None:
     rest = f'{requirement(lines, "mmengine")}, {requirement(lines, "mmdet(ection)?")}'
     say(4, f'{rest}, mmyolo_ema and what its tests need', '1 minute')
     call(*pip, '-r', pins, '-e', f'{ROOT}[test]')
+    # Without what they depend on: timm would bring torchvision, which does not work beside a CPU build of torch.
+    call(*pip, '--no-deps', '-r', HERE / 'peers.txt')
 
     say(5, 'check that one family is there and its ops run', '10 s')
     print(call(python, HERE / 'verify.py'), end='')

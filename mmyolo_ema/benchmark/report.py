@@ -1,0 +1,128 @@
+"""The tables of a benchmark, and what its numbers depend on."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Optional
+
+import torch
+from rich.table import Table
+
+from mmyolo_ema.benchmark.contenders import OURS
+from mmyolo_ema.benchmark.memory import Memory
+from mmyolo_ema.benchmark.scale import ScalePoint
+from mmyolo_ema.benchmark.steps import BARE, LIMIT, Cost, StepCosts
+from mmyolo_ema.benchmark.timing import Timing
+from mmyolo_ema.benchmark.training import RunCost, TrainingStepCost
+
+__all__ = ['environment', 'run_table', 'scale_table', 'step_table', 'surroundings_table', 'training_step_table']
+
+_PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
+
+
+def environment(device: str) -> dict[str, object]:
+    """Returns the hardware and the versions that the numbers were measured with."""
+    return dict(
+        device=device if device == 'cpu' else torch.cuda.get_device_name(device),
+        processor=_processor(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _installed(name)) is not None})
+
+
+def step_table(costs: StepCosts) -> Table:
+    """Returns the time of a step by class, beside the least that it could take."""
+    table = _table(f'{_title(costs)}: a step', 'class', 'ms', 'quartiles', 'x limit', 'x bare', 'x ours')
+    for name, cost in costs.costs.items():
+        table.add_row(name, _ms(cost.step), f'{_ms_of(cost.step.lower)} - {_ms_of(cost.step.upper)}',
+                      *(f'{costs.ratio(name, to):.2f}' for to in (LIMIT, BARE, OURS)))
+    return table
+
+
+def surroundings_table(costs: StepCosts) -> Table:
+    """Returns what an average costs besides its steps, by class."""
+    table = _table(f'{_title(costs)}: besides the steps', 'class', 'swap ms', 'create ms', 'save ms', 'average MiB',
+                   'step adds', 'swap adds')
+    for name, cost in costs.costs.items():
+        if cost.create is not None:
+            table.add_row(name, _ms(cost.swap), _ms(cost.create), _ms(cost.save), *_memories(cost))
+    return table
+
+
+def scale_table(points: list[ScalePoint]) -> Table:
+    """Returns the time of a step by the size of the model."""
+    table = _table('a step, by size', 'tensors', 'million weights', *(f'{name} ms' for name in points[0].steps),
+                   f'{OURS} x limit')
+    for point in points:
+        table.add_row(str(point.tensors), f'{point.weights / 1e6:g}', *map(_ms, point.steps.values()),
+                      f'{point.steps[OURS].median / point.steps[LIMIT].median:.2f}')
+    return table
+
+
+def training_step_table(cost: TrainingStepCost) -> Table:
+    """Returns what an update adds to a training step."""
+    share = cost.update.median / cost.without.median
+    table = _table(f'a training step: {cost.batch_size} images of {cost.image_size} x {cost.image_size} pixels', '',
+                   'ms', 'quartiles')
+    for name, timing in (('without an average', cost.without), ('with it', cost.with_average),
+                         (f'its update alone: {share:.2%}', cost.update)):
+        table.add_row(name, _ms(timing), f'{_ms_of(timing.lower)} - {_ms_of(timing.upper)}')
+    return table
+
+
+def run_table(costs: dict[str, RunCost]) -> Table:
+    """Returns what whole training runs took."""
+    table = _table('a whole training run', '', 'seconds, median', 'fastest - slowest', 'peak memory MiB, median')
+    for name, cost in costs.items():
+        memory = sorted(cost.peak_memory)[len(cost.peak_memory) // 2]
+        table.add_row(name, f'{Timing.of(cost.seconds).median:.1f}', f'{min(cost.seconds):.1f} - '
+                      f'{max(cost.seconds):.1f}', f'{memory / 2**20:.0f}')
+    return table
+
+
+def _title(costs: StepCosts) -> str:
+    return (f'{costs.detector}, update_buffers={costs.update_buffers}, {costs.tensors} tensors, '
+            f'{costs.weights / 1e6:.1f} M weights')
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(first, title=title, title_justify='left')
+    for name in others:
+        table.add_column(name, justify='right')
+    return table
+
+
+def _ms(timing: Optional[Timing]) -> str:
+    return '-' if timing is None else _ms_of(timing.median)
+
+
+def _ms_of(seconds: float) -> str:
+    return f'{seconds * 1e3:.2f}'
+
+
+def _memories(cost: Cost) -> list[str]:
+    held = None if cost.average_memory is None else cost.average_memory.held
+    return [_mib(held), _mib(_peak(cost.step_memory)), _mib(_peak(cost.swap_memory))]
+
+
+def _peak(memory: Optional[Memory]) -> Optional[int]:
+    return None if memory is None else memory.peak
+
+
+def _mib(size: Optional[int]) -> str:
+    return '-' if size is None else f'{size / 2**20:.2f}'
+
+
+def _processor() -> str:
+    """Returns the name of the processor; the standard library tells no more than its family on Linux."""
+    try:
+        with open('/proc/cpuinfo') as lines:
+            return next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _installed(package: str) -> Optional[str]:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,144 @@
+"""What an average costs: a step, the exchange before a validation, making it, saving it, and its memory."""
+
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+import torch
+from mmengine.hooks import EMAHook
+from torch import Tensor, nn
+
+from mmyolo_ema.benchmark.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
+from mmyolo_ema.benchmark.memory import Memory, memory_of
+from mmyolo_ema.benchmark.timing import Timing, interleaved
+
+__all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'training_step_of']
+
+#: One fused call over prepared lists: a step that finds and notices nothing.
+BARE = 'bare _foreach_lerp_'
+#: One call over one tensor.
+LIMIT = 'limit'
+MOMENTUM = 0.0002
+# The classes that MMEngine's hook works with.
+_SWAPPED = (OURS, 'mmdet', 'mmengine')
+# For what takes long and is done seldom.
+_FEW_ROUNDS = 5
+
+
+@dataclass
+class Cost:
+    """What the average of one class costs on one detector; for the limits there is only a step.
+
+    Attributes:
+        step: Time of an update, past the first.
+        swap: Time to exchange average and model before a validation; None where no hook does so.
+        create: Time to make the average, first update included.
+        save: Time to write its state to a file.
+        average_memory: What making it takes, and what it holds.
+        step_memory: What an update takes meanwhile.
+        swap_memory: What the exchange takes meanwhile.
+    """
+
+    step: Timing
+    swap: Optional[Timing] = None
+    create: Optional[Timing] = None
+    save: Optional[Timing] = None
+    average_memory: Optional[Memory] = None
+    step_memory: Optional[Memory] = None
+    swap_memory: Optional[Memory] = None
+
+
+@dataclass
+class StepCosts:
+    """What averaging one detector costs, by class, and the least that it could cost.
+
+    Attributes:
+        detector: Name of the detector.
+        update_buffers: Whether persistent floating buffers are averaged too.
+        tensors: Number of distinct tensors that are averaged.
+        weights: Number of their elements.
+        costs: By name of the class, ours first, the limits last.
+    """
+
+    detector: str
+    update_buffers: bool
+    tensors: int
+    weights: int
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+    def ratio(self, name: str, to: str) -> float:
+        """Returns the time of a step as a multiple of another's."""
+        return self.costs[name].step.median / self.costs[to].step.median
+
+
+def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds: int, device: str = 'cpu') -> StepCosts:
+    """Measures what each class costs on a detector, all in turns in this process.
+
+    All averages follow one model, each in memory of its own. Before each update the weights of the model are changed,
+    as an optimizer does it, so that they are as near to the processor as in a training, and the average as far away.
+
+    Args:
+        detector: Name of the detector, for the report.
+        model: The detector. It is left as it is.
+        update_buffers: Whether its persistent floating buffers are averaged too.
+        rounds: How often a step is timed, at least 1; what is done seldom is timed five times at most.
+        device: 'cpu' or 'cuda'. Defaults to 'cpu'.
+    """
+    model = deepcopy(model).to(device)
+    make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
+    contenders = {name: function() for name, function in make.items()}
+    pairs = averaged_pairs(deepcopy(model), model, update_buffers)
+    steps: dict[str, Callable[[], object]] = {name: contender.update for name, contender in contenders.items()}
+    steps[BARE] = bare_update(pairs, MOMENTUM)
+    steps[LIMIT], limit_source = limit_update(pairs, MOMENTUM)
+    swaps = {name: _swap(contenders[name], model) for name in _SWAPPED}
+
+    few = min(rounds, _FEW_ROUNDS)
+    step = interleaved(steps, rounds, device, before=training_step_of(model, limit_source))
+    swap = interleaved(swaps, few, device)
+    create = interleaved(make, few, device, warm_up=1)
+    save = _time_saving(contenders, few, device)
+
+    costs = StepCosts(detector, update_buffers, len(pairs), sum(source.numel() for _, source in pairs))
+    for name in steps:
+        costs.costs[name] = Cost(step[name], swap.get(name), create.get(name), save.get(name))
+    for name in contenders:
+        costs.costs[name].average_memory = memory_of(make[name], device)
+        costs.costs[name].step_memory = memory_of(steps[name], device)
+    for name in swaps:
+        costs.costs[name].swap_memory = memory_of(swaps[name], device)
+    return costs
+
+
+def training_step_of(model: nn.Module, *others: Tensor) -> Callable[[], object]:
+    """Returns what changes all weights of a model, and other tensors, as little as a late training step does."""
+    weights = [tensor.detach() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    return lambda: torch._foreach_add_([*weights, *others], 1e-9)
+
+
+def _make(maker: Maker, model: nn.Module, update_buffers: bool) -> Contender:
+    contender = maker(model, MOMENTUM, update_buffers)
+    contender.update()
+    return contender
+
+
+def _swap(contender: Contender, model: nn.Module) -> Callable[[], object]:
+    """Returns what MMEngine's hook does before a validation, and again after it."""
+    hook = EMAHook()
+    hook.ema_model, hook.src_model = contender.average, model
+    return lambda: hook.before_val_epoch(None)
+
+
+def _time_saving(contenders: dict[str, Contender], rounds: int, device: str) -> dict[str, Timing]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'average.pth'
+        saves = {name: partial(_save, contender.average, path) for name, contender in contenders.items()}
+        return interleaved(saves, rounds, device, warm_up=1)
+
+
+def _save(average: nn.Module, path: Path) -> None:
+    torch.save(average.state_dict(), path)

@@ -1,0 +1,77 @@
+"""Timing functions against each other, fairly."""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ['Timing', 'interleaved']
+
+# What a first call does once (a plan, a workspace, a page of memory) is not what the others cost.
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a call takes, in seconds: the median of all calls, and the quartiles as its spread."""
+
+    lower: float
+    median: float
+    upper: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> 'Timing':
+        """Returns the quartiles of measured times."""
+        return cls(*(float(value) for value in np.percentile(list(seconds), (25, 50, 75))))
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]],
+                rounds: int,
+                device: str = 'cpu',
+                before: Callable[[], object] = lambda: None,
+                warm_up: int = _WARM_UP) -> dict[str, Timing]:
+    """Times functions in turns, so that whatever else the machine does hits all of them alike.
+
+    Each round calls each function once, in a random order, so that none profits from what another one left in the
+    caches. On a GPU a call ends when the GPU has done what the call asked for.
+
+    Args:
+        functions: What to time, by name.
+        rounds: How often each is timed, at least 1.
+        device: 'cpu', or the name of the GPU that they use. Defaults to 'cpu'.
+        before: Is called before each call and not timed: what happens between two calls in real use. Defaults to
+            nothing.
+        warm_up: Calls of each before the first round, which are not timed. Defaults to 3.
+
+    Returns:
+        The time of a call, by name, in the order of ``functions``.
+
+    Example:
+        >>> times = interleaved({'list': lambda: list(range(9)), 'tuple': lambda: tuple(range(9))}, rounds=3)
+        >>> 0 < times['list'].lower <= times['list'].median
+        True
+    """
+    for function in functions.values():
+        for _ in range(warm_up):
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    order, shuffle = list(functions), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            before()
+            _synchronize(device)
+            start = time.perf_counter()
+            functions[name]()
+            _synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def _synchronize(device: str) -> None:
+    """Waits until a GPU has done everything that it was asked for."""
+    if device != 'cpu':
+        torch.cuda.synchronize(device)
