@@ -12,6 +12,7 @@ Example:
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -83,8 +84,11 @@ def check_files(numbers: Path, picture: Path) -> None:
     if numbers.suffix != '.json':
         stop(f'--json must name a .json file, but got {numbers}')
     for path in (numbers, picture):
-        if path.exists():
+        if os.path.lexists(path):
             stop(f'{path} exists: name another file for --json, or remove it')
+    folder = next(parent for parent in numbers.absolute().parents if os.path.lexists(parent))
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        stop(f'{numbers} cannot be written: {folder} is not a folder to write to')
 
 
 def build_detectors(names: list[str]) -> dict[str, torch.nn.Module]:
@@ -123,7 +127,7 @@ def benchmark_scale(args: argparse.Namespace) -> Results:
                {name: [point.steps[name].median * 1e3 for point in points] for name in points[0].steps})
         for what, points in growth.items()
     ]
-    return Results(growth, [report.scale_table(points) for points in growth.values()], partial(draw_growth, panels))
+    return Results(growth, [report.scale_table(*measured) for measured in growth.items()], partial(draw_growth, panels))
 
 
 def benchmark_training_step(args: argparse.Namespace) -> Results:
@@ -169,17 +173,18 @@ def main() -> None:
         differences = check_agreement(args.device)
         print(f'They compute the same average, within {max(differences.values()):.1g}: {", ".join(differences)}')
         results = MODES[args.mode](args)
-    except RuntimeError as error:
+        for table in results.tables:
+            Console().print(table)
+        content = dict(measured=args.mode, **report.environment(args.device), results=plain(results.numbers))
+        write_new(numbers, lambda path: path.write_text(json.dumps(content, indent=2)))
+        print(f'{numbers}  the numbers')
+        if results.draw is not None:
+            write_new(picture, results.draw)
+            print(f'{picture}  the picture')
+    except ImportError as error:
+        stop(f'{error.name} is not installed: pip install {error.name}')
+    except (RuntimeError, OSError) as error:
         stop(error)
-    console = Console()
-    for table in results.tables:
-        console.print(table)
-    content = dict(measured=args.mode, **report.environment(args.device), results=plain(results.numbers))
-    write_new(numbers, lambda path: path.write_text(json.dumps(content, indent=2)))
-    print(f'{numbers}  the numbers')
-    if results.draw is not None:
-        write_new(picture, results.draw)
-        print(f'{picture}  the picture')
 
 
 MODES = {

@@ -48,10 +48,10 @@ def surroundings_table(costs: StepCosts) -> Table:
     return table
 
 
-def scale_table(points: list[ScalePoint]) -> Table:
-    """Returns the time of a step by the size of the model."""
-    table = _table('a step, by size', 'tensors', 'million weights', *(f'{name} ms' for name in points[0].steps),
-                   f'{OURS} x limit')
+def scale_table(what: str, points: list[ScalePoint]) -> Table:
+    """Returns the time of a step by the size of the model: its number of tensors, or of weights."""
+    table = _table(f'a step, by the number of {what}', 'tensors', 'million weights',
+                   *(f'{name} ms' for name in points[0].steps), 'ours x limit')
     for point in points:
         table.add_row(str(point.tensors), f'{point.weights / 1e6:g}', *map(_ms, point.steps.values()),
                       f'{point.steps[OURS].median / point.steps[LIMIT].median:.2f}')
@@ -85,7 +85,8 @@ def _title(costs: StepCosts) -> str:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(first, title=title, title_justify='left')
+    table = Table(title=title, title_justify='left')
+    table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify='right')
     return table

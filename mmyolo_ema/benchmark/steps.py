@@ -1,20 +1,22 @@
 """What an average costs: a step, the exchange before a validation, making it, saving it, and its memory."""
 
+import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
 from mmengine.hooks import EMAHook
 from torch import Tensor, nn
 
 from mmyolo_ema.benchmark.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
 from mmyolo_ema.benchmark.memory import Memory, memory_of
-from mmyolo_ema.benchmark.timing import Timing, interleaved
+from mmyolo_ema.benchmark.timing import Timing, interleaved, measured, pooled
 
 __all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'training_step_of']
 
@@ -25,6 +27,8 @@ LIMIT = 'limit'
 MOMENTUM = 0.0002
 # The classes that MMEngine's hook works with.
 _SWAPPED = (OURS, 'mmdet', 'mmengine')
+# How often the averages are made anew.
+_PLACES = 10
 # For what takes long and is done seldom.
 _FEW_ROUNDS = 5
 
@@ -80,6 +84,7 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
 
     All averages follow one model, each in memory of its own. Before each update the weights of the model are changed,
     as an optimizer does it, so that they are as near to the processor as in a training, and the average as far away.
+    The averages are made anew several times: where one happens to lie in memory makes a step up to 5 % slower.
 
     Args:
         detector: Name of the detector, for the report.
@@ -90,28 +95,44 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     """
     model = deepcopy(model).to(device)
     make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
-    contenders = {name: function() for name, function in make.items()}
-    pairs = averaged_pairs(deepcopy(model), model, update_buffers)
-    steps: dict[str, Callable[[], object]] = {name: contender.update for name, contender in contenders.items()}
-    steps[BARE] = bare_update(pairs, MOMENTUM)
-    steps[LIMIT], limit_source = limit_update(pairs, MOMENTUM)
-    swaps = {name: _swap(contenders[name], model) for name in _SWAPPED}
+    steps = pooled(_time_steps(make, model, update_buffers, len(part), device, random.Random(part[0]))
+                   for part in np.array_split(range(rounds), min(rounds, _PLACES)))
 
     few = min(rounds, _FEW_ROUNDS)
-    step = interleaved(steps, rounds, device, before=training_step_of(model, limit_source))
+    contenders = {name: function() for name, function in make.items()}
+    swaps = {name: _swap(contenders[name], model) for name in _SWAPPED}
     swap = interleaved(swaps, few, device)
     create = interleaved(make, few, device, warm_up=1)
     save = _time_saving(contenders, few, device)
 
+    pairs = averaged_pairs(model, model, update_buffers)
     costs = StepCosts(detector, update_buffers, len(pairs), sum(source.numel() for _, source in pairs))
-    for name in steps:
-        costs.costs[name] = Cost(step[name], swap.get(name), create.get(name), save.get(name))
-    for name in contenders:
+    for name in (*make, BARE, LIMIT):
+        costs.costs[name] = Cost(steps[name], swap.get(name), create.get(name), save.get(name))
+    for name, contender in contenders.items():
         costs.costs[name].average_memory = memory_of(make[name], device)
-        costs.costs[name].step_memory = memory_of(steps[name], device)
+        costs.costs[name].step_memory = memory_of(contender.update, device)
     for name in swaps:
         costs.costs[name].swap_memory = memory_of(swaps[name], device)
     return costs
+
+
+def _time_steps(make: Mapping[str, Callable[[], Contender]], model: nn.Module, update_buffers: bool, rounds: int,
+                device: str, order: random.Random) -> dict[str, list[float]]:
+    """Returns the times of steps of averages that are made for this, in a random order."""
+    names = [*make, BARE, LIMIT]
+    order.shuffle(names)
+    steps: dict[str, Callable[[], object]] = {}
+    for name in names:
+        if name in make:
+            steps[name] = make[name]().update
+        else:
+            pairs = averaged_pairs(deepcopy(model), model, update_buffers)
+            if name == BARE:
+                steps[name] = bare_update(pairs, MOMENTUM)
+            else:
+                steps[name], limit_source = limit_update(pairs, MOMENTUM)
+    return measured(steps, rounds, device, before=training_step_of(model, limit_source))
 
 
 def training_step_of(model: nn.Module, *others: Tensor) -> Callable[[], object]:

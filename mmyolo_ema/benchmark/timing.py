@@ -2,13 +2,14 @@
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-__all__ = ['Timing', 'interleaved']
+__all__ = ['Timing', 'interleaved', 'measured', 'pooled']
 
 # What a first call does once (a plan, a workspace, a page of memory) is not what the others cost.
 _WARM_UP = 3
@@ -54,6 +55,15 @@ def interleaved(functions: Mapping[str, Callable[[], object]],
         >>> 0 < times['list'].lower <= times['list'].median
         True
     """
+    return pooled([measured(functions, rounds, device, before, warm_up)])
+
+
+def measured(functions: Mapping[str, Callable[[], object]],
+             rounds: int,
+             device: str = 'cpu',
+             before: Callable[[], object] = lambda: None,
+             warm_up: int = _WARM_UP) -> dict[str, list[float]]:
+    """Returns each single time, in seconds, of what :func:`interleaved` sums up; it takes the same arguments."""
     for function in functions.values():
         for _ in range(warm_up):
             function()
@@ -68,6 +78,15 @@ def interleaved(functions: Mapping[str, Callable[[], object]],
             functions[name]()
             _synchronize(device)
             seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def pooled(parts: Iterable[dict[str, list[float]]]) -> dict[str, Timing]:
+    """Sums up measurements of the same functions that were made at several times."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for part in parts:
+        for name, values in part.items():
+            seconds[name] += values
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 

@@ -92,7 +92,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             self.module.to(device)
         self._forget()
 
-    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Moves the average towards a model and counts one step.
 
@@ -108,11 +107,14 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             plan = self._plan = TensorPlan(averaged, model, self.update_buffers)
             self._warn_of_stall(plan.averages)
         step = self._count.read(steps)
-        if step == 0:
-            plan.copy(plan.averages)
-        elif step % self.interval == 0:
-            plan.move(self.momentum_at(step))
-        plan.copy(plan.copies)
+        momentum = 1.0 if step == 0 else self.momentum_at(step)
+        # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
+        with torch.inference_mode():
+            if step == 0:
+                plan.copy(plan.averages)
+            elif step % self.interval == 0:
+                plan.move(momentum)
+            plan.copy(plan.copies)
         plan.copy_extra_states()
         self._count.add_one(steps, step)
 

@@ -105,7 +105,8 @@ class TensorPlan:
     def copy_extra_states(self) -> None:
         """Makes equal what modules keep in their state besides tensors."""
         for average, source in self.extra_states:
-            average.set_extra_state(deepcopy(source.get_extra_state()))
+            with torch.no_grad():
+                average.set_extra_state(deepcopy(source.get_extra_state()))
 
     def _watch(self) -> None:
         """Remembers what tells a change, and can be looked at in a fraction of the time of an update.

@@ -62,6 +62,16 @@ def test_results_are_not_overwritten(refused, tmp_path, name):
     assert f'{name} exists' in refused('benchmark_ema', '--json', 'old.json')
 
 
+def test_folder_that_cannot_be_made_is_refused(refused, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    assert 'file is not a folder to write to' in refused('benchmark_ema', '--json', 'file/new/steps.json')
+
+
+def test_class_that_computes_something_else_stops_the_benchmark(refused, monkeypatch):
+    monkeypatch.setattr('mmyolo_ema.benchmark.agreement._TOLERANCE', -1)
+    assert 'does not compute the same average' in refused('benchmark_ema')
+
+
 def test_gpu_that_is_not_there_is_refused(refused, monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     assert 'torch finds no GPU here' in refused('benchmark_ema', '--device', 'cuda')
