@@ -95,7 +95,7 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     """
     model = deepcopy(model).to(device)
     make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
-    steps = pooled(_time_steps(make, model, update_buffers, len(part), device, random.Random(part[0]))
+    steps = pooled(_time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
                    for part in np.array_split(range(rounds), min(rounds, _PLACES)))
 
     few = min(rounds, _FEW_ROUNDS)
