@@ -115,8 +115,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             elif step % self.interval == 0:
                 plan.move(momentum)
             plan.copy(plan.copies)
+            self._count.add_one(steps, step)
         plan.copy_extra_states()
-        self._count.add_one(steps, step)
 
     def momentum_at(self, step: int) -> float:
         """Returns the weight of the source in an update. Subclasses with another schedule override this.

@@ -7,9 +7,8 @@ tells whether what was found still holds.
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
-from itertools import islice
 from operator import attrgetter, is_
 from typing import NamedTuple
 
@@ -87,10 +86,9 @@ class TensorPlan:
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
-                and gc.get_referents(*self._parents) == self._children
                 and _are_same(gc.get_referents(*self._holders), self._held)
-                and list(map(Tensor.data_ptr, self._converted)) == self._addresses
-                and list(map(_SIZE, self._parameters)) == self._sizes)
+                and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+                and list(map(_SIZE, self._tensors)) == self._sizes)
 
     def move(self, momentum: float) -> None:
         """Moves what is averaged towards the model: its share becomes ``momentum``."""
@@ -109,27 +107,20 @@ class TensorPlan:
                 average.set_extra_state(deepcopy(source.get_extra_state()))
 
     def _watch(self) -> None:
-        """Remembers what tells a change, and can be looked at in a fraction of the time of an update.
+        """Remembers what tells a change: what the modules hold, and where each tensor's memory is.
 
-        * What the modules hold: an assignment replaces an object in a dictionary of theirs. The garbage collector
-          reads the dictionaries at a third of the cost of a walk over them.
-        * Whether a module was converted, as by ``Module.to()``: that replaces its floating buffers, and gives all its
-          parameters new memory. So the address of one parameter tells, and only where there are no such buffers.
-        * The size of the model's parameters. An assignment to ``parameter.data`` keeps the object, so the fused call
-          follows it; but it would stretch a single number over all elements.
+        An assignment replaces an object in a module's dictionary; the garbage collector reads the dictionaries at a
+        third of the cost of a walk over them. An assignment to ``tensor.data``, as in ``model.double()``, keeps the
+        object but not its memory, or not its size.
         """
         modules = [*self._average.modules(), *self._model.modules()]
-        self._parents = tuple(module._modules for module in modules)
-        self._children = gc.get_referents(*self._parents)
-        self._holders = tuple(holder for module in modules for holder in (module._parameters, module._buffers))
+        self._holders = tuple(
+            holder for module in modules for holder in (module._parameters, module._buffers, module._modules))
         self._held = gc.get_referents(*self._holders)
-        self._converted = [
-            parameter for module in modules if not any(map(torch.is_floating_point, module.buffers(recurse=False)))
-            for parameter in islice(_strided(module.parameters(recurse=False)), 1)
-        ]
-        self._addresses = list(map(Tensor.data_ptr, self._converted))
-        self._parameters = list(_strided(self._model.parameters()))
-        self._sizes = list(map(_SIZE, self._parameters))
+        groups = self.averages + self.copies
+        self._tensors = [t for group in groups for t in group.averaged + group.source if t.layout is torch.strided]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._sizes = list(map(_SIZE, self._tensors))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -144,12 +135,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _are_same(objects: list, others: list) -> bool:
-    """Whether two lists hold the same objects. Equality, though faster, would compare tensors by their elements."""
+    """Whether two lists hold the same objects; equality would compare tensors element by element."""
     return len(objects) == len(others) and all(map(is_, objects, others))
-
-
-def _strided(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (tensor for tensor in tensors if tensor.layout is torch.strided)
 
 
 def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:

@@ -63,13 +63,38 @@ def test_replaced_tensors_are_noticed(net, change, replace, plans):
         torch.testing.assert_close(averaged.module.state_dict()[name], value, check_dtype=False, msg=name)
 
 
-def test_parameter_that_gets_other_memory_is_followed_without_a_look_up(net, change, plans):
-    averaged = copying(net)
-    net.norm.weight.data = torch.rand(4)
+@pytest.mark.parametrize('name', ['norm.weight', 'norm.running_mean', 'linear.bias'])
+def test_average_whose_tensor_is_pointed_at_the_models_memory_gets_its_own(net, change, name):
+    averaged = ExpMomentumEMA(net, momentum=0.1, gamma=1e-3, update_buffers=True)
+    averaged.update_parameters(net)
+    mine, theirs = averaged.module.state_dict(keep_vars=True)[name], net.state_dict(keep_vars=True)[name]
+    mine.data = theirs.data
+    before = theirs.detach().clone()
     averaged.update_parameters(net)
     averaged.update_parameters(change(net))
-    assert len(plans) == 1
-    assert torch.equal(averaged.module.norm.weight, net.norm.weight)
+    torch.testing.assert_close(mine.detach(), before + 0.1 * (theirs.detach() - before))
+
+
+def test_child_that_calls_itself_equal_to_the_one_it_replaces_is_noticed(change):
+
+    class Equal(nn.Linear):
+        __hash__ = nn.Module.__hash__
+
+        def __eq__(self, other):
+            return True
+
+    model = nn.Sequential(Equal(2, 2))
+    averaged = copying(model)
+    model[0] = Equal(2, 2)
+    averaged.update_parameters(change(model))
+    assert torch.equal(averaged.module[0].weight, model[0].weight)
+
+
+def test_buffer_cut_to_another_size_raises(net):
+    averaged = copying(net, update_buffers=True)
+    net.norm.running_mean.data = net.norm.running_mean.data[:1]
+    with pytest.raises(ValueError, match=r'norm\.running_mean \(model \(1,\), average \(4,\)\)'):
+        averaged.update_parameters(net)
 
 
 def test_module_whose_only_buffer_is_an_integer_is_followed_through_conversion(net, change, plans):
