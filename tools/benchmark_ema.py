@@ -97,7 +97,7 @@ def build_detectors(names: list[str]) -> dict[str, torch.nn.Module]:
     for name in names:
         try:
             detectors[name] = build_detector(name)
-        except Exception as error:  # a config is a program, so anything can go wrong in it
+        except (Exception, SystemExit) as error:  # a config is a program, so anything can go wrong in it
             stop(f'{name} cannot be built: {error}')
     return detectors
 
@@ -173,8 +173,6 @@ def main() -> None:
         differences = check_agreement(args.device)
         print(f'They compute the same average, within {max(differences.values()):.1g}: {", ".join(differences)}')
         results = MODES[args.mode](args)
-        for table in results.tables:
-            Console().print(table)
         content = dict(measured=args.mode, **report.environment(args.device), results=plain(results.numbers))
         write_new(numbers, lambda path: path.write_text(json.dumps(content, indent=2)))
         print(f'{numbers}  the numbers')
@@ -182,9 +180,12 @@ def main() -> None:
             write_new(picture, results.draw)
             print(f'{picture}  the picture')
     except ImportError as error:
-        stop(f'{error.name} is not installed: pip install {error.name}')
+        stop(f'{error.name} is not installed: pip install {error.name}' if error.name else error)
     except (RuntimeError, OSError) as error:
         stop(error)
+    # After the files, which a reader that closes the pipe must not cost.
+    for table in results.tables:
+        Console().print(table)
 
 
 MODES = {
