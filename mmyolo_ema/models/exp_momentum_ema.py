@@ -10,8 +10,9 @@ from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.models.step_count import StepCount
-from mmyolo_ema.models.tensor_plan import Group, TensorPlan, unwrap
+from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedule import momentum_at
 

@@ -5,38 +5,21 @@ as an update of them. So they are found once, and before each update a glance
 tells whether what was found still holds.
 """
 
-import gc
 from collections import defaultdict
-from collections.abc import Iterator
 from copy import deepcopy
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-__all__ = ['Group', 'TensorPlan', 'unwrap']
+from mmyolo_ema.models.module_watch import ModuleWatch
+from mmyolo_ema.models.slots import Slot, check_same_tensors, slots, unwrap
+
+__all__ = ['Group', 'TensorPlan']
 
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
-
-
-class Slot(NamedTuple):
-    """A place in a module that holds a tensor: ``holder[key]``."""
-
-    holder: dict
-    key: str
-    is_parameter: bool
-    is_persistent: bool
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.holder[self.key]
-
-    def copy(self) -> Tensor:
-        copy = self.tensor.detach().clone()
-        return nn.Parameter(copy, requires_grad=False) if self.is_parameter else copy
 
 
 class Group(NamedTuple):
@@ -65,7 +48,8 @@ class TensorPlan:
     Attributes:
         averages (list[Group]): Tensors to average: floating and complex ones.
         copies (list[Group]): Tensors to copy: integers, flags, buffers that no
-            checkpoint holds and, without ``update_buffers``, all buffers.
+            checkpoint holds or that hold infinities and, without
+            ``update_buffers``, all buffers.
         extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
             and of the source that keep more than tensors in their state.
 
@@ -81,12 +65,12 @@ class TensorPlan:
         self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(pair[2], update_buffers)])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
-        self._watch()
+        self._remember()
 
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
-                and _are_same(gc.get_referents(*self._holders), self._held)
+                and self._watch.is_unchanged()
                 and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
                 and list(map(_SIZE, self._tensors)) == self._sizes)
 
@@ -106,49 +90,17 @@ class TensorPlan:
             with torch.no_grad():
                 average.set_extra_state(deepcopy(source.get_extra_state()))
 
-    def _watch(self) -> None:
+    def _remember(self) -> None:
         """Remembers what tells a change: what the modules hold, and where each tensor's memory is.
 
-        An assignment replaces an object in a module's dictionary; the garbage collector reads the dictionaries at a
-        third of the cost of a walk over them. An assignment to ``tensor.data``, as in ``model.double()``, keeps the
-        object but not its memory, or not its size.
+        An assignment to ``tensor.data``, as in ``model.double()``, keeps the object in its module, but not its memory,
+        or not its size.
         """
-        modules = [*self._average.modules(), *self._model.modules()]
-        self._holders = tuple(
-            holder for module in modules for holder in (module._parameters, module._buffers, module._modules))
-        self._held = gc.get_referents(*self._holders)
+        self._watch = ModuleWatch([*self._average.modules(), *self._model.modules()])
         groups = self.averages + self.copies
         self._tensors = [t for group in groups for t in group.averaged + group.source if t.layout is torch.strided]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(_SIZE, self._tensors))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model inside wrappers for distributed training and ``torch.compile``."""
-    while True:
-        if '_orig_mod' in model._modules:
-            model = model.get_submodule('_orig_mod')
-        elif is_model_wrapper(model):
-            model = model.get_submodule('module')
-        else:
-            return model
-
-
-def _are_same(objects: list, others: list) -> bool:
-    """Whether two lists hold the same objects; equality would compare tensors element by element."""
-    return len(objects) == len(others) and all(map(is_, objects, others))
-
-
-def _slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
-    """Yields the name and the place of each tensor; a shared tensor comes once for each of its names."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f'{path}.' if path else ''
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                yield prefix + key, Slot(module._parameters, key, True, True)
-        for key, buffer in module._buffers.items():
-            if buffer is not None:
-                yield prefix + key, Slot(module._buffers, key, False, key not in module._non_persistent_buffers_set)
 
 
 def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor, Slot]]:
@@ -157,8 +109,8 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
     The average is made to share what the source shares, and nothing else, because MMEngine's EMAHook exchanges the
     two in the order in which their modules yield them.
     """
-    averaged_slots, source_slots = dict(_slots(average)), dict(_slots(source))
-    _check_same_tensors(averaged_slots, source_slots)
+    averaged_slots, source_slots = dict(slots(average)), dict(slots(source))
+    check_same_tensors(averaged_slots, source_slots)
     names_of: dict[int, list[str]] = defaultdict(list)
     for name, slot in source_slots.items():
         names_of[id(slot.tensor)].append(name)
@@ -167,12 +119,12 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
     taken: set[int] = set()
     pairs = []
     for names in names_of.values():
-        slots = [averaged_slots[name] for name in names]
-        tensor = slots[0].tensor if id(slots[0].tensor) not in taken else slots[0].copy()
+        places = [averaged_slots[name] for name in names]
+        tensor = places[0].tensor if id(places[0].tensor) not in taken else places[0].copy()
         taken.add(id(tensor))
-        for slot in slots:
-            slot.holder[slot.key] = tensor
-        pairs.append((tensor, source_slots[names[0]].tensor, slots[0]))
+        for place in places:
+            place.holder[place.key] = tensor
+        pairs.append((tensor, source_slots[names[0]].tensor, places[0]))
     return _without_covered(pairs)
 
 
@@ -242,28 +194,12 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
-    """Raises if the model and its average differ in the names or shapes of their tensors."""
-    missing = [name for name in averaged if name not in source]
-    unexpected = [name for name in source if name not in averaged]
-    shapes = [
-        f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(slot.tensor.shape)})'
-        for name, slot in averaged.items() if name in source and slot.tensor.shape != source[name].tensor.shape
-    ]
-    problems = [
-        f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),
-                                                           ('Unexpected in the model', unexpected),
-                                                           ('Of another shape', shapes)) if names
-    ]
-    if problems:
-        raise ValueError('the model and its average do not hold the same tensors. ' + ' '.join(problems) +
-                         ' Update with the model that the average was made from, or build a new average.')
-
-
 def _is_averaged(slot: Slot, update_buffers: bool) -> bool:
     """Whether a tensor is averaged; the others are copied."""
-    can_be = slot.tensor.is_floating_point() or slot.tensor.is_complex()
-    return can_be and (slot.is_parameter or (update_buffers and slot.is_persistent))
+    if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
+        return False
+    # A buffer with infinities is a mask, and the mean of two infinities is no number.
+    return slot.is_parameter or (update_buffers and slot.is_persistent and not slot.tensor.isinf().any())
 
 
 def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:

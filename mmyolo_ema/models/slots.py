@@ -1,0 +1,67 @@
+"""Where a module holds its tensors, by name."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+__all__ = ['Slot', 'check_same_tensors', 'slots', 'unwrap']
+
+
+class Slot(NamedTuple):
+    """A place in a module that holds a tensor: ``holder[key]``."""
+
+    holder: dict
+    key: str
+    is_parameter: bool
+    is_persistent: bool
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.holder[self.key]
+
+    def copy(self) -> Tensor:
+        copy = self.tensor.detach().clone()
+        return nn.Parameter(copy, requires_grad=False) if self.is_parameter else copy
+
+
+def slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+    """Yields the name and the place of each tensor; a shared tensor comes once for each of its names."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f'{path}.' if path else ''
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + key, Slot(module._parameters, key, True, True)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield prefix + key, Slot(module._buffers, key, False, key not in module._non_persistent_buffers_set)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model inside wrappers for distributed training and ``torch.compile``."""
+    while True:
+        if '_orig_mod' in model._modules:
+            model = model.get_submodule('_orig_mod')
+        elif is_model_wrapper(model):
+            model = model.get_submodule('module')
+        else:
+            return model
+
+
+def check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
+    """Raises ValueError if a model and its average differ in the names or shapes of their tensors."""
+    missing = [name for name in averaged if name not in source]
+    unexpected = [name for name in source if name not in averaged]
+    shapes = [
+        f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(slot.tensor.shape)})'
+        for name, slot in averaged.items() if name in source and slot.tensor.shape != source[name].tensor.shape
+    ]
+    problems = [
+        f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),
+                                                           ('Unexpected in the model', unexpected),
+                                                           ('Of another shape', shapes)) if names
+    ]
+    if problems:
+        raise ValueError('the model and its average do not hold the same tensors. ' + ' '.join(problems) +
+                         ' Update with the model that the average was made from, or build a new average.')
