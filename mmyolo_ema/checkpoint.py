@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
-from typing import Any, Union
+from typing import Any, NamedTuple, Optional, Union
 from urllib.parse import urlparse
 
 import torch
@@ -21,9 +21,13 @@ from torch import Tensor, nn
 
 from mmyolo_ema.unpickling import restored, stand_ins
 
-__all__ = ['check_fits', 'has_ema', 'raw_weights', 'read', 'use_safe_loader']
+__all__ = [
+    'PREFIX', 'Misfits', 'check_fits', 'has_ema', 'latest_whole', 'listed', 'misfits', 'raw_weights', 'read',
+    'use_safe_loader'
+]
 
-_PREFIX = 'module.'
+#: What the names under ``ema_state_dict`` begin with.
+PREFIX = 'module.'
 
 
 def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
@@ -80,6 +84,36 @@ def use_safe_loader() -> None:
     CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
 
 
+def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]]:
+    """Finds the checkpoint that a run goes on from: the last one that it saved as a whole.
+
+    A run that was killed may leave a file that is cut off, and MMEngine deletes old checkpoints before it writes the
+    new one, so that the one that ``last_checkpoint`` names may be gone.
+
+    Args:
+        work_dir: Folder of the run.
+
+    Returns:
+        The path, or None if there is none, and those that were passed over because they are cut off or gone.
+    """
+    work_dir = Path(work_dir)
+    named = work_dir / 'last_checkpoint'
+    target = named.read_text().strip() if named.is_file() else ''
+    first = [Path(target)] if target else []
+    others = [path for folder in {work_dir, *(path.parent for path in first)} for path in folder.glob('*.pth')]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    passed_over: list[Path] = []
+    for path in dict.fromkeys([*first, *others]):
+        try:
+            # A best_*.pth or a published file cannot be gone on from; the one that is named gets its say later.
+            if path in first or read(path, mmap=True).get('optimizer'):
+                read(path, mmap=True)
+                return path, passed_over
+        except (OSError, ValueError):
+            passed_over.append(path)
+    return None, passed_over
+
+
 def has_ema(checkpoint: dict) -> bool:
     """Whether a checkpoint holds an average beside the raw weights."""
     return isinstance(checkpoint.get('ema_state_dict'), dict)
@@ -101,7 +135,7 @@ def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside those that "
                          "weights 'ema' tests")
     stored = _tensors(checkpoint['ema_state_dict'])
-    return {name[len(_PREFIX):]: tensor for name, tensor in stored if name.startswith(_PREFIX)}
+    return {name[len(PREFIX):]: tensor for name, tensor in stored if name.startswith(PREFIX)}
 
 
 def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -116,16 +150,44 @@ def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
     Raises:
         ValueError: With the names and shapes that differ.
     """
-    shapes = {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in _tensors(weights)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(model.state_dict())}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(weights)}
+    missing, other, _ = misfits(tensors, model.state_dict())
+    if missing or other:
+        raise ValueError("its weights are of another model than the config's" +
+                         listed('; of another shape: ', other) + listed('; missing: ', missing))
+
+
+class Misfits(NamedTuple):
+    """Names of tensors that a model and a file do not have in common; for another shape, with both shapes."""
+
+    missing: list[str]
+    other: list[str]
+    unexpected: list[str]
+
+
+def misfits(stored: dict, own: dict) -> Misfits:
+    """Compares the tensors of a file with those of a model, by name and shape.
+
+    Args:
+        stored: What the file holds, by name. What is no tensor is left out.
+        own: The state of the model.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(stored)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(own)}
     missing = [name for name in wanted if name not in shapes]
     other = [
         f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
         if name in shapes and shapes[name] != shape
     ]
-    if missing or other:
-        raise ValueError("its weights are of another model than the config's" +
-                         _listed('; of another shape: ', other) + _listed('; missing: ', missing))
+    return Misfits(missing, other, [name for name in shapes if name not in wanted])
+
+
+def listed(title: str, names: list[str], most: int = 3) -> str:
+    """Returns a title and the first names of a list, or nothing where there are none."""
+    if not names:
+        return ''
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return title + ', '.join(names[:most]) + rest
 
 
 def _download(address: str) -> Path:
@@ -162,11 +224,3 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
 def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
     return ((name, value) for name, value in state_dict.items()
             if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta)
-
-
-def _listed(title: str, names: list[str], most: int = 3) -> str:
-    """Returns a title and the first names of a list, or nothing where there are none."""
-    if not names:
-        return ''
-    rest = f' and {len(names) - most} more' if len(names) > most else ''
-    return title + ', '.join(names[:most]) + rest

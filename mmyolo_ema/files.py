@@ -4,8 +4,11 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Union
 
-__all__ = ['write_new']
+from mmengine.fileio import LocalBackend, register_backend
+
+__all__ = ['WholeFilesBackend', 'replace', 'use_whole_files', 'write_new']
 
 
 def write_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,8 +32,45 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        write(temporary)
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
+        _write_and_sync(temporary, write)
         # Unlike a rename, a link never replaces what is there.
         os.link(temporary, path)
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole, or leaves what was there before. Not for several writers of one file at a time.
+
+    What a killed process leaves of it is a hidden file of a name that the next attempt uses again.
+
+    Args:
+        path: The file. Its folder is made if need be.
+        write: As for :func:`write_new`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.unfinished.{path.name}')
+    try:
+        _write_and_sync(temporary, write)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_and_sync(path: Path, write: Callable[[Path], object]) -> None:
+    write(path)
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+
+
+class WholeFilesBackend(LocalBackend):
+    """MMEngine's access to local files, with each file written whole or not at all."""
+
+    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+        replace(Path(filepath), lambda path: path.write_bytes(obj))
+
+    def put_text(self, obj: str, filepath: Union[str, Path], encoding: str = 'utf-8') -> None:
+        replace(Path(filepath), lambda path: path.write_text(obj, encoding))
+
+
+def use_whole_files() -> None:
+    """Makes MMEngine, in this process, write local files such as checkpoints whole or not at all."""
+    register_backend('local', WholeFilesBackend, force=True, prefixes='')

@@ -9,10 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-__all__ = ['Detections', 'Growth', 'StepTimes', 'draw_detections', 'draw_growth', 'draw_step_times']
+__all__ = [
+    'AverageCurves', 'Detections', 'Growth', 'StepTimes', 'draw_average_curves', 'draw_detections', 'draw_growth',
+    'draw_step_times'
+]
 
 TRUE_COLOUR, PREDICTED_COLOUR = 'limegreen', 'orangered'
-OUR_COLOUR, OTHER_COLOUR = 'tab:blue', 'lightgray'
+OUR_COLOUR, OTHER_COLOUR, RAW_COLOUR = 'tab:blue', 'lightgray', 'tab:orange'
 
 
 class Detections(NamedTuple):
@@ -115,4 +118,48 @@ def draw_growth(panels: list[Growth], path: Path) -> None:
         axis.set_ylabel('ms a step (median)')
         axis.grid(alpha=0.3)
         axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+class AverageCurves(NamedTuple):
+    """How an average fared in a run.
+
+    ``metrics`` holds (position, metric of the average, metric of the model), the last two None where they were not
+    measured; ``state`` holds (position, momentum, drift). A position is counted in ``unit``.
+    """
+
+    unit: str
+    metric: str
+    metrics: list
+    state: list
+
+
+def draw_average_curves(curves: AverageCurves, path: Path) -> None:
+    """Draws the metric of average and model, the momentum, and how far the two are apart.
+
+    Args:
+        curves: What was recorded. What is missing is left out.
+        path: File to write; its suffix names the format.
+    """
+    panels = bool(curves.metrics) + 2 * bool(curves.state)
+    figure = Figure(figsize=(5 * max(panels, 1), 3.8), layout='constrained')
+    axes = iter(figure.subplots(1, max(panels, 1), squeeze=False)[0])
+    if curves.metrics:
+        axis = next(axes)
+        for index, name, colour in ((1, 'average', OUR_COLOUR), (2, 'raw', RAW_COLOUR)):
+            points = [(point[0], point[index]) for point in curves.metrics if point[index] is not None]
+            if points:
+                axis.plot(*zip(*points), 'o-', color=colour, label=name)
+        axis.set_ylabel(curves.metric)
+        axis.legend()
+    if curves.state:
+        positions, momentum, drift = zip(*curves.state)
+        for values, name in ((momentum, 'momentum'), (drift, 'drift: distance / norm of the model')):
+            axis = next(axes)
+            axis.plot(positions, values, color=OUR_COLOUR)
+            axis.set_yscale('log')
+            axis.set_ylabel(name)
+    for axis in figure.axes:
+        axis.set_xlabel(curves.unit)
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -9,7 +9,7 @@ momentum is 1; at a later step t the averaged weights become
 
 import math
 
-__all__ = ['mean_age', 'momentum_at']
+__all__ = ['aged', 'mean_age', 'momentum_at', 'suited']
 
 
 def momentum_at(step: int, momentum: float = 0.0002, gamma: float = 2000) -> float:
@@ -66,7 +66,44 @@ def mean_age(updates: int, momentum: float = 0.0002, gamma: float = 2000, interv
     """
     age = 0.0
     for step in range(1, updates):
-        age += 1
-        if step % interval == 0:
-            age *= 1 - momentum_at(step, momentum, gamma)
+        age = aged(age, step, momentum_at(step, momentum, gamma), interval)
     return age
+
+
+def aged(age: float, step: int, momentum: float, interval: int = 1) -> float:
+    """Returns the mean age of the average after one more update.
+
+    Args:
+        age: The mean age before it, in updates.
+        step: Number of updates before it.
+        momentum: The weight of the source in it, in [0, 1].
+        interval: As in :func:`mean_age`. Defaults to 1.
+
+    Example:
+        >>> aged(19.0, step=480, momentum=0.05)
+        19.0
+    """
+    return (age + 1) * (1 - momentum) if step % interval == 0 else age + 1
+
+
+def suited(updates: int, share: float = 0.04) -> tuple[float, float]:
+    """Returns the momentum and gamma that make the average a given share of a run old at the run's end.
+
+    ``momentum = 1 / (share * updates + 1)``, whose mean age in the long run is ``share * updates``, and ``gamma`` such
+    that the ramp, which comes within twice the final momentum after ``gamma * ln(1 / momentum)`` updates, takes a
+    quarter of the run. For 100 updates and more the share is met within a twentieth of it.
+
+    Args:
+        updates: Number of updates in the run, at least 1.
+        share: Mean age at the end, as a share of the run, in (0, 0.1]. Defaults to 0.04, that of the long COCO recipes.
+
+    Returns:
+        The momentum and gamma.
+
+    Example:
+        >>> momentum, gamma = suited(480)
+        >>> round(momentum, 3), round(gamma), round(mean_age(480, momentum, gamma) / 480, 3)
+        (0.05, 40, 0.04)
+    """
+    momentum = 1 / (share * updates + 1)
+    return momentum, updates / 4 / math.log(1 / momentum)

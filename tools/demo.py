@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'
 DATA = ROOT / 'demo' / 'nuclei'
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75')
+# What the names of the raw weights' metrics end in.
+RAW = '_origin'
 # Boxes that the picture shows; the metrics use all.
 MIN_SCORE = 0.3
 
@@ -47,11 +49,11 @@ def last_checkpoint(work_dir: Path) -> Path:
     return Path((work_dir / 'last_checkpoint').read_text())
 
 
-def metrics_in_training(work_dir: Path) -> dict[str, float]:
-    """Returns the metrics of the last validation of a training run."""
+def metrics_in_training(work_dir: Path, suffix: str = '') -> dict[str, float]:
+    """Returns the metrics of the last validation of a training run; with a suffix, those of the raw weights."""
     lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
     validations = [values for values in map(json.loads, lines) if METRICS[0] in values]
-    return {name: validations[-1][name] for name in METRICS}
+    return {name: validations[-1][name + suffix] for name in METRICS}
 
 
 def metrics_in_test(work_dir: Path) -> dict[str, float]:
@@ -89,18 +91,21 @@ def main() -> None:
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
     run('test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions)
     run('test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw')
-    measured, stored = metrics_in_training(folder / 'train'), metrics_in_test(folder / 'test_ema')
     draw_detections(held_out_detections(predictions),
                     f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}', picture)
+    measured = [metrics_in_training(folder / 'train', suffix) for suffix in ('', RAW)]
+    stored = [metrics_in_test(folder / name) for name in ('test_ema', 'test_raw')]
     print_table({
-        'average, in training': measured,
-        'average, from the file (--weights ema)': stored,
-        'raw, from the file (--weights raw)': metrics_in_test(folder / 'test_raw'),
+        'average, in training': measured[0],
+        'average, from the file (--weights ema)': stored[0],
+        'raw, in training': measured[1],
+        'raw, from the file (--weights raw)': stored[1],
     })
     if measured != stored:
         stop(f'the file does not give what was measured in training: {stored} instead of {measured}')
     print(f'The file gives what was measured in training, in every digit.\n'
           f'  {os.path.relpath(saved)}  average and raw weights\n'
+          f'  {folder / "train" / "ema_curves.png"}  average and raw metric, momentum, how far the two are apart\n'
           f'  {picture}  predicted and true boxes\n'
           f'  {predictions}  predictions of the average\n'
           f'Next: add the five lines of the README to a config of yours, or see here what a horizon of 100 updates '

@@ -12,10 +12,10 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
-from mmengine.runner import find_latest_checkpoint
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, say, stop
+from mmyolo_ema.files import use_whole_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +37,13 @@ def check_hooks(cfg: Config) -> None:
 
 
 def set_amp(cfg: Config) -> None:
-    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
-        stop("--amp needs a GPU: MMEngine's AmpOptimWrapper does not train on the CPU. Leave the flag out.")
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.loss_scale = 'dynamic'
+    if is_cuda_available() or is_npu_available() or is_musa_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    else:  # MMEngine's wrapper does not train on the CPU
+        cfg.optim_wrapper.type = 'mmyolo_ema.BFloat16OptimWrapper'
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(option, None)
 
 
 def set_auto_scale_lr(cfg: Config) -> None:
@@ -55,12 +58,25 @@ def set_resume(cfg: Config, resume: str) -> None:
     cfg.load_from = None if resume == 'auto' else resume
 
 
+def set_latest_checkpoint(cfg: Config) -> None:
+    """Resumes from the last checkpoint that is whole; says so if later ones are not, and stops if none is."""
+    found, passed_over = checkpoint.latest_whole(cfg.work_dir)
+    broken = ', '.join(str(path) for path in passed_over)
+    if found is not None:
+        cfg.load_from = str(found)
+        if passed_over:
+            say(cfg, f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone')
+    elif passed_over:
+        stop(f'cannot resume: no checkpoint in {cfg.work_dir} is whole; {broken} cut off or gone. Remove them to start '
+             'anew.')
+    else:
+        say(cfg, f'there is no checkpoint in {cfg.work_dir} to resume from: training starts anew')
+
+
 def check_checkpoint(cfg: Config) -> None:
     """Stops if the checkpoint to start from cannot be used, before anything is written."""
     start = cfg.get('load_from')
     try:
-        if cfg.get('resume') and start is None:
-            start = find_latest_checkpoint(cfg.work_dir)
         if start is None or (isinstance(start, str) and '://' in start and not start.startswith('file:')):
             return
         content = checkpoint.read(start, mmap=True)
@@ -85,6 +101,7 @@ def check_resumable(content: dict, cfg: Config) -> None:
 def main() -> None:
     args = parse_args()
     checkpoint.use_safe_loader()
+    use_whole_files()
     cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     check_hooks(cfg)
     if args.amp:
@@ -93,6 +110,8 @@ def main() -> None:
         set_auto_scale_lr(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        set_latest_checkpoint(cfg)
     check_checkpoint(cfg)
     build_runner(cfg, args.local_rank).train()
 

@@ -85,5 +85,6 @@ default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6, max_k
 
 # 20 updates an epoch, 480 in all. A horizon of 20 updates makes the mean age of the averaged
 # weights 4 % of the run, as in the long COCO recipes; the ramp is over after gamma * ln(20) = 120.
-custom_hooks = [dict(_base_.ema_hook, momentum=0.05, gamma=40)]
+# Both kinds of weights are validated: the raw ones' metrics have names that end in _origin.
+custom_hooks = [dict(_base_.ema_hook, momentum=0.05, gamma=40, evaluate_on_origin=True)]
 randomness = dict(seed=0)

@@ -9,14 +9,14 @@ from mmdet.models.losses import GIoULoss, QualityFocalLoss
 from mmdet.models.task_modules import DistancePointBBoxCoder, DynamicSoftLabelAssigner, MlvlPointGenerator
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import DefaultSampler, pseudo_collate
-from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
+from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from mmengine.visualization import LocalVisBackend
 from torch.nn import BatchNorm2d, SiLU
 from torch.optim import AdamW
 
-from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema import EMAHook, ExpMomentumEMA
 
 max_epochs = 24
 norm_cfg = dict(type=BatchNorm2d)
@@ -131,7 +131,14 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(type=LoggerHook, interval=10), checkpoint=dict(type=CheckpointHook, interval=6, max_keep_ckpts=2))
 custom_hooks = [
-    dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma=40, update_buffers=True, priority=49)
+    dict(
+        type=EMAHook,
+        ema_type=ExpMomentumEMA,
+        momentum=0.05,
+        gamma=40,
+        update_buffers=True,
+        evaluate_on_origin=True,
+        priority=49)
 ]
 visualizer = dict(type=DetLocalVisualizer, vis_backends=[dict(type=LocalVisBackend)], name='visualizer')
 default_scope = None

@@ -1,5 +1,6 @@
 """When weights are averaged, evaluated, saved and loaded."""
 
+from mmyolo_ema.hooks.ema_hook import EMAHook
 from mmyolo_ema.hooks.raw_weights_hook import RawWeightsHook
 
-__all__ = ['RawWeightsHook']
+__all__ = ['EMAHook', 'RawWeightsHook']

@@ -1,0 +1,119 @@
+"""What the log, the visualizer and the picture at the end of a run show of an average."""
+
+from collections.abc import Callable
+from typing import Optional
+
+import torch
+from mmengine.hooks import LoggerHook
+from mmengine.logging import MessageHub
+from mmengine.model import BaseAveragedModel
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from mmyolo_ema.plots import AverageCurves
+from mmyolo_ema.schedule import aged
+
+__all__ = ['AverageLog', 'drift', 'momentum_of']
+
+# Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
+_HISTORY = 'ema_history'
+
+
+def momentum_of(ema_model: BaseAveragedModel) -> Callable[[int], float]:
+    """Returns the function that gives the weight of the source in an update, by the number of updates before it.
+
+    A class without ``momentum_at`` is asked what its ``avg_func`` makes of 0 if the source is 1.
+    """
+
+    def probed(step: int) -> float:
+        averaged = torch.zeros((), dtype=torch.float64)
+        ema_model.avg_func(averaged, torch.ones((), dtype=torch.float64), torch.tensor(step))
+        return float(averaged)
+
+    later = getattr(ema_model, 'momentum_at', probed)
+    return lambda step: later(step) if step else 1.0
+
+
+def drift(averaged: nn.Module, model: nn.Module) -> float:
+    """Returns the L2 distance of an average's parameters to the model's, relative to the norm of the model's."""
+    sources = dict(model.named_parameters())
+    distance, norm = [], []
+    with torch.inference_mode():
+        for name, average in averaged.named_parameters():
+            source = sources[name].to(average.device)
+            distance.append(_norm(average - source))
+            norm.append(_norm(source).to(distance[0].device))
+        if not norm:
+            return 0.0
+        total = [torch.stack([part.to(norm[0].device) for part in parts]).norm() for parts in (distance, norm)]
+        return float(total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    return torch.linalg.vector_norm(tensor, dtype=dtype).float()
+
+
+class AverageLog:
+    """Follows an average through a run: momentum, mean age and drift, and the metrics of both kinds of weights.
+
+    Args:
+        ema_model: The average.
+        model: The bare model that it follows.
+    """
+
+    def __init__(self, ema_model: BaseAveragedModel, model: nn.Module) -> None:
+        self._ema_model, self._model = ema_model, model
+        self._momentum_of = momentum_of(ema_model)
+        self._age, self._counted = 0.0, 0
+
+    def is_due(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether a LoggerHook may write a line after this iteration."""
+        loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        return any(hook.every_n_inner_iters(batch_idx, hook.interval) for hook in loggers) or (
+            bool(loggers) and loggers[0].end_of_epoch(runner.train_dataloader, batch_idx))
+
+    def add_state(self, runner: Runner) -> None:
+        """Hands the scalars ``ema/momentum``, ``ema/mean_age`` and ``ema/drift`` to the log and the visualizer."""
+        steps = int(self._ema_model.steps)
+        momentum, distance = self._momentum_of(steps - 1), drift(self._ema_model.module, self._model)
+        scalars = dict(momentum=momentum, mean_age=self._mean_age(steps), drift=distance)
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(f'train/ema/{name}', value)
+        self._history(runner.message_hub)['state'].append([_position(runner, runner.iter + 1), momentum, distance])
+
+    def add_metrics(self, runner: Runner, averaged: Optional[dict], raw: Optional[dict]) -> None:
+        """Keeps the first metric of a validation of the average, of the model, or of both, for the picture."""
+        measured = averaged or raw or {}
+        name = next((name for name, value in measured.items() if isinstance(value, (int, float))), None)
+        if name is not None:
+            values = [metrics and metrics.get(name) for metrics in (averaged, raw)]
+            history = self._history(runner.message_hub)
+            history['metric'] = name
+            history['metrics'].append([_position(runner, runner.iter), *values])
+
+    def curves(self, runner: Runner) -> AverageCurves:
+        """Returns what the picture shows."""
+        history = self._history(runner.message_hub)
+        unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iteration'
+        return AverageCurves(unit, history['metric'], history['metrics'], history['state'])
+
+    def _mean_age(self, steps: int) -> float:
+        """Returns the mean age after a number of updates; after a resume, all before it are made up for."""
+        interval = getattr(self._ema_model, 'interval', 1)
+        for step in range(self._counted, steps):
+            self._age = aged(self._age, step, self._momentum_of(step), interval)
+        self._counted = steps
+        return self._age
+
+    @staticmethod
+    def _history(message_hub: MessageHub) -> dict:
+        if _HISTORY not in message_hub.runtime_info:
+            message_hub.update_info(_HISTORY, dict(metric='', metrics=[], state=[]))
+        return message_hub.runtime_info[_HISTORY]  # get_info() would return a copy
+
+
+def _position(runner: Runner, iterations: int) -> float:
+    """Returns how far the training has come: in epochs if it counts them, otherwise in iterations."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    return iterations / len(runner.train_dataloader) if by_epoch else iterations

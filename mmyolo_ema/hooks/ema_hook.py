@@ -1,0 +1,368 @@
+"""When weights are averaged, evaluated, saved and loaded."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
+from mmengine.dist import all_reduce_params, is_main_process
+from mmengine.hooks import CheckpointHook, RuntimeInfoHook
+from mmengine.hooks import EMAHook as MMEngineEMAHook
+from mmengine.logging import print_log
+from mmengine.model import BaseAveragedModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from mmengine.runner.checkpoint import weights_to_cpu
+from torch import nn
+
+from mmyolo_ema.checkpoint import PREFIX, has_ema
+from mmyolo_ema.files import replace
+from mmyolo_ema.hooks.average_log import AverageLog
+from mmyolo_ema.hooks.finite_check import FiniteCheck
+from mmyolo_ema.hooks.loan import Loan
+from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps
+from mmyolo_ema.hooks.run_length import advice
+from mmyolo_ema.hooks.second_pass import validate_once_more
+from mmyolo_ema.hooks.stored_average import exchange, load, store
+from mmyolo_ema.plots import draw_average_curves
+from mmyolo_ema.registry import HOOKS
+
+__all__ = ['EMAHook']
+
+# What the names of the raw weights' metrics end in, where both kinds are validated.
+_ORIGIN = '_origin'
+_CURVES = 'ema_curves.png'
+
+
+@HOOKS.register_module()
+class EMAHook(MMEngineEMAHook):
+    """Averages a model's weights while it trains, and evaluates, saves and loads the average.
+
+    Takes the place of MMEngine's hook of the same name. Where that is right, trained weights and checkpoints are the
+    same, and a run of either resumes with the other. What differs:
+
+    * The average is updated once for each optimizer step, not for each iteration.
+    * The average, the model, or both are validated.
+    * Before a validation and before a checkpoint is saved, the floating buffers of the average are made equal on all
+      processes: their mean.
+    * A step that left NaN or infinity in the model is not averaged.
+    * Whatever ends a validation, the model has its own weights afterwards.
+    * Before ``begin_iter`` or ``begin_epoch`` nothing is copied: the model stands for its average.
+    * The log has ``ema/momentum``, ``ema/mean_age`` (in updates) and ``ema/drift`` (the L2 distance of average and
+      model, relative to the model's norm); the work directory gets ``ema_curves.png``.
+
+    A test run makes no average: the file has it where the runner looks for weights.
+
+    Args:
+        ema_type (str): Class of the average. Defaults to 'ExponentialMovingAverage', as in MMEngine's hook;
+            'mmyolo_ema.ExpMomentumEMA' is this package's.
+        strict_load (bool): Whether a checkpoint must hold exactly the tensors of the model. Otherwise those that fit
+            are loaded and the others are named. Defaults to False.
+        begin_iter (int): Iteration, counted from 1, after which the average starts as a copy of the model; 0 and 1
+            are the same. Not together with ``begin_epoch``. Defaults to 0.
+        begin_epoch (int): Epoch, counted from 1, in whose first iteration the average starts; 0 and 1 are the same.
+            Defaults to 0.
+        evaluate_on_ema (bool): Whether the average is validated, and tested after a training; otherwise the model is.
+            Defaults to True.
+        evaluate_on_origin (bool): Whether the model is validated beside the average, in a pass of its own before it.
+            Its metrics get names that end in ``_origin``. Defaults to False.
+        skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter or a stored buffer are left
+            out. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
+        **kwargs: For the class of the average: momentum, gamma, interval, update_buffers.
+
+    Raises:
+        TypeError: If a flag is not True or False.
+        ValueError: When a checkpoint does not fit and ``strict_load`` is set.
+        AssertionError: If both or a negative begin are given, as MMEngine's hook does.
+
+    Example:
+        >>> # in a config
+        >>> custom_hooks = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.0002,
+        ...                      gamma=2000, update_buffers=True, evaluate_on_origin=True)]
+    """
+
+    # After YOLOX's hooks, which have 48, and before those that log and save.
+    priority = 49
+
+    src_model: nn.Module
+    ema_model: BaseAveragedModel
+
+    def __init__(self,
+                 ema_type: str = 'ExponentialMovingAverage',
+                 strict_load: bool = False,
+                 begin_iter: int = 0,
+                 begin_epoch: int = 0,
+                 evaluate_on_ema: bool = True,
+                 evaluate_on_origin: bool = False,
+                 skip_nonfinite: bool = True,
+                 **kwargs: Any) -> None:
+        flags = dict(strict_load=strict_load, evaluate_on_ema=evaluate_on_ema, evaluate_on_origin=evaluate_on_origin,
+                     skip_nonfinite=skip_nonfinite)
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise TypeError(f'{name} must be True or False, but got {value!r}')
+        super().__init__(ema_type, strict_load, begin_iter, begin_epoch, **kwargs)
+        self.evaluate_on_ema = evaluate_on_ema
+        self.evaluate_on_both = evaluate_on_ema and evaluate_on_origin
+        self.skip_nonfinite = skip_nonfinite
+        #: Steps that were not averaged because of NaN or infinity.
+        self.skipped = 0
+        self._loan: Optional[Loan] = None
+        self._raw_metrics: Optional[dict] = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Makes the average of a run that trains, once.
+
+        Args:
+            runner (Runner): The runner of the training, validation or test.
+        """
+        if not _trains(runner):
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if getattr(self, 'src_model', None) is not model:
+            super().before_run(runner)
+            self.skipped = 0
+            self._finite = FiniteCheck(self.ema_model.module, model)
+            self._log = AverageLog(self.ema_model, model)
+        for loop in (runner._val_loop, runner._test_loop):
+            if isinstance(loop, BaseLoop):
+                self._end_loan_after(loop)
+
+    def before_train(self, runner: Runner) -> None:
+        """Starts to listen to the optimizer; says so if the run is too short for the schedule of the average.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        super().before_train(runner)
+        self._optimizer_steps = OptimizerSteps(runner.optim_wrapper)
+        if isinstance(self.ema_model, MMDetExpMomentumEMA):
+            average = self.ema_model
+            found = advice(self._updates_at_end(runner), average.momentum, average.gamma, average.interval)
+            if found:
+                _say(found, logging.WARNING)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Updates the average if the optimizer made a step.
+
+        Args:
+            runner (Runner): The runner of the training.
+            batch_idx (int): Index of the batch in the loop.
+            data_batch (Any): Not used.
+            outputs (dict, optional): Not used.
+        """
+        if self._optimizer_steps.stepped() and self._ema_started(runner):
+            if not self.skip_nonfinite or self._finite.passes():
+                self.ema_model.update_parameters(self.src_model)
+            else:
+                self._skip()
+        if self._has_begun and self._log.is_due(runner, batch_idx):
+            self._log.add_state(runner)
+        if _is_saved_after_iteration(runner):
+            self._synchronize_buffers()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Prepares the average for a checkpoint; only the main process would hear of its saving.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        self._synchronize_buffers()
+
+    def after_train(self, runner: Runner) -> None:
+        """Draws how the average fared.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        self._optimizer_steps.close()
+        if is_main_process():
+            path = Path(runner.work_dir) / _CURVES
+            curves = self._log.curves(runner)
+            try:
+                replaced = ', in the place of an earlier one' if path.exists() else ''
+                replace(path, lambda temporary: draw_average_curves(curves, temporary))
+                _say(f'how it fared is drawn in {path}{replaced}')
+            except OSError as error:  # the training is done and must not end in an error
+                _say(f'{path} cannot be written: {error}', logging.WARNING)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Validates the raw weights if both kinds are asked for, then lends the model those of the average.
+
+        Args:
+            runner (Runner): The runner of the validation.
+        """
+        if not self._has_begun:
+            return
+        self._synchronize_buffers()
+        if self.evaluate_on_both:
+            _say('validating the raw weights')
+            self._raw_metrics = validate_once_more(runner.val_loop)
+            _say('validating the averaged weights')
+        self._lend_average()
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+        """Gives the model its own weights back, and adds the metrics of its own.
+
+        Args:
+            runner (Runner): The runner of the validation.
+            metrics (dict, optional): What was measured; the metrics of the raw weights are added to it.
+        """
+        self._end_loan()
+        if metrics is None or not _trains(runner):
+            return
+        measured = dict(metrics)
+        # Until the average has begun, the model stands for it.
+        raw, self._raw_metrics = self._raw_metrics or measured, None
+        if self.evaluate_on_both:
+            self._log.add_metrics(runner, measured, raw)
+            self._add_raw_metrics(runner, metrics, raw)
+        elif self.evaluate_on_ema:
+            self._log.add_metrics(runner, measured, None)
+        else:
+            self._log.add_metrics(runner, None, measured)
+
+    @staticmethod
+    def _add_raw_metrics(runner: Runner, metrics: dict, raw: dict) -> None:
+        """Adds the metrics of the raw weights for the log and for ``save_best``."""
+        # Where one kind of weights detects nothing, its metrics are missing; save_best passes over a None.
+        for name in raw:
+            metrics.setdefault(name, None)
+        metrics.update({name + _ORIGIN: raw.get(name) for name in list(metrics)})
+        # The hook that hands metrics to the log has been called already.
+        for hook in runner.hooks:
+            if isinstance(hook, RuntimeInfoHook):
+                hook.after_val_epoch(runner, {name + _ORIGIN: value for name, value in raw.items()})
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Lends the model the weights of the average, if it was trained in this run.
+
+        Args:
+            runner (Runner): The runner of the test.
+        """
+        if self._has_begun:
+            self._synchronize_buffers()
+            self._lend_average()
+
+    def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+        """Gives the model its own weights back.
+
+        Args:
+            runner (Runner): The runner of the test.
+            metrics (dict, optional): Not used.
+        """
+        self._end_loan()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Puts the average where every loader looks for weights, and the raw ones under ``ema_state_dict``.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is about to be saved; changed in place.
+        """
+        if not hasattr(self, 'ema_model'):
+            return
+        if self._loan is not None:
+            with self._loan.interrupted():
+                checkpoint['state_dict'] = weights_to_cpu(self.src_model.state_dict())
+        store(checkpoint, self.ema_model, self._has_begun)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Takes the average from a checkpoint, and says in one line how it goes on.
+
+        Args:
+            runner (Runner): The runner that loads.
+            checkpoint (dict): What it loaded. In a run that resumes, its raw weights are put where the runner looks.
+
+        Raises:
+            ValueError: If ``strict_load`` is set and the tensors differ from the model's.
+        """
+        if not hasattr(self, 'ema_model'):
+            return
+        resumes = runner._resume and has_ema(checkpoint)
+        if resumes:
+            exchange(checkpoint)
+            stored = checkpoint['ema_state_dict']
+        else:
+            weights = checkpoint.get('state_dict', checkpoint)
+            stored = {PREFIX + name.removeprefix(PREFIX): value for name, value in weights.items()}
+        unfit = load(self.ema_model, stored, self.strict_load)
+        if resumes:
+            said = f'resumed at update {int(self.ema_model.steps)}'
+        elif has_ema(checkpoint):
+            updates = checkpoint['ema_state_dict'].get('steps')
+            count = '' if updates is None else f' of {int(updates)} updates'
+            said = (f'starts anew from the averaged weights{count} in the file, so its ramp starts again. To go on '
+                    'with that average, resume the run')
+        else:
+            said = 'starts from a file without EMA, from its weights'
+        surprising = unfit or (runner._resume and not resumes)
+        _say(said + unfit, logging.WARNING if surprising else logging.INFO)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the average has been updated; the first update makes it a copy of the model."""
+        return hasattr(self, 'ema_model') and int(self.ema_model.steps) > 0
+
+    def _lend_average(self) -> None:
+        if self.evaluate_on_ema:
+            self._loan = Loan(self.ema_model.module, self.src_model)
+            self._loan.begin()
+
+    def _end_loan(self) -> None:
+        if self._loan is not None:
+            self._loan.end()
+            self._loan = None
+
+    def _end_loan_after(self, loop: BaseLoop) -> None:
+        """Gives the model its own weights back also after an exception in a loop, of which no hook hears."""
+        run: Callable[[], Any] = loop.run
+
+        def run_and_end_loan() -> Any:
+            try:
+                return run()
+            finally:
+                self._end_loan()
+
+        loop.run = run_and_end_loan
+
+    def _synchronize_buffers(self) -> None:
+        """Makes the floating buffers of the average equal on all processes."""
+        if self._has_begun:
+            all_reduce_params([buffer for buffer in self.ema_model.module.buffers() if buffer.is_floating_point()],
+                              op='mean')
+
+    def _skip(self) -> None:
+        """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
+        self.skipped += 1
+        if math.log10(self.skipped).is_integer():
+            names = self._finite.names()
+            where = f'{", ".join(names[:5])}{" and others" if len(names) > 5 else ""}' if names else 'another process'
+            _say(f'left out a step that holds NaN or infinity, in {where} (the {self.skipped}. such step of the run). '
+                 'The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
+                 logging.WARNING)
+
+    def _updates_at_end(self, runner: Runner) -> int:
+        """Returns how many updates the average will have had, if no step is skipped."""
+        begin = (self.begin_epoch - 1) * len(runner.train_dataloader) if self.enabled_by_epoch else self.begin_iter - 1
+        left = max(runner.max_iters - max(runner.iter, begin), 0)
+        return int(self.ema_model.steps) + -(-left // self._optimizer_steps.accumulative_counts)
+
+
+def _trains(runner: Runner) -> bool:
+    """Whether a runner trains; asking it for its loop would make one."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def _is_saved_after_iteration(runner: Runner) -> bool:
+    """Whether a CheckpointHook that counts iterations saves after this one."""
+    return any(
+        not hook.by_epoch and (hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
+                               (hook.save_last and hook.is_last_train_iter(runner)))
+        for hook in runner.hooks if isinstance(hook, CheckpointHook))
+
+
+def _say(message: str, level: int = logging.INFO) -> None:
+    print_log(f'EMA: {message}', logger='current', level=level)

@@ -1,0 +1,61 @@
+"""Working with the average's weights for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from mmyolo_ema.models.slots import check_same_tensors, slots, unwrap
+
+__all__ = ['Loan']
+
+
+class Loan:
+    """The weights of an average in the place of a model's own.
+
+    The model's tensors are pointed at the memory of the average's. So nothing is copied, unless the average is kept on
+    another device or in another dtype. The model's own memory is remembered beforehand, so that it can be given back
+    whatever happened meanwhile, also if the exchange itself was interrupted.
+
+    Args:
+        averaged: The module that holds the averaged tensors.
+        model: The model, bare or wrapped.
+
+    Raises:
+        ValueError: If the names or the shapes of their tensors differ.
+
+    Example:
+        >>> import torch
+        >>> averaged, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        >>> loan = Loan(averaged, model)
+        >>> loan.begin()
+        >>> torch.equal(model.weight, averaged.weight)
+        True
+        >>> loan.end()
+        >>> torch.equal(model.weight, averaged.weight)
+        False
+    """
+
+    def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
+        lent, own = dict(slots(unwrap(averaged))), dict(slots(unwrap(model)))
+        check_same_tensors(lent, own)
+        self._tensors = [(slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()]
+
+    def begin(self) -> None:
+        """Gives the model the average's weights."""
+        for tensor, own, averaged in self._tensors:
+            tensor.data = averaged.data.to(own.device, own.dtype)
+
+    def end(self) -> None:
+        """Gives the model its own weights back; does no harm if it has them."""
+        for tensor, own, _ in self._tensors:
+            tensor.data = own
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Gives the model its own weights for a moment."""
+        self.end()
+        try:
+            yield
+        finally:
+            self.begin()

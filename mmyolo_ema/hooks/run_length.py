@@ -1,0 +1,37 @@
+"""Whether a run is long enough for the schedule of its average."""
+
+import math
+
+from mmyolo_ema.schedule import mean_age, suited
+
+__all__ = ['advice']
+
+# Mean ages at the end of the run, as shares of it, beyond which the schedule is for a longer run.
+_TOO_YOUNG, _TOO_OLD = 0.01, 0.2
+
+
+def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:
+    """Returns what is wrong with a schedule for a run of this length and what would be right, or nothing.
+
+    Args:
+        updates: Number of updates in the whole run.
+        momentum: As for :func:`mmyolo_ema.schedule.momentum_at`.
+        gamma: As for :func:`mmyolo_ema.schedule.momentum_at`.
+        interval: As for :func:`mmyolo_ema.schedule.mean_age`.
+
+    Example:
+        >>> advice(100_000, momentum=0.0002, gamma=2000, interval=1)
+        ''
+    """
+    age = mean_age(updates, momentum, gamma, interval)
+    still_ramps = updates < gamma * math.log(1 / momentum)
+    if age > _TOO_OLD * updates:
+        meaning = 'they will be mostly those of its beginning'
+    elif still_ramps and age < _TOO_YOUNG * updates:
+        meaning = 'they will be nearly the raw ones'
+    else:
+        return ''
+    better_momentum, better_gamma = suited(updates)
+    return (f'this run of {updates:,} updates is too short for momentum={momentum:g} and gamma={gamma:g}: at its end '
+            f'the averaged weights will be {age:.1f} updates old ({age / updates:.2%} of the run), so {meaning}. '
+            f'momentum={better_momentum:.2g} and gamma={better_gamma:.0f} would make them 4 % of the run old.')
