@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import distributed, nn
 
 # How long an example takes is no matter of right or wrong.
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def forget_runs():
     """Drops what MMEngine keeps for a whole process, such as the visualizer that writes to the first run's folder."""
-    for kind in (DefaultScope, MessageHub, MMLogger, DetLocalVisualizer):
+    for kind in (DefaultScope, MessageHub, MMLogger, Visualizer, DetLocalVisualizer):
         kind._instance_dict.clear()
 
 

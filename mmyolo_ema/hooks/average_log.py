@@ -87,7 +87,7 @@ class AverageLog:
         measured = averaged or raw or {}
         name = next((name for name, value in measured.items() if isinstance(value, (int, float))), None)
         if name is not None:
-            values = [metrics and metrics.get(name) for metrics in (averaged, raw)]
+            values = [metrics.get(name) if metrics else None for metrics in (averaged, raw)]
             history = self._history(runner.message_hub)
             history['metric'] = name
             history['metrics'].append([_position(runner, runner.iter), *values])

@@ -215,7 +215,7 @@ class EMAHook(MMEngineEMAHook):
             return
         measured = dict(metrics)
         # Until the average has begun, the model stands for it.
-        raw, self._raw_metrics = self._raw_metrics or measured, None
+        raw, self._raw_metrics = measured if self._raw_metrics is None else self._raw_metrics, None
         if self.evaluate_on_both:
             self._log.add_metrics(runner, measured, raw)
             self._add_raw_metrics(runner, metrics, raw)

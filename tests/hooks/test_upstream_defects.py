@@ -1,0 +1,160 @@
+"""What is wrong in MMEngine's EMAHook, and right in ours.
+
+Each test runs on our hook and, where MMEngine's has the defect, on that too: there it must fail.
+"""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+
+@pytest.fixture
+def hook(request, hook_config):
+    """Returns the class's part of a config."""
+    return dict(hook_config(), type=request.param)
+
+
+fails_upstream = pytest.mark.parametrize('hook', [
+    pytest.param('mmyolo_ema.EMAHook', id='ours'),
+    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.xfail(reason='the defect'))
+], indirect=True)
+
+
+@fails_upstream
+def test_accumulated_gradients_make_one_update(toy, hook, average_of):
+    runner = toy(hook=hook, optim_wrapper=dict(accumulative_counts=4))
+    runner.train()
+    assert average_of(runner).ema_model.steps == 3
+
+
+class Interrupted(Hook):
+    """Ctrl-C in the middle of a validation."""
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        raise KeyboardInterrupt('by the user')
+
+
+@fails_upstream
+@pytest.mark.parametrize('update_buffers', [True, False])
+def test_interrupted_validation_leaves_the_raw_weights(toy, hook, average_of, copy_of, update_buffers):
+    before = {}
+
+    class Remember(Hook):
+
+        def before_val(self, runner):
+            before.update(raw=copy_of(runner.model), averaged=copy_of(average_of(runner).ema_model.module))
+
+    runner = toy(hook=dict(hook, update_buffers=update_buffers))
+    runner.register_hook(Interrupted())
+    runner.register_hook(Remember())
+    with pytest.raises(KeyboardInterrupt, match='by the user'):
+        runner.train()
+    after = dict(raw=copy_of(runner.model), averaged=copy_of(average_of(runner).ema_model.module))
+    for kind, tensors in before.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, after[kind][name]), (kind, name)
+
+
+@fails_upstream
+def test_nothing_is_copied_before_the_start(toy, hook, average_of, copy_of):
+    runner = toy(hook=dict(hook, begin_epoch=3), train_cfg=dict(by_epoch=True, max_epochs=3))
+    seen = []
+
+    class Remember(Hook):
+
+        def before_train(self, runner):
+            seen.append(copy_of(average_of(runner).ema_model.module))
+
+        def after_train_epoch(self, runner):
+            if runner.epoch == 1:
+                seen.append(copy_of(average_of(runner).ema_model.module))
+
+    runner.register_hook(Remember())
+    runner.train()
+    assert all(torch.equal(value, seen[1][name]) for name, value in seen[0].items())
+    assert average_of(runner).ema_model.steps == 6
+
+
+@fails_upstream
+def test_saved_average_shares_no_memory_with_the_live_one(toy, hook, average_of):
+    addresses = []
+
+    class Look(Hook):
+
+        priority = 'LOWEST'
+
+        def before_save_checkpoint(self, runner, checkpoint):
+            live = average_of(runner).ema_model.state_dict().values()
+            saved = [*checkpoint['state_dict'].values(), checkpoint['ema_state_dict']['steps']]
+            addresses.append({value.data_ptr() for value in live} & {value.data_ptr() for value in saved})
+
+    runner = toy(hook=hook, default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
+    runner.register_hook(Look())
+    runner.train()
+    assert addresses == [set(), set()]
+
+
+@fails_upstream
+def test_resumed_file_may_lack_a_tensor(toy, hook, average_of, tmp_path):
+    toy().train()
+    path = tmp_path / 'run' / 'epoch_2.pth'
+    content = torch.load(path, weights_only=False)
+    del content['state_dict']['out.bias']
+    torch.save(content, path)
+    runner = toy('resumed', hook=hook, load_from=str(path), resume=True,
+                 train_cfg=dict(by_epoch=True, max_epochs=3))
+    runner.train()
+    assert average_of(runner).ema_model.steps == 18
+
+
+@fails_upstream
+def test_file_of_bare_weights_can_be_started_from(toy, hook, average_of, tmp_path):
+    state = toy('other').model.state_dict()
+    torch.save(state, tmp_path / 'bare.pth')
+    runner = toy(hook=hook, load_from=str(tmp_path / 'bare.pth'))
+    runner.train()
+    assert average_of(runner).ema_model.steps == 12
+
+
+@fails_upstream
+def test_average_stays_finite(toy, hook, average_of):
+    runner = toy(hook=hook)
+
+    class Poison(Hook):
+        """One step leaves NaN in the model, and the next one is right again."""
+
+        priority = 'HIGHEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            bias = runner.model.out.bias
+            if runner.iter == 3:
+                self.good = bias.detach().clone()
+                bias.data.fill_(float('nan'))
+            elif runner.iter == 4:
+                bias.data.copy_(self.good)
+
+    runner.register_hook(Poison())
+    runner.train()
+    assert all(tensor.isfinite().all() for tensor in average_of(runner).ema_model.state_dict().values())
+
+
+@fails_upstream
+def test_trained_runner_tests_the_average(toy, hook):
+    runner = toy(hook=hook)
+    runner.train()
+    validated = runner.message_hub.get_scalar('val/mean').current()
+    assert runner.test()['mean'] == validated
+
+
+@fails_upstream
+def test_start_from_an_average_is_announced(toy, hook, messages, tmp_path):
+    toy().train()
+    toy('next', hook=hook, load_from=str(tmp_path / 'run' / 'epoch_2.pth')).train()
+    assert any('starts anew from the averaged weights of 12 updates' in message for message in messages), messages
+
+
+@fails_upstream
+def test_log_shows_momentum_age_and_drift(toy, hook):
+    runner = toy(hook=hook)
+    runner.train()
+    assert {'train/ema/momentum', 'train/ema/mean_age', 'train/ema/drift'} <= runner.message_hub.log_scalars.keys()
