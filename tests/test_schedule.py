@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmyolo_ema.schedule import mean_age, momentum_at
+from mmyolo_ema.schedule import mean_age, momentum_at, suited
 
 momenta = st.floats(1e-6, 0.5)
 gammas = st.floats(1, 1e5)
@@ -45,3 +45,11 @@ def test_mean_age_equals_the_age_under_the_explicit_weights(interval):
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     expected = (weights * (updates - 1 - np.arange(updates))).sum()
     assert mean_age(updates, momentum, gamma, interval) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('updates', [100, 480, 2_000, 90_000])
+@pytest.mark.parametrize('share', [0.02, 0.04, 0.1])
+def test_suited_schedule_makes_the_average_as_old_as_asked(updates, share):
+    momentum, gamma = suited(updates, share)
+    assert 0 < momentum < 1
+    assert mean_age(updates, momentum, gamma) / updates == pytest.approx(share, rel=0.1)

@@ -26,8 +26,15 @@ def momentum_of(ema_model: BaseAveragedModel) -> Callable[[int], float]:
     """
 
     def probed(step: int) -> float:
-        averaged = torch.zeros((), dtype=torch.float64)
-        ema_model.avg_func(averaged, torch.ones((), dtype=torch.float64), torch.tensor(step))
+        averaged, source = torch.zeros(2, dtype=torch.float64)
+        source.fill_(1)
+        # Some look at the argument, some at their own count.
+        count = ema_model.steps.clone()
+        ema_model.steps.fill_(step)
+        try:
+            ema_model.avg_func(averaged, source, ema_model.steps)
+        finally:
+            ema_model.steps.copy_(count)
         return float(averaged)
 
     later = getattr(ema_model, 'momentum_at', probed)

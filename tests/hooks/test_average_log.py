@@ -1,0 +1,35 @@
+import copy
+
+import pytest
+import torch
+from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
+from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
+
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.hooks.average_log import drift, momentum_of
+from mmyolo_ema.schedule import momentum_at
+
+
+@pytest.mark.parametrize(('make', 'expected'), [
+    (lambda net: ExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
+    (lambda net: MMDetExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
+    (lambda net: ExponentialMovingAverage(net, 0.1), lambda step: 0.1),
+    (lambda net: MomentumAnnealingEMA(net, 0.1, gamma=5), lambda step: max(0.1, 5 / (5 + step))),
+    (lambda net: StochasticWeightAverage(net), lambda step: 1 / (step + 1)),
+], ids=['ours', 'mmdet', 'constant', 'annealing', 'swa'])
+def test_momentum_of_any_class_is_the_weight_of_the_source(net, make, expected):
+    found = momentum_of(make(net))
+    assert found(0) == 1
+    assert [found(step) for step in (1, 7, 1000)] == pytest.approx([expected(step) for step in (1, 7, 1000)])
+
+
+def test_drift_is_the_relative_distance_of_all_parameters(net, change):
+    model, averaged = change(net).double(), change(copy.deepcopy(net)).double()
+    ours, theirs = (torch.cat([p.flatten() for p in m.parameters()]) for m in (averaged, model))
+    assert drift(averaged, model) == pytest.approx(((ours - theirs).norm() / theirs.norm()).item(), rel=1e-6)
+
+
+def test_drift_is_0_for_equal_weights_in_other_dtypes(net):
+    assert drift(copy.deepcopy(net).double(), net) == 0
+    assert drift(copy.deepcopy(net), net.double()) == 0
+    assert drift(torch.nn.Module(), torch.nn.Module()) == 0

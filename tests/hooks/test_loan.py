@@ -1,0 +1,107 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.hooks.loan import Loan
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def assert_same(one, other):
+    assert all(torch.equal(one[name], other[name]) for name in other), one.keys()
+
+
+@pytest.fixture
+def averaged(net, change):
+    return change(copy.deepcopy(net)).requires_grad_(False)
+
+
+def test_model_has_the_averaged_weights_meanwhile(net, averaged):
+    raw, average = state_of(net), state_of(averaged)
+    loan = Loan(averaged, net)
+    loan.begin()
+    assert_same(state_of(net), average)
+    loan.end()
+    assert_same(state_of(net), raw)
+    assert_same(state_of(averaged), average)
+    assert net.linear.weight.requires_grad
+
+
+def test_nothing_is_copied(net, averaged):
+    own = net.linear.weight.data_ptr()
+    loan = Loan(averaged, net)
+    loan.begin()
+    assert net.linear.weight.data_ptr() == averaged.linear.weight.data_ptr()
+    loan.end()
+    assert net.linear.weight.data_ptr() == own
+
+
+def test_average_in_another_dtype_is_converted(net, averaged):
+    loan = Loan(averaged.double(), net)
+    loan.begin()
+    assert net.linear.weight.dtype == torch.float32
+    assert torch.equal(net.linear.weight, averaged.linear.weight.float())
+    loan.end()
+    assert averaged.linear.weight.dtype == torch.float64
+
+
+def test_interrupted_exchange_is_undone(net, averaged):
+    raw = state_of(net)
+    loan = Loan(averaged, net)
+    # What comes last in the exchange raises, as Ctrl-C may there.
+    loan._tensors[-1] = (loan._tensors[-1][0], loan._tensors[-1][1], None)
+    with pytest.raises(AttributeError):
+        loan.begin()
+    loan.end()
+    assert_same(state_of(net), raw)
+
+
+def test_interruption_of_a_loan_shows_the_raw_weights(net, averaged):
+    raw, average = state_of(net), state_of(averaged)
+    loan = Loan(averaged, net)
+    loan.begin()
+    with loan.interrupted():
+        assert_same(state_of(net), raw)
+    assert_same(state_of(net), average)
+
+
+def test_shared_tensors_and_views_are_lent_together(change):
+    model = nn.Module()
+    model.first, model.second = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.second.weight = model.first.weight
+    whole = torch.rand(4)
+    model.register_buffer('whole', whole)
+    model.register_buffer('part', whole[1:3])
+    averaged = ExpMomentumEMA(model, momentum=0.1, gamma=1, update_buffers=True)
+    averaged.update_parameters(model)
+    averaged.update_parameters(change(model))
+    loan = Loan(averaged.module, model)
+    loan.begin()
+    assert model.second.weight is model.first.weight
+    assert torch.equal(model.part, model.whole[1:3])
+    assert torch.equal(model.whole, averaged.module.whole)
+    loan.end()
+    model.whole.fill_(7)
+    assert torch.equal(model.part, torch.full((2,), 7.))
+
+
+def test_plan_of_the_average_survives_a_loan(net, change):
+    averaged = ExpMomentumEMA(net)
+    averaged.update_parameters(change(net))
+    plan = averaged._plan
+    loan = Loan(averaged.module, net)
+    loan.begin()
+    loan.end()
+    averaged.update_parameters(change(net))
+    assert averaged._plan is plan
+
+
+def test_another_model_is_refused_by_name(net, averaged):
+    averaged.extra = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r'extra\.weight'):
+        Loan(averaged, net)

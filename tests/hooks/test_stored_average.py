@@ -1,0 +1,110 @@
+"""How a run takes its average from a file, and what it says about it."""
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.hooks.stored_average import store
+from mmyolo_ema.models import ExpMomentumEMA
+
+
+def said(messages):
+    return [str(message) for message in messages if str(message).startswith('EMA: ') and 'drawn' not in str(message)
+            and 'too short' not in str(message)]
+
+
+@pytest.fixture
+def file(toy, tmp_path):
+    """Returns the path of a checkpoint after 12 updates."""
+    toy('before').train()
+    return tmp_path / 'before' / 'epoch_2.pth'
+
+
+def without(path, part):
+    content = checkpoint.read(path)
+    del content[part]
+    torch.save(content, path)
+    return str(path)
+
+
+def test_resumed_run_says_at_which_update(toy, file, messages):
+    toy(load_from=str(file), resume=True).train()
+    assert said(messages) == ['EMA: resumed at update 12']
+
+
+def test_run_from_a_file_with_an_average_says_that_the_ramp_starts_again(toy, file, messages, average_of):
+    runner = toy(load_from=str(file))
+    runner.train()
+    assert said(messages) == ['EMA: starts anew from the averaged weights of 12 updates in the file, so its ramp '
+                              'starts again. To go on with that average, resume the run']
+    assert average_of(runner).ema_model.steps == 12
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_run_from_a_file_without_an_average_says_so(toy, file, messages, resume):
+    runner = toy(load_from=without(file, 'ema_state_dict'), resume=resume,
+                 train_cfg=dict(by_epoch=True, max_epochs=3))
+    runner.train()
+    assert said(messages) == ['EMA: starts from a file without EMA, from its weights']
+
+
+def test_loaded_average_is_that_of_the_file(toy, file, average_of):
+    runner = toy(load_from=str(file), resume=True)
+    runner.train()  # nothing is left to train
+    content = checkpoint.read(file)
+    for name, value in average_of(runner).ema_model.module.state_dict().items():
+        assert torch.equal(value, content['state_dict'][name])
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, checkpoint.raw_weights(content)[name])
+
+
+@pytest.fixture
+def other_classes(trained, demo_config):
+    """Returns a function that makes a run from a one-class checkpoint with three classes."""
+    no_validation = dict.fromkeys(('val_dataloader', 'val_cfg', 'val_evaluator'))
+
+    def make(**options):
+        return demo_config('fine-tune', load_from=str(trained), **{
+            'model.bbox_head.num_classes': 3, 'train_cfg.max_epochs': 1, **no_validation, **options
+        })
+
+    return make
+
+
+def test_fine_tuning_with_other_classes_loads_what_fits_and_names_the_rest(other_classes, messages):
+    checkpoint.use_safe_loader()
+    Runner.from_cfg(other_classes()).train()
+    line = next(line for line in said(messages) if 'starts anew' in line)
+    for level in range(3):
+        assert f'bbox_head.rtm_cls.{level}.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))' in line
+        assert f'bbox_head.rtm_cls.{level}.bias (checkpoint (1,), model (3,))' in line
+    assert 'backbone' not in line
+
+
+def test_strict_load_refuses_other_classes(other_classes):
+    checkpoint.use_safe_loader()
+    with pytest.raises(ValueError, match=r'strict_load is set, .*rtm_cls\.0\.weight'):
+        Runner.from_cfg(other_classes(**{'custom_hooks.0.strict_load': True})).train()
+
+
+def test_strict_load_accepts_what_fits(toy, hook_config, file, average_of):
+    for options in (dict(resume=True), {}):
+        runner = toy(hook=hook_config(strict_load=True), load_from=str(file), **options)
+        runner.train()
+        assert average_of(runner).ema_model.steps == 12
+
+
+def test_shared_tensors_are_stored_once(detector):
+    averaged = ExpMomentumEMA(detector)
+    averaged.update_parameters(detector)
+    content = dict(state_dict=dict(detector.state_dict()))
+    store(content, averaged, has_begun=True)
+    weights = content['state_dict']
+    first, second = (weights[f'bbox_head.cls_convs.{level}.0.conv.weight'] for level in (0, 1))
+    assert first.data_ptr() == second.data_ptr()
+    assert first.data_ptr() != averaged.module.bbox_head.cls_convs[0][0].conv.weight.data_ptr()
+
+
+def test_checkpoint_loads_before_any_run(toy, file):
+    toy().load_checkpoint(str(file))
