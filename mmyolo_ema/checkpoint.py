@@ -96,18 +96,17 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
     Returns:
         The path, or None if there is none, and those that were passed over because they are cut off or gone.
     """
-    work_dir = Path(work_dir)
+    work_dir = Path(work_dir).resolve()
     named = work_dir / 'last_checkpoint'
     target = named.read_text().strip() if named.is_file() else ''
-    first = [Path(target)] if target else []
+    first = [Path(target).resolve()] if target else []
     others = [path for folder in {work_dir, *(path.parent for path in first)} for path in folder.glob('*.pth')]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     passed_over: list[Path] = []
     for path in dict.fromkeys([*first, *others]):
         try:
             # A best_*.pth or a published file cannot be gone on from; the one that is named gets its say later.
-            if path in first or read(path, mmap=True).get('optimizer'):
-                read(path, mmap=True)
+            if read(path, mmap=True).get('optimizer') or path in first:
                 return path, passed_over
         except (OSError, ValueError):
             passed_over.append(path)

@@ -205,3 +205,57 @@ def test_weights_of_another_model_are_named(net):
     said = re.escape('linear.weight (checkpoint (4, 3), model (5, 3)); missing: linear.bias')
     with pytest.raises(ValueError, match=said):
         checkpoint.check_fits(weights, net)
+
+
+class Folder:
+    """A work directory with checkpoints, oldest first."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def add(self, name, cut=False, **content):
+        file = self.path / name
+        torch.save(dict(state_dict={}, **{'optimizer': dict(state=1), **content}), file)
+        if cut:
+            file.write_bytes(file.read_bytes()[:-100])
+        when = len(list(self.path.iterdir()))
+        os.utime(file, (when, when))
+        return file
+
+    def name_last(self, file):
+        (self.path / 'last_checkpoint').write_text(str(file))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def test_last_checkpoint_is_the_one_that_is_named(folder):
+    named = folder.add('epoch_1.pth')
+    folder.add('epoch_2.pth')
+    folder.name_last(named)
+    assert checkpoint.latest_whole(folder.path) == (named, [])
+
+
+def test_checkpoint_that_is_cut_off_or_gone_is_passed_over(folder):
+    whole = folder.add('epoch_1.pth')
+    folder.add('best_mAP_epoch_1.pth', optimizer=None)
+    cut, gone = folder.add('epoch_2.pth', cut=True), folder.path / 'epoch_3.pth'
+    folder.name_last(gone)
+    assert checkpoint.latest_whole(folder.path) == (whole, [gone, cut])
+    folder.name_last('')
+    assert checkpoint.latest_whole(folder.path) == (whole, [cut])
+
+
+def test_checkpoints_in_a_folder_of_their_own_are_found(folder):
+    (folder.path / 'out').mkdir()
+    whole = folder.add('out/epoch_1.pth')
+    cut = folder.add('out/epoch_2.pth', cut=True)
+    folder.name_last(cut)
+    assert checkpoint.latest_whole(folder.path) == (whole, [cut])
+
+
+def test_folder_without_checkpoints_has_no_last_one(folder):
+    assert checkpoint.latest_whole(folder.path) == (None, [])
+    assert checkpoint.latest_whole(folder.path / 'nowhere') == (None, [])

@@ -1,6 +1,12 @@
-import pytest
+from pathlib import Path
 
-from mmyolo_ema.files import write_new
+import pytest
+import torch
+from mmengine.fileio import io
+from mmengine.fileio.backends import registry_utils
+from mmengine.runner import save_checkpoint
+
+from mmyolo_ema.files import replace, use_whole_files, write_new
 
 
 def test_file_that_is_there_is_left_alone(tmp_path):
@@ -28,3 +34,43 @@ def test_temporary_file_has_the_suffix_that_tells_its_format(tmp_path):
     write_new(tmp_path / 'new' / 'a.png', lambda temporary: seen.append(temporary.suffix) or temporary.touch())
     assert seen == ['.png']
     assert (tmp_path / 'new' / 'a.png').exists()
+
+
+def test_replaced_file_is_whole_or_what_it_was(tmp_path):
+    path = tmp_path / 'a.txt'
+    replace(path, lambda temporary: temporary.write_text('old'))
+    replace(path, lambda temporary: temporary.write_text('new'))
+    assert path.read_text() == 'new'
+
+    def fail(temporary):
+        temporary.write_text('half')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(path, fail)
+    assert path.read_text() == 'new'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def whole_files(monkeypatch):
+    monkeypatch.setattr(registry_utils, 'backends', dict(registry_utils.backends))
+    monkeypatch.setattr(registry_utils, 'prefix_to_backends', dict(registry_utils.prefix_to_backends))
+    monkeypatch.setattr(io, 'backends', registry_utils.backends)
+    monkeypatch.setattr(io, 'prefix_to_backends', registry_utils.prefix_to_backends)
+    use_whole_files()
+
+
+def test_failed_save_leaves_the_file_that_was_there(whole_files, tmp_path, monkeypatch):
+    path = tmp_path / 'epoch_1.pth'
+    save_checkpoint(dict(epoch=1), str(path))
+    monkeypatch.setattr(Path, 'write_bytes', lambda path, content: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(dict(epoch=2), str(path))
+    assert torch.load(path) == dict(epoch=1)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_written_whole_too(whole_files, tmp_path):
+    io.put_text('ä', tmp_path / 'a.txt')
+    assert (tmp_path / 'a.txt').read_text('utf-8') == 'ä'

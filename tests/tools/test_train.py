@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -77,14 +78,39 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     assert said in refused('train', *arguments)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works here')
-def test_mixed_precision_needs_a_gpu(refused, config_file):
-    assert '--amp needs a GPU' in refused('train', config_file, '--amp')
+@pytest.mark.skipif(torch.cuda.is_available(), reason='uses the GPU here')
+def test_mixed_precision_trains_on_the_cpu(tool, config_file, tmp_path):
+    tool('train', config_file, '--work-dir', 'plain')
+    tool('train', config_file, '--work-dir', 'mixed', '--amp')
+    plain, mixed = (checkpoint.read(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('plain', 'mixed'))
+    assert all(value.dtype == plain[name].dtype for name, value in mixed.items())
+    assert not all(torch.equal(value, plain[name]) for name, value in mixed.items())
+    assert all(value.isfinite().all() for value in mixed.values())
 
 
-def test_latest_checkpoint_that_is_cut_off_is_named(refused, config_file, checkpoint_file, tmp_path):
-    work_dir = tmp_path / 'work_dirs' / 'small'
-    work_dir.mkdir(parents=True)
-    (work_dir / 'epoch_1.pth').write_bytes(checkpoint_file.read_bytes()[:1000])
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
-    assert 'epoch_1.pth is not a checkpoint, or is cut off' in refused('train', config_file, '--resume')
+@pytest.fixture
+def work_dir(tmp_path, checkpoint_file):
+    """Returns the work directory of a run that was killed while it saved its last checkpoint."""
+    path = tmp_path / 'work_dirs' / 'small'
+    path.mkdir(parents=True)
+    (path / 'epoch_1.pth').write_bytes(checkpoint_file.read_bytes()[:1000])
+    (path / 'last_checkpoint').write_text(str(path / 'epoch_1.pth'))
+    return path
+
+
+def test_latest_checkpoint_that_is_cut_off_is_named(refused, config_file, work_dir):
+    said = refused('train', config_file, '--resume')
+    assert f'no checkpoint in work_dirs/small is whole; {work_dir}/epoch_1.pth cut off or gone' in said
+
+
+def test_resumes_from_the_last_whole_checkpoint_and_says_so(tool, config_file, work_dir, checkpoint_file, capsys):
+    shutil.copy(checkpoint_file, work_dir / 'epoch_0.pth')
+    tool('train', config_file, '--resume')
+    said = capsys.readouterr().out
+    assert f'resuming from {work_dir}/epoch_0.pth, the last whole checkpoint: ' in said
+    assert f'{work_dir}/epoch_1.pth cut off or gone' in said
+
+
+def test_nothing_to_resume_from_is_said(tool, config_file, capsys):
+    tool('train', config_file, '--resume')
+    assert 'there is no checkpoint in work_dirs/small to resume from: training starts anew' in capsys.readouterr().out
