@@ -40,11 +40,11 @@ def step_table(costs: StepCosts) -> Table:
 
 def surroundings_table(costs: StepCosts) -> Table:
     """Returns what an average costs besides its steps, by class."""
-    table = _table(f'{_title(costs)}: besides the steps', 'class', 'swap ms', 'create ms', 'save ms', 'average MiB',
-                   'step adds', 'swap adds')
+    table = _table(f'{_title(costs)}: besides the steps', 'class', 'check ms', 'swap ms', 'create ms', 'save ms',
+                   'average MiB', 'step adds', 'swap adds')
     for name, cost in costs.costs.items():
         if cost.create is not None:
-            table.add_row(name, _ms(cost.swap), _ms(cost.create), _ms(cost.save), *_memories(cost))
+            table.add_row(name, *map(_ms, (cost.check, cost.swap, cost.create, cost.save)), *_memories(cost))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What an average costs: a step, the exchange before a validation, making it, saving it, and its memory."""
+"""What an average costs: a step, the exchange for a validation, making it, saving it, and its memory."""
 
 import random
 import tempfile
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from mmyolo_ema.benchmark.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
 from mmyolo_ema.benchmark.memory import Memory, memory_of
 from mmyolo_ema.benchmark.timing import Timing, interleaved, measured, pooled
+from mmyolo_ema.hooks.finite_check import FiniteCheck
+from mmyolo_ema.hooks.loan import Loan
 
 __all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'training_step_of']
 
@@ -39,7 +41,8 @@ class Cost:
 
     Attributes:
         step: Time of an update, past the first.
-        swap: Time to exchange average and model before a validation; None where no hook does so.
+        check: Time to look for NaN and infinity before an update; None for classes that do not.
+        swap: Time to exchange average and model for a validation, and back; None where no hook does so.
         create: Time to make the average, first update included.
         save: Time to write its state to a file.
         average_memory: What making it takes, and what it holds.
@@ -48,6 +51,7 @@ class Cost:
     """
 
     step: Timing
+    check: Optional[Timing] = None
     swap: Optional[Timing] = None
     create: Optional[Timing] = None
     save: Optional[Timing] = None
@@ -100,7 +104,9 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
 
     few = min(rounds, _FEW_ROUNDS)
     contenders = {name: function() for name, function in make.items()}
-    swaps = {name: _swap(contenders[name], model) for name in _SWAPPED}
+    finite = FiniteCheck(contenders[OURS].average.get_submodule('module'), model)
+    check = interleaved({OURS: finite.passes}, rounds, device, before=training_step_of(model))
+    swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
     swap = interleaved(swaps, few, device)
     create = interleaved(make, few, device, warm_up=1)
     save = _time_saving(contenders, few, device)
@@ -108,7 +114,7 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     pairs = averaged_pairs(model, model, update_buffers)
     costs = StepCosts(detector, update_buffers, len(pairs), sum(source.numel() for _, source in pairs))
     for name in (*make, BARE, LIMIT):
-        costs.costs[name] = Cost(steps[name], swap.get(name), create.get(name), save.get(name))
+        costs.costs[name] = Cost(steps[name], check.get(name), swap.get(name), create.get(name), save.get(name))
     for name, contender in contenders.items():
         costs.costs[name].average_memory = memory_of(make[name], device)
         costs.costs[name].step_memory = memory_of(contender.update, device)
@@ -147,11 +153,21 @@ def _make(maker: Maker, model: nn.Module, update_buffers: bool) -> Contender:
     return contender
 
 
-def _swap(contender: Contender, model: nn.Module) -> Callable[[], object]:
-    """Returns what MMEngine's hook does before a validation, and again after it."""
+def _swap(name: str, contender: Contender, model: nn.Module) -> Callable[[], object]:
+    """Returns what our hook, or MMEngine's, does before a validation and after it."""
+
+    def lend() -> None:
+        loan = Loan(contender.average.get_submodule('module'), model)
+        loan.begin()
+        loan.end()
+
+    def exchange() -> None:
+        hook.before_val_epoch(None)
+        hook.after_val_epoch(None)
+
     hook = EMAHook()
     hook.ema_model, hook.src_model = contender.average, model
-    return lambda: hook.before_val_epoch(None)
+    return lend if name == OURS else exchange
 
 
 def _time_saving(contenders: dict[str, Contender], rounds: int, device: str) -> dict[str, Timing]:

@@ -18,6 +18,7 @@ def test_everything_is_measured_for_every_class(detector, device, update_buffers
         assert cost.step.median > 0
         assert (cost.create is None) == (cost.average_memory is None) == (name in (BARE, LIMIT))
         assert (cost.swap is None) == (name not in (OURS, 'mmdet', 'mmengine'))
+        assert (cost.check is None) == (name != OURS)
     weights = sum(parameter.numel() for parameter in detector.parameters())
     statistics = sum(buffer.numel() for name, buffer in detector.named_buffers() if '.running_' in name)
     assert costs.weights == weights + update_buffers * statistics
