@@ -123,7 +123,6 @@ class EMAHook(MMEngineEMAHook):
         if getattr(self, 'src_model', None) is not model:
             super().before_run(runner)
             self.skipped = 0
-            self._finite = FiniteCheck(self.ema_model.module, model)
             self._log = AverageLog(self.ema_model, model)
         for loop in (runner._val_loop, runner._test_loop):
             if isinstance(loop, BaseLoop):
@@ -137,6 +136,7 @@ class EMAHook(MMEngineEMAHook):
         """
         super().before_train(runner)
         self._optimizer_steps = OptimizerSteps(runner.optim_wrapper)
+        self._finite = FiniteCheck(self.src_model, self.ema_model.module if self._has_begun else self.src_model)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
             average = self.ema_model
             found = advice(self._updates_at_end(runner), average.momentum, average.gamma, average.interval)

@@ -18,16 +18,17 @@ _DEVICE = attrgetter('device')
 class FiniteCheck:
     """Tells whether all tensors of a model that an average takes in are finite, on all processes.
 
-    These are its parameters and the floating buffers that a checkpoint holds. A tensor whose average is not finite,
+    These are its parameters and the floating buffers that a checkpoint holds. What is not finite at the beginning,
     such as an attention mask, is not looked at: there is nothing to lose.
 
     Args:
-        averaged: The module that holds the averages of the model's tensors, under the same names.
         model: The bare model.
+        beginning: What the average holds now, under the names of the model: its average, or the model itself.
     """
 
-    def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
-        self._averaged, self._model = averaged, model
+    def __init__(self, model: nn.Module, beginning: nn.Module) -> None:
+        self._model = model
+        self._ignored = {name for name, slot in slots(beginning) if not slot.tensor.isfinite().all()}
         self._list()
 
     def passes(self) -> bool:
@@ -44,12 +45,10 @@ class FiniteCheck:
         return [name for name, tensor in self._tensors.items() if not tensor.isfinite().all()]
 
     def _list(self) -> None:
-        averages = {name: slot.tensor for name, slot in slots(self._averaged)}
         distinct = {id(slot.tensor): (name, slot.tensor) for name, slot in slots(self._model)
                     if slot.is_persistent and (slot.tensor.is_floating_point() or slot.tensor.is_complex())}
         self._tensors: dict[str, Tensor] = {
-            name: tensor for name, tensor in distinct.values()
-            if tensor.numel() and (name not in averages or averages[name].isfinite().all())
+            name: tensor for name, tensor in distinct.values() if tensor.numel() and name not in self._ignored
         }
         self._devices = list(map(_DEVICE, self._tensors.values()))
         self._watch = ModuleWatch(self._model.modules())

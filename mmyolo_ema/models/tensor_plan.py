@@ -61,8 +61,8 @@ class TensorPlan:
         average, source = unwrap(averaged), unwrap(model)
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
         pairs = sorted(_distinct_pairs(average, source), key=lambda pair: pair[0].numel())
-        self.averages = _grouped([pair[:2] for pair in pairs if _is_averaged(pair[2], update_buffers)])
-        self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(pair[2], update_buffers)])
+        self.averages = _grouped([pair[:2] for pair in pairs if _is_averaged(*pair[1:], update_buffers)])
+        self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(*pair[1:], update_buffers)])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
         self._remember()
@@ -194,12 +194,12 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _is_averaged(slot: Slot, update_buffers: bool) -> bool:
+def _is_averaged(source: Tensor, slot: Slot, update_buffers: bool) -> bool:
     """Whether a tensor is averaged; the others are copied."""
     if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
         return False
     # A buffer with infinities is a mask, and the mean of two infinities is no number.
-    return slot.is_parameter or (update_buffers and slot.is_persistent and not slot.tensor.isinf().any())
+    return slot.is_parameter or (update_buffers and slot.is_persistent and not source.isinf().any())
 
 
 def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:

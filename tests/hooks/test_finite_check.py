@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -11,7 +9,7 @@ BAD = [float('nan'), float('inf'), -float('inf')]
 
 @pytest.fixture
 def check(net):
-    return FiniteCheck(copy.deepcopy(net), net)
+    return FiniteCheck(net, net)
 
 
 def test_a_finite_model_passes(check):
@@ -36,7 +34,7 @@ def test_numbers_too_large_for_a_norm_pass(net, check):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes_are_looked_at(net, dtype):
     net.linear.to(dtype)
-    check = FiniteCheck(copy.deepcopy(net), net)
+    check = FiniteCheck(net, net)
     assert check.passes()
     net.linear.bias.data[0] = float('nan')
     assert not check.passes()
@@ -49,7 +47,7 @@ def test_buffers_that_no_checkpoint_holds_are_not_looked_at(net, check):
 
 def test_a_mask_with_infinities_is_not_looked_at(net):
     net.register_buffer('mask', torch.tensor([0., -float('inf')]))
-    check = FiniteCheck(copy.deepcopy(net), net)
+    check = FiniteCheck(net, net)
     assert check.passes()
     net.linear.bias.data[0] = float('nan')
     assert check.names() == ['linear.bias']
@@ -86,6 +84,16 @@ def test_bad_steps_are_left_out_counted_and_announced_seldom(toy, average_of, me
     assert len(said) == 2
     assert 'in out.bias (the 1. such step of the run)' in said[0]
     assert 'the 10. such step' in said[1]
+
+
+def test_what_the_constructor_leaves_undefined_is_looked_at(toy, average_of, monkeypatch):
+    runner = toy()
+    with torch.no_grad():
+        runner.model.out.bias.fill_(float('nan'))  # as torch.empty() may
+    monkeypatch.setattr(runner.model, 'init_weights', lambda: torch.nn.init.zeros_(runner.model.out.bias))
+    runner.register_hook(Poison())
+    runner.train()
+    assert average_of(runner).skipped == 11
 
 
 def test_check_can_be_turned_off(toy, hook_config, average_of):

@@ -155,6 +155,14 @@ def test_copy_of_an_average_is_independent(ema_class, net, change, duplicate):
 
 
 @fails_upstream
+def test_mask_with_infinities_is_copied(ema_class, net, change):
+    net.register_buffer('mask', torch.tensor([0., -float('inf')]))
+    averaged = make(ema_class, net, update_buffers=True)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged.module.mask, net.mask)
+
+
+@fails_upstream
 def test_integers_and_flags_are_copied_at_each_update(ema_class, net, change):
     averaged = make(ema_class, net, update_buffers=True)
     averaged.update_parameters(change(net))
