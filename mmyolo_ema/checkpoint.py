@@ -18,6 +18,7 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from mmyolo_ema.unpickling import restored, stand_ins
 
@@ -100,7 +101,7 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
     named = work_dir / 'last_checkpoint'
     target = named.read_text().strip() if named.is_file() else ''
     first = [Path(target).resolve()] if target else []
-    others = [path for folder in {work_dir, *(path.parent for path in first)} for path in folder.glob('*.pth')]
+    others = [path for folder in {work_dir, *(path.parent for path in first)} for path in folder.glob('[!.]*.pth')]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     passed_over: list[Path] = []
     for path in dict.fromkeys([*first, *others]):
@@ -118,14 +119,14 @@ def has_ema(checkpoint: dict) -> bool:
     return isinstance(checkpoint.get('ema_state_dict'), dict)
 
 
-def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
+def raw_weights(checkpoint: dict) -> dict[str, Any]:
     """Returns the raw weights: those that the optimizer trained.
 
     Args:
         checkpoint: As :func:`read` returns it.
 
     Returns:
-        The tensors by the names that they have in the model.
+        The tensors, and what modules keep besides, by the names that they have in the model.
 
     Raises:
         ValueError: If the checkpoint holds no average, so that its only weights are under ``state_dict``.
@@ -133,8 +134,8 @@ def raw_weights(checkpoint: dict) -> dict[str, Tensor]:
     if not has_ema(checkpoint):
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside those that "
                          "weights 'ema' tests")
-    stored = _tensors(checkpoint['ema_state_dict'])
-    return {name[len(PREFIX):]: tensor for name, tensor in stored if name.startswith(PREFIX)}
+    stored = checkpoint['ema_state_dict'].items()
+    return {name[len(PREFIX):]: value for name, value in stored if isinstance(name, str) and name.startswith(PREFIX)}
 
 
 def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
@@ -153,14 +154,14 @@ def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
     missing, other, _ = misfits(tensors, model.state_dict())
     if missing or other:
         raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape: ', other) + listed('; missing: ', missing))
+                         listed('; of another shape: ', list(other.values())) + listed('; missing: ', missing))
 
 
 class Misfits(NamedTuple):
-    """Names of tensors that a model and a file do not have in common; for another shape, with both shapes."""
+    """Names of tensors that a model and a file do not have in common; ``other`` tells both shapes, by name."""
 
     missing: list[str]
-    other: list[str]
+    other: dict[str, str]
     unexpected: list[str]
 
 
@@ -174,10 +175,10 @@ def misfits(stored: dict, own: dict) -> Misfits:
     shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(stored)}
     wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(own)}
     missing = [name for name in wanted if name not in shapes]
-    other = [
-        f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
+    other = {
+        name: f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
         if name in shapes and shapes[name] != shape
-    ]
+    }
     return Misfits(missing, other, [name for name in shapes if name not in wanted])
 
 
@@ -221,5 +222,7 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
 
 
 def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
+    """Yields the parameters and buffers of a state; the extra state of a module may be a tensor of any shape."""
     return ((name, value) for name, value in state_dict.items()
-            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta)
+            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta
+            and not name.endswith(_EXTRA_STATE_KEY_SUFFIX))

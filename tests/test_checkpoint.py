@@ -241,6 +241,7 @@ def test_last_checkpoint_is_the_one_that_is_named(folder):
 def test_checkpoint_that_is_cut_off_or_gone_is_passed_over(folder):
     whole = folder.add('epoch_1.pth')
     folder.add('best_mAP_epoch_1.pth', optimizer=None)
+    folder.add('.unfinished.epoch_3.pth')
     cut, gone = folder.add('epoch_2.pth', cut=True), folder.path / 'epoch_3.pth'
     folder.name_last(gone)
     assert checkpoint.latest_whole(folder.path) == (whole, [gone, cut])

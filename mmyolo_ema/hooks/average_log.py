@@ -47,6 +47,8 @@ def drift(averaged: nn.Module, model: nn.Module) -> float:
     distance, norm = [], []
     with torch.inference_mode():
         for name, average in averaged.named_parameters():
+            if not (average.is_floating_point() or average.is_complex()):
+                continue
             source = sources[name].to(average.device)
             distance.append(_norm(average - source))
             norm.append(_norm(source).to(distance[0].device))

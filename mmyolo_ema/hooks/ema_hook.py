@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -11,7 +12,7 @@ from mmengine.dist import all_reduce_params, is_main_process
 from mmengine.hooks import CheckpointHook, RuntimeInfoHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import print_log
-from mmengine.model import BaseAveragedModel, is_model_wrapper
+from mmengine.model import BaseAveragedModel
 from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
@@ -21,10 +22,10 @@ from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
-from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps
+from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import exchange, load, store
+from mmyolo_ema.hooks.stored_average import exchange, load, store, unfit, updates_in
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
 
@@ -72,7 +73,7 @@ class EMAHook(MMEngineEMAHook):
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers.
 
     Raises:
-        TypeError: If a flag is not True or False.
+        TypeError: If a flag is not True or False, or a beginning is not an integer.
         ValueError: When a checkpoint does not fit and ``strict_load`` is set.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
@@ -102,14 +103,19 @@ class EMAHook(MMEngineEMAHook):
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise TypeError(f'{name} must be True or False, but got {value!r}')
+        for name, number in dict(begin_iter=begin_iter, begin_epoch=begin_epoch).items():
+            if not isinstance(number, int):
+                raise TypeError(f'{name} must be an integer, but got {number!r}')
         super().__init__(ema_type, strict_load, begin_iter, begin_epoch, **kwargs)
         self.evaluate_on_ema = evaluate_on_ema
         self.evaluate_on_both = evaluate_on_ema and evaluate_on_origin
         self.skip_nonfinite = skip_nonfinite
         #: Steps that were not averaged because of NaN or infinity.
         self.skipped = 0
+        self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._loan: Optional[Loan] = None
         self._raw_metrics: Optional[dict] = None
+        self._passed_over_average = False
 
     def before_run(self, runner: Runner) -> None:
         """Makes the average of a run that trains, once.
@@ -117,13 +123,14 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        if not _trains(runner):
+        # Asking a runner for its training loop would make one.
+        if not isinstance(runner._train_loop, BaseLoop):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if getattr(self, 'src_model', None) is not model:
+        if not self._averages_for(runner):
             super().before_run(runner)
+            self._runner = weakref.ref(runner)
             self.skipped = 0
-            self._log = AverageLog(self.ema_model, model)
+            self._log = AverageLog(self.ema_model, self.src_model)
         for loop in (runner._val_loop, runner._test_loop):
             if isinstance(loop, BaseLoop):
                 self._end_loan_after(loop)
@@ -135,8 +142,13 @@ class EMAHook(MMEngineEMAHook):
             runner (Runner): The runner of the training.
         """
         super().before_train(runner)
-        self._optimizer_steps = OptimizerSteps(runner.optim_wrapper)
-        self._finite = FiniteCheck(self.src_model, self.ema_model.module if self._has_begun else self.src_model)
+        has_begun = self._has_begun(runner)
+        if self._passed_over_average and runner.iter > 0 and not has_begun:
+            raise ValueError('the runner was resumed before its training was started, when there was no average that '
+                             'could go on. Leave that call out, and make the runner with load_from=..., resume=True.')
+        self._optimizer_steps = OptimizerSteps(self.src_model)
+        if self.skip_nonfinite:
+            self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
             average = self.ema_model
             found = advice(self._updates_at_end(runner), average.momentum, average.gamma, average.interval)
@@ -153,15 +165,15 @@ class EMAHook(MMEngineEMAHook):
             data_batch (Any): Not used.
             outputs (dict, optional): Not used.
         """
-        if self._optimizer_steps.stepped() and self._ema_started(runner):
+        if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
             if not self.skip_nonfinite or self._finite.passes():
                 self.ema_model.update_parameters(self.src_model)
             else:
                 self._skip()
-        if self._has_begun and self._log.is_due(runner, batch_idx):
+        if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
         if _is_saved_after_iteration(runner):
-            self._synchronize_buffers()
+            self._synchronize_buffers(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Prepares the average for a checkpoint; only the main process would hear of its saving.
@@ -169,7 +181,7 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the training.
         """
-        self._synchronize_buffers()
+        self._synchronize_buffers(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Draws how the average fared.
@@ -185,8 +197,8 @@ class EMAHook(MMEngineEMAHook):
                 replaced = ', in the place of an earlier one' if path.exists() else ''
                 replace(path, lambda temporary: draw_average_curves(curves, temporary))
                 _say(f'how it fared is drawn in {path}{replaced}')
-            except OSError as error:  # the training is done and must not end in an error
-                _say(f'{path} cannot be written: {error}', logging.WARNING)
+            except Exception as error:  # the training is done and must not end in an error
+                _say(f'{path} cannot be drawn: {error}', logging.WARNING)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Validates the raw weights if both kinds are asked for, then lends the model those of the average.
@@ -194,12 +206,13 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the validation.
         """
-        if not self._has_begun:
+        self._raw_metrics = None
+        if not self._has_begun(runner):
             return
-        self._synchronize_buffers()
+        self._synchronize_buffers(runner)
         if self.evaluate_on_both:
             _say('validating the raw weights')
-            self._raw_metrics = validate_once_more(runner.val_loop)
+            self._raw_metrics = validate_once_more(runner, self)
             _say('validating the averaged weights')
         self._lend_average()
 
@@ -211,12 +224,12 @@ class EMAHook(MMEngineEMAHook):
             metrics (dict, optional): What was measured; the metrics of the raw weights are added to it.
         """
         self._end_loan()
-        if metrics is None or not _trains(runner):
+        if metrics is None or not self._averages_for(runner):
             return
         measured = dict(metrics)
-        # Until the average has begun, the model stands for it.
-        raw, self._raw_metrics = measured if self._raw_metrics is None else self._raw_metrics, None
         if self.evaluate_on_both:
+            # Until the average has begun, the model stands for it.
+            raw = measured if self._raw_metrics is None else self._raw_metrics
             self._log.add_metrics(runner, measured, raw)
             self._add_raw_metrics(runner, metrics, raw)
         elif self.evaluate_on_ema:
@@ -226,15 +239,18 @@ class EMAHook(MMEngineEMAHook):
 
     @staticmethod
     def _add_raw_metrics(runner: Runner, metrics: dict, raw: dict) -> None:
-        """Adds the metrics of the raw weights for the log and for ``save_best``."""
-        # Where one kind of weights detects nothing, its metrics are missing; save_best passes over a None.
-        for name in raw:
-            metrics.setdefault(name, None)
-        metrics.update({name + _ORIGIN: raw.get(name) for name in list(metrics)})
-        # The hook that hands metrics to the log has been called already.
+        """Adds the metrics of the raw weights, for the log and for the hooks that choose by a metric."""
+        added = {name + _ORIGIN: value for name, value in raw.items()}
         for hook in runner.hooks:
+            # The hook that hands metrics to the log has been called already.
             if isinstance(hook, RuntimeInfoHook):
-                hook.after_val_epoch(runner, {name + _ORIGIN: value for name, value in raw.items()})
+                hook.after_val_epoch(runner, added)
+        # A detection metric is missing if nothing was detected. A CheckpointHook passes over a validation without
+        # metrics, and over a metric that is None, but not over one that is missing.
+        if metrics:
+            wanted = [key for hook in runner.hooks if isinstance(hook, CheckpointHook) for key in hook.save_best or []]
+            missing = [key for key in wanted if key.endswith(_ORIGIN) and key.removesuffix(_ORIGIN) in metrics]
+            metrics.update({**dict.fromkeys(missing), **added})
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Lends the model the weights of the average, if it was trained in this run.
@@ -242,8 +258,8 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the test.
         """
-        if self._has_begun:
-            self._synchronize_buffers()
+        if self._has_begun(runner):
+            self._synchronize_buffers(runner)
             self._lend_average()
 
     def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
@@ -262,12 +278,12 @@ class EMAHook(MMEngineEMAHook):
             runner (Runner): The runner of the training.
             checkpoint (dict): What is about to be saved; changed in place.
         """
-        if not hasattr(self, 'ema_model'):
+        if not self._averages_for(runner):
             return
         if self._loan is not None:
             with self._loan.interrupted():
                 checkpoint['state_dict'] = weights_to_cpu(self.src_model.state_dict())
-        store(checkpoint, self.ema_model, self._has_begun)
+        store(checkpoint, self.ema_model, self._has_begun(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -279,32 +295,39 @@ class EMAHook(MMEngineEMAHook):
         Raises:
             ValueError: If ``strict_load`` is set and the tensors differ from the model's.
         """
-        if not hasattr(self, 'ema_model'):
+        if not self._averages_for(runner):
+            self._passed_over_average = has_ema(checkpoint)
             return
         resumes = runner._resume and has_ema(checkpoint)
+        updates = updates_in(checkpoint) if has_ema(checkpoint) else None
         if resumes:
             exchange(checkpoint)
-            stored = checkpoint['ema_state_dict']
-        else:
-            weights = checkpoint.get('state_dict', checkpoint)
-            stored = {PREFIX + name.removeprefix(PREFIX): value for name, value in weights.items()}
-        unfit = load(self.ema_model, stored, self.strict_load)
+        raw = {PREFIX + str(name).removeprefix(PREFIX): value
+               for name, value in checkpoint.get('state_dict', checkpoint).items()}
+        averaged = checkpoint['ema_state_dict'] if resumes else raw
+        misfits = unfit(averaged, self.ema_model) or unfit(raw, self.ema_model)
+        if misfits and self.strict_load:
+            raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
+                             'strict_load out to load what fits.')
+        load(self.ema_model, averaged, updates or 0 if resumes else 0)
         if resumes:
-            said = f'resumed at update {int(self.ema_model.steps)}'
+            said = f'resumed at update {updates or 0}'
         elif has_ema(checkpoint):
-            updates = checkpoint['ema_state_dict'].get('steps')
-            count = '' if updates is None else f' of {int(updates)} updates'
+            count = '' if updates is None else f' of {updates} updates'
             said = (f'starts anew from the averaged weights{count} in the file, so its ramp starts again. To go on '
                     'with that average, resume the run')
         else:
             said = 'starts from a file without EMA, from its weights'
-        surprising = unfit or (runner._resume and not resumes)
-        _say(said + unfit, logging.WARNING if surprising else logging.INFO)
+        surprising = misfits or (runner._resume and not resumes)
+        _say(said + misfits, logging.WARNING if surprising else logging.INFO)
 
-    @property
-    def _has_begun(self) -> bool:
-        """Whether the average has been updated; the first update makes it a copy of the model."""
-        return hasattr(self, 'ema_model') and int(self.ema_model.steps) > 0
+    def _averages_for(self, runner: Runner) -> bool:
+        """Whether the average is of this runner's training."""
+        return self._runner() is runner
+
+    def _has_begun(self, runner: Runner) -> bool:
+        """Whether the average of this runner has been updated; the first update makes it a copy of the model."""
+        return self._averages_for(runner) and int(self.ema_model.steps) > 0
 
     def _lend_average(self) -> None:
         if self.evaluate_on_ema:
@@ -328,9 +351,9 @@ class EMAHook(MMEngineEMAHook):
 
         loop.run = run_and_end_loan
 
-    def _synchronize_buffers(self) -> None:
+    def _synchronize_buffers(self, runner: Runner) -> None:
         """Makes the floating buffers of the average equal on all processes."""
-        if self._has_begun:
+        if self._has_begun(runner):
             all_reduce_params([buffer for buffer in self.ema_model.module.buffers() if buffer.is_floating_point()],
                               op='mean')
 
@@ -348,12 +371,7 @@ class EMAHook(MMEngineEMAHook):
         """Returns how many updates the average will have had, if no step is skipped."""
         begin = (self.begin_epoch - 1) * len(runner.train_dataloader) if self.enabled_by_epoch else self.begin_iter - 1
         left = max(runner.max_iters - max(runner.iter, begin), 0)
-        return int(self.ema_model.steps) + -(-left // self._optimizer_steps.accumulative_counts)
-
-
-def _trains(runner: Runner) -> bool:
-    """Whether a runner trains; asking it for its loop would make one."""
-    return isinstance(runner._train_loop, BaseLoop)
+        return int(self.ema_model.steps) + -(-left // accumulative_counts(runner.optim_wrapper))
 
 
 def _is_saved_after_iteration(runner: Runner) -> bool:

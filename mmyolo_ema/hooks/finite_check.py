@@ -8,11 +8,12 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
-from mmyolo_ema.models.slots import slots
+from mmyolo_ema.models.slots import Slot, slots
 
 __all__ = ['FiniteCheck']
 
 _DEVICE = attrgetter('device')
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class FiniteCheck:
@@ -28,7 +29,8 @@ class FiniteCheck:
 
     def __init__(self, model: nn.Module, beginning: nn.Module) -> None:
         self._model = model
-        self._ignored = {name for name, slot in slots(beginning) if not slot.tensor.isfinite().all()}
+        self._ignored = {name for name, slot in slots(beginning)
+                         if _can_be_looked_at(slot) and not slot.tensor.isfinite().all()}
         self._list()
 
     def passes(self) -> bool:
@@ -46,9 +48,9 @@ class FiniteCheck:
 
     def _list(self) -> None:
         distinct = {id(slot.tensor): (name, slot.tensor) for name, slot in slots(self._model)
-                    if slot.is_persistent and (slot.tensor.is_floating_point() or slot.tensor.is_complex())}
+                    if _can_be_looked_at(slot)}
         self._tensors: dict[str, Tensor] = {
-            name: tensor for name, tensor in distinct.values() if tensor.numel() and name not in self._ignored
+            name: tensor for name, tensor in distinct.values() if name not in self._ignored
         }
         self._devices = list(map(_DEVICE, self._tensors.values()))
         self._watch = ModuleWatch(self._model.modules())
@@ -70,3 +72,9 @@ class FiniteCheck:
             flag = flag.to(torch.uint8)
             all_reduce(flag, op='min')
         return bool(flag)
+
+
+def _can_be_looked_at(slot: Slot) -> bool:
+    """Whether a tensor is stored and of a kind that torch can tell the finiteness of."""
+    tensor = slot.tensor
+    return slot.is_persistent and tensor.dtype in _DTYPES and tensor.layout is torch.strided and tensor.numel() > 0

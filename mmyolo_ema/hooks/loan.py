@@ -14,8 +14,8 @@ class Loan:
     """The weights of an average in the place of a model's own.
 
     The model's tensors are pointed at the memory of the average's. So nothing is copied, unless the average is kept on
-    another device or in another dtype. The model's own memory is remembered beforehand, so that it can be given back
-    whatever happened meanwhile, also if the exchange itself was interrupted.
+    another device or in another dtype. The model's own tensors and their memory are remembered beforehand, so that they
+    can be given back whatever happened meanwhile, also if the exchange itself was interrupted.
 
     Args:
         averaged: The module that holds the averaged tensors.
@@ -39,17 +39,18 @@ class Loan:
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
         lent, own = dict(slots(unwrap(averaged))), dict(slots(unwrap(model)))
         check_same_tensors(lent, own)
-        self._tensors = [(slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()]
+        self._lent = [(slot, slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()]
 
     def begin(self) -> None:
         """Gives the model the average's weights."""
-        for tensor, own, averaged in self._tensors:
+        for _, tensor, own, averaged in self._lent:
             tensor.data = averaged.data.to(own.device, own.dtype)
 
     def end(self) -> None:
         """Gives the model its own weights back; does no harm if it has them."""
-        for tensor, own, _ in self._tensors:
+        for slot, tensor, own, _ in self._lent:
             tensor.data = own
+            slot.holder[slot.key] = tensor
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:

@@ -1,47 +1,76 @@
 """Telling real optimizer steps from iterations."""
 
+import weakref
 from typing import Union
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ['OptimizerSteps']
+__all__ = ['OptimizerSteps', 'accumulative_counts']
+
+Wrapper = Union[OptimWrapper, OptimWrapperDict]
 
 
 class OptimizerSteps:
-    """Tells in which iterations the optimizer made a step.
+    """Tells in which iterations an optimizer of a model made a step.
 
-    Under gradient accumulation it makes one every few iterations, and a gradient scaler skips it if the gradients
-    overflow. The optimizers themselves are asked, so that it does not matter which wrapper drives them. Where several
-    step in one iteration, as a generator's and a discriminator's may, that counts once. Optimizers that are not
-    torch's, such as DeepSpeed's, cannot be asked: every iteration counts then.
+    Under gradient accumulation there is one every few iterations, and a gradient scaler skips it if the gradients
+    overflow. torch's optimizers themselves are listened to, so that it does not matter which wrapper drives them, or
+    whether one is replaced. Where several step in one iteration, as a generator's and a discriminator's may, that
+    counts once.
 
     Args:
-        optim_wrapper: The runner's.
+        model: The bare model. Optimizers of others do not count.
     """
 
-    def __init__(self, optim_wrapper: Union[OptimWrapper, OptimWrapperDict]) -> None:
-        wrappers = list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
-        optimizers = [getattr(wrapper, 'optimizer', None) for wrapper in wrappers]
-        self._can_tell = all(isinstance(optimizer, Optimizer) for optimizer in optimizers)
-        self._handles = [optimizer.register_step_post_hook(self._note)
-                         for optimizer in optimizers if isinstance(optimizer, Optimizer)]
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._is_of_model: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         self._stepped = False
-        #: Iterations that one step takes, as far as the wrappers say so.
-        self.accumulative_counts = min(getattr(wrapper, '_accumulative_counts', 1) for wrapper in wrappers)
+        # torch keeps the function for the rest of the process; the model must not be kept with it.
+        this = weakref.ref(self)
 
-    def stepped(self) -> bool:
-        """Whether a step was made since this was asked last."""
-        stepped, self._stepped = self._stepped or not self._can_tell, False
-        return stepped
+        def note(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+            steps = this()
+            if steps is not None:
+                steps._note(optimizer)
 
-    def close(self) -> None:
-        """Leaves the optimizers alone."""
-        for handle in self._handles:
-            handle.remove()
+        self.close = weakref.finalize(self, register_optimizer_step_post_hook(note).remove)
 
-    def _note(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def stepped(self, optim_wrapper: Wrapper) -> bool:
+        """Whether a step was made since this was asked last.
+
+        An optimizer that is not torch's, such as DeepSpeed's, cannot be listened to. Every iteration counts then.
+
+        Args:
+            optim_wrapper: The runner's.
+        """
+        stepped, self._stepped = self._stepped, False
+        return stepped or not all(map(_can_be_heard, _wrappers(optim_wrapper)))
+
+    def _note(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._is_of_model:
+            parameters = {id(parameter) for parameter in self._model.parameters()}
+            self._is_of_model[optimizer] = any(
+                id(parameter) in parameters for group in optimizer.param_groups for parameter in group['params'])
         # A fused optimizer is called for a skipped step too, and is told by the gradient scaler to do nothing.
         overflow = getattr(optimizer, 'found_inf', None)
-        if overflow is None or not overflow.item():
+        if self._is_of_model[optimizer] and (overflow is None or not overflow.item()):
             self._stepped = True
+
+
+def accumulative_counts(optim_wrapper: Wrapper) -> int:
+    """Returns how many iterations a step takes, as far as the wrappers say so."""
+    return min(getattr(wrapper, '_accumulative_counts', 1) for wrapper in _wrappers(optim_wrapper))
+
+
+def _wrappers(optim_wrapper: Wrapper) -> list:
+    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+
+
+def _can_be_heard(wrapper: OptimWrapper) -> bool:
+    """Whether a wrapper's optimizer is torch's; torch marks the step of each class that it listens to."""
+    optimizer = getattr(wrapper, 'optimizer', None)
+    return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, 'hooked', False)

@@ -1,35 +1,56 @@
 """Validating once more within one validation."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from mmengine.runner import BaseLoop, Runner
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 __all__ = ['validate_once_more']
 
-
-class _IterationsOnly:
-    """A runner whose hooks hear of a loop's iterations, so that they show its progress, and of nothing else."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        if fn_name in ('before_val_iter', 'after_val_iter'):
-            self._runner.call_hook(fn_name, **kwargs)
+_OF_AN_ITERATION = ('before_val_iter', 'after_val_iter')
 
 
-def validate_once_more(loop: BaseLoop) -> dict:
-    """Runs a validation loop inside a validation that is under way, and returns its metrics.
+def validate_once_more(runner: Runner, by: Hook) -> dict:
+    """Runs the validation loop within a validation that is about to begin, and returns its metrics.
 
     The loop itself runs, whatever its class, with the weights that are in the model. Hooks take part in each
-    iteration, but do not hear that a validation begins or ends: that is what the one under way is for.
+    iteration, so that they show its progress, but do not hear that a validation ends: that is what the one under way
+    is for. It leaves the random numbers of the training as they would be without it.
+
+    Args:
+        runner: The runner that validates.
+        by: The hook that asks, in its ``before_val_epoch``. Those after it have not heard yet that an epoch begins.
     """
-    runner, run = loop._runner, type(loop).run
-    loop._runner = _IterationsOnly(runner)
+    later = runner.hooks[runner.hooks.index(by) + 1:]
+    call_hook = runner.call_hook
+
+    def call_some_hooks(fn_name: str, **kwargs: Any) -> None:
+        if fn_name in _OF_AN_ITERATION:
+            call_hook(fn_name, **kwargs)
+        elif fn_name == 'before_val_epoch':
+            for hook in later:
+                hook.before_val_epoch(runner)
+
+    runner.call_hook = call_some_hooks
     try:
-        return run(loop)
+        with _same_random_numbers():
+            return type(runner.val_loop).run(runner.val_loop)
     finally:
-        loop._runner = runner
+        runner.call_hook = call_hook
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Gives the random generators back as they were; a data loader draws a seed each time it begins."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

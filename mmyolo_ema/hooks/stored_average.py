@@ -1,15 +1,15 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.model import BaseAveragedModel
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import PREFIX, Misfits, listed, misfits
+from mmyolo_ema.checkpoint import PREFIX, listed, misfits, raw_weights
 
-__all__ = ['exchange', 'load', 'store']
+__all__ = ['exchange', 'load', 'store', 'unfit', 'updates_in']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -60,41 +60,45 @@ def exchange(checkpoint: dict) -> None:
             average.
     """
     weights, stored = checkpoint['state_dict'], checkpoint['ema_state_dict']
-    for key in [key for key in stored if key.startswith(PREFIX)]:
-        name = key.removeprefix(PREFIX)
-        raw, averaged = stored.pop(key), weights.get(name)
+    for name, raw in raw_weights(checkpoint).items():
+        averaged = weights.get(name)
         weights[name] = raw
+        del stored[PREFIX + name]
         if averaged is not None:
-            stored[key] = averaged
+            stored[PREFIX + name] = averaged
 
 
-def load(ema_model: BaseAveragedModel, stored: dict, strict: bool) -> str:
-    """Loads what fits into an average, and returns in words what does not, or nothing.
+def updates_in(checkpoint: dict) -> Optional[int]:
+    """Returns how many updates the average in a checkpoint has had, None if it does not say."""
+    steps = checkpoint['ema_state_dict'].get('steps')
+    return int(steps) if isinstance(steps, Tensor) and steps.numel() == 1 else None
+
+
+def load(ema_model: BaseAveragedModel, averaged: dict, updates: int) -> None:
+    """Loads what fits into an average.
 
     Args:
         ema_model: The average.
-        stored: Its state, as under ``ema_state_dict`` after :func:`exchange`.
-        strict: Whether everything has to fit.
-
-    Raises:
-        ValueError: If not everything fits and ``strict`` is set. Nothing is loaded then.
+        averaged: The averaged tensors, by the names that they have in the model, and what else the class stores.
+        updates: How many updates it has had.
     """
     own = ema_model.state_dict()
-    found = misfits(stored, own)
-    words = _in_words(found)
-    if words and strict:
-        raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{words}. Leave strict_load out '
-                         'to load what fits.')
-    unfit = {name.partition(' ')[0] for name in found.other}
-    ema_model.load_state_dict({name: value for name, value in stored.items() if name in own and name not in unfit},
-                              strict=False)
-    return words
+    unfit = misfits(averaged, own).other
+    fitting = {name: value for name, value in averaged.items() if name in own and name not in unfit}
+    ema_model.load_state_dict(dict(fitting, steps=torch.tensor(updates)), strict=False)
 
 
-def _in_words(found: Misfits) -> str:
-    # Older files have no count of batches, and the count of updates is missing on purpose where the ramp starts again.
+def unfit(weights: dict, ema_model: BaseAveragedModel) -> str:
+    """Returns in words which tensors do not fit the model, or nothing.
+
+    Args:
+        weights: Averaged or raw tensors, by the names that they have in the average.
+        ema_model: The average, whose module is of the model's shape.
+    """
+    found = misfits(weights, ema_model.state_dict())
+    # The count of updates is no weight, and older files have no count of batches.
     missing = [name for name in found.missing if name != 'steps' and not name.endswith('num_batches_tracked')]
     return ''.join(
         listed(title, [name.removeprefix(PREFIX) for name in names], most=20)
-        for title, names in (('; of another shape: ', found.other), ('; missing from the file: ', missing),
-                             ('; not in the model: ', found.unexpected)))
+        for title, names in (('; of another shape: ', list(found.other.values())),
+                             ('; missing from the file: ', missing), ('; not in the model: ', found.unexpected)))

@@ -18,14 +18,15 @@ ITERATIONS = 6
 class Toy(BaseModel):
     """A small regression with a BatchNorm; the loss is its mean output, so that it goes on changing."""
 
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(3, 4)
         self.norm = nn.BatchNorm1d(4)
         self.out = nn.Linear(4, 1)
 
     def forward(self, inputs, mode='tensor'):
-        output = self.out(self.norm(self.linear(torch.stack(inputs))))
+        output = self.out(self.dropout(self.norm(self.linear(torch.stack(inputs)))))
         return dict(loss=output.square().mean() + output.mean()) if mode == 'loss' else list(output)
 
 

@@ -33,3 +33,8 @@ def test_drift_is_0_for_equal_weights_in_other_dtypes(net):
     assert drift(copy.deepcopy(net).double(), net) == 0
     assert drift(copy.deepcopy(net), net.double()) == 0
     assert drift(torch.nn.Module(), torch.nn.Module()) == 0
+
+
+def test_integers_have_no_part_in_the_drift(net):
+    net.numbers = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+    assert drift(copy.deepcopy(net), net) == 0

@@ -4,13 +4,14 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook as UpstreamHook
 from mmengine.hooks import Hook
-from mmengine.registry import METRICS
+from mmengine.registry import METRICS, MODELS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmyolo_ema import EMAHook, checkpoint
 from mmyolo_ema.schedule import mean_age, momentum_at
 
 UPSTREAM = 'mmengine.EMAHook'
+Toy = MODELS.get('Toy')
 
 
 def assert_equal(one, other, path=''):
@@ -150,15 +151,22 @@ class SeldomMean(METRICS.get('Mean')):
         return {} if self.passes % 2 == self.empty else super().compute_metrics(results)
 
 
-@pytest.mark.parametrize(('empty', 'missing', 'there'), [(0, 'mean', 'mean_origin'), (1, 'mean_origin', 'mean')])
 @pytest.mark.parametrize('key', ['mean', 'mean_origin', 'auto'])
-def test_one_kind_of_weights_may_have_no_metrics(toy, hook_config, empty, missing, there, key):
-    runner = toy(hook=hook_config(evaluate_on_origin=True), val_evaluator=dict(type='SeldomMean', empty=empty),
-                 default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best=key, rule='less')))
-    for metrics in validated(runner):
-        assert list(metrics) == ['mean', 'mean_origin']
-        assert metrics[missing] is None
-        assert isinstance(metrics[there], float)
+@pytest.mark.parametrize('empty', ['raw', 'averaged'])
+def test_one_kind_of_weights_may_have_no_metrics(toy, hook_config, scalars, key, empty):
+    passes = dict(averaged=0, raw=1)  # the raw weights come first
+    runner = toy(val_evaluator=dict(type='SeldomMean', empty=passes[empty]),
+                 default_hooks=dict(logger=dict(type='LoggerHook'),
+                                    checkpoint=dict(type='CheckpointHook', save_best=key, rule='less')),
+                 custom_hooks=[hook_config(evaluate_on_origin=True),
+                               dict(type='EarlyStoppingHook', monitor='mean', rule='less', patience=9)])
+    measured = validated(runner)
+    assert len(measured) == 2
+    for metrics in measured:
+        assert metrics.get('mean_origin') is None
+        assert ('mean' in metrics) == (empty == 'raw')
+    logged = [found for line in scalars(runner) if (found := line.keys() & {'mean', 'mean_origin'})]
+    assert logged == [{'mean'} if empty == 'raw' else {'mean_origin'}] * 2
 
 
 def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config, tmp_path):
@@ -260,16 +268,71 @@ def test_test_run_makes_no_average(toy, tmp_path):
     assert not any(hasattr(hook, 'ema_model') for hook in runner.hooks)
 
 
-def test_hook_serves_a_second_runner(toy, hook_config):
+@pytest.mark.parametrize('model', [None, Toy()], ids=['other model', 'same model'])
+def test_hook_serves_a_second_runner(toy, hook_config, model):
     hook = EMAHook(**{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
     for name in ('first', 'second'):
-        toy(name, hook=hook).train()
+        toy(name, hook=hook, **({} if model is None else dict(model=model))).train()
         assert hook.ema_model.steps == 12
+
+
+def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy, hook_config):
+    hook = EMAHook(evaluate_on_origin=True, begin_epoch=2,
+                   **{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+    runner = toy('first', hook=hook, custom_hooks=[hook, Failing('after_val_iter', 'LOWEST', KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    first = validated(toy('second', hook=hook))[0]
+    assert first['mean'] == first['mean_origin']
+
+
+def test_validation_before_a_training_is_like_that_of_mmengine(toy, hook_config, tmp_path):
+    toy().train()
+    path = str(tmp_path / 'run' / 'epoch_2.pth')
+    for hook in (hook_config(evaluate_on_origin=True), dict(hook_config(), type=UPSTREAM)):
+        runner = toy('val', hook=hook, load_from=path, custom_hooks=[
+            hook, dict(type='EarlyStoppingHook', monitor='mean', rule='less')])
+        assert runner.val()['mean'] == toy('test', load_from=path).test()['mean']
+
+
+def test_resuming_before_the_training_is_refused(toy, tmp_path):
+    toy().train()
+    runner = toy('resumed')
+    runner.build_train_loop(runner._train_loop)
+    runner.resume(str(tmp_path / 'run' / 'epoch_1.pth'))
+    with pytest.raises(ValueError, match=r'make the runner with load_from=\.\.\., resume=True'):
+        runner.train()
+
+
+def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path):
+    model = dict(type='Toy', dropout=0.5)
+    for name, both in (('one', False), ('both', True)):
+        toy(name, hook=hook_config(evaluate_on_origin=both), model=model).train()
+    assert_same_state(*(checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('one', 'both')))
+
+
+def test_each_pass_begins_for_later_hooks(toy, hook_config):
+    seen = []
+
+    class Count(Hook):
+
+        def before_val_epoch(self, runner):
+            self.iterations = 0
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.iterations += 1
+            seen.append(self.iterations)
+
+    runner = toy(hook=hook_config(evaluate_on_origin=True), train_cfg=dict(by_epoch=True, max_epochs=1))
+    runner.register_hook(Count())
+    runner.train()
+    assert seen == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(evaluate_on_ema='no'), "evaluate_on_ema must be True or False, but got 'no'"),
     (dict(skip_nonfinite=1), 'skip_nonfinite must be True or False, but got 1'),
+    (dict(begin_iter=1.5), r'begin_iter must be an integer, but got 1\.5'),
 ])
 def test_wrong_flags_are_refused(options, message):
     with pytest.raises(TypeError, match=message):

@@ -53,6 +53,13 @@ def test_a_mask_with_infinities_is_not_looked_at(net):
     assert check.names() == ['linear.bias']
 
 
+def test_kinds_that_torch_cannot_look_at_are_left_out(net):
+    net.register_buffer('sparse', torch.eye(3).to_sparse())
+    net.register_buffer('tiny', torch.zeros(2).to(torch.float8_e4m3fn))
+    net.numbers = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+    assert FiniteCheck(net, net).passes()
+
+
 def test_replaced_parameter_is_looked_at(net, check):
     net.linear.weight = torch.nn.Parameter(torch.full((4, 3), float('nan')))
     assert not check.passes()

@@ -54,7 +54,7 @@ def test_interrupted_exchange_is_undone(net, averaged):
     raw = state_of(net)
     loan = Loan(averaged, net)
     # What comes last in the exchange raises, as Ctrl-C may there.
-    loan._tensors[-1] = (loan._tensors[-1][0], loan._tensors[-1][1], None)
+    loan._lent[-1] = (*loan._lent[-1][:3], None)
     with pytest.raises(AttributeError):
         loan.begin()
     loan.end()
@@ -88,6 +88,17 @@ def test_shared_tensors_and_views_are_lent_together(change):
     loan.end()
     model.whole.fill_(7)
     assert torch.equal(model.part, torch.full((2,), 7.))
+
+
+def test_tensors_that_are_replaced_meanwhile_come_back(net, averaged):
+    raw, weight = state_of(net), net.linear.weight
+    loan = Loan(averaged, net)
+    loan.begin()
+    net.norm.running_mean = torch.full((4,), 7.)
+    net.linear.weight = nn.Parameter(net.linear.weight.detach().clone())
+    loan.end()
+    assert_same(state_of(net), raw)
+    assert net.linear.weight is weight
 
 
 def test_plan_of_the_average_survives_a_loan(net, change):

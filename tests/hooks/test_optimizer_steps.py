@@ -1,10 +1,12 @@
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
+from torch.optim import optimizer
 
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps
 
@@ -26,11 +28,11 @@ class OverflowingOptimWrapper(AmpOptimWrapper):
         super().step(**kwargs)
 
 
-@pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=0.1), dict(type='SGD', lr=0.1, fused=True)],
+@pytest.mark.parametrize('kind', [dict(type='SGD', lr=0.1), dict(type='SGD', lr=0.1, fused=True)],
                          ids=['plain', 'fused'])
-def test_steps_that_the_gradient_scaler_skips_do_not_count(toy, average_of, monkeypatch, optimizer):
+def test_steps_that_the_gradient_scaler_skips_do_not_count(toy, average_of, monkeypatch, kind):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-    runner = toy(optim_wrapper=dict(type='OverflowingOptimWrapper', optimizer=optimizer))
+    runner = toy(optim_wrapper=dict(type='OverflowingOptimWrapper', optimizer=kind))
     runner.train()
     assert runner.optim_wrapper.calls == 12
     assert average_of(runner).ema_model.steps == 8
@@ -78,13 +80,57 @@ def test_iterations_in_which_any_of_several_optimizers_steps_count_once(toy, ave
     assert average_of(runner).ema_model.steps == 8
 
 
-def test_every_iteration_counts_for_an_optimizer_that_cannot_be_asked():
-    steps = OptimizerSteps(object())
-    assert steps.stepped()
-    assert steps.stepped()
+class Replace(Hook):
+    """Gives the runner another optimizer after the first epoch."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            runner.optim_wrapper = OptimWrapper(torch.optim.SGD(runner.model.parameters(), lr=0.1))
 
 
-def test_optimizer_is_left_alone_after_the_training(toy):
+def test_replaced_optimizer_is_heard(toy, average_of):
+    runner = toy(param_scheduler=None)
+    runner.register_hook(Replace())
+    runner.train()
+    assert average_of(runner).ema_model.steps == 12
+
+
+def test_optimizer_of_another_model_is_not_heard(net):
+    steps, own = OptimizerSteps(net), wrapper_of(net)
+    wrapper_of(nn.Linear(1, 1)).step()
+    assert not steps.stepped(own)
+    own.step()
+    assert steps.stepped(own)
+    assert not steps.stepped(own)
+
+
+def wrapper_of(model):
+    return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+class Unheard(torch.optim.Optimizer):
+    """An optimizer that torch does not listen to."""
+
+    def __init__(self, parameters):
+        self.param_groups = [dict(params=list(parameters))]
+
+    def step(self, closure=None):
+        pass
+
+
+@pytest.mark.parametrize('make', [lambda net: object(), lambda net: OptimWrapper(Unheard(net.parameters()))],
+                         ids=['no wrapper', 'no hooks'])
+def test_every_iteration_counts_for_an_optimizer_that_cannot_be_heard(net, make):
+    steps, wrapper = OptimizerSteps(net), make(net)
+    assert steps.stepped(wrapper)
+    assert steps.stepped(wrapper)
+
+
+def test_nothing_is_left_after_the_training_or_an_error(toy):
+    before = len(optimizer._global_optimizer_post_hooks)
     runner = toy()
     runner.train()
-    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
+    assert len(optimizer._global_optimizer_post_hooks) == before
+    steps = OptimizerSteps(runner.model)
+    del steps
+    assert len(optimizer._global_optimizer_post_hooks) == before

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.hooks.stored_average import store
@@ -93,6 +95,46 @@ def test_strict_load_accepts_what_fits(toy, hook_config, file, average_of):
         runner = toy(hook=hook_config(strict_load=True), load_from=str(file), **options)
         runner.train()
         assert average_of(runner).ema_model.steps == 12
+
+
+@pytest.mark.parametrize('kind', ['averaged', 'raw'])
+def test_strict_load_looks_at_both_kinds(toy, hook_config, file, kind):
+    content = checkpoint.read(file)
+    part, name = dict(averaged=('state_dict', 'out.bias'), raw=('ema_state_dict', 'module.out.bias'))[kind]
+    content[part][name] = torch.zeros(2)
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=r'of another shape: out\.bias \(checkpoint \(2,\), model \(1,\)\)'):
+        toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
+
+
+class Growing(nn.Module):
+    """A module whose state is a tensor of another length each time, and whose name has a space in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.states = 0
+
+    def get_extra_state(self):
+        self.states += 1
+        return torch.zeros(self.states)
+
+    def set_extra_state(self, state):
+        self.states = len(state)
+
+
+def test_extra_states_and_odd_names_load(toy, hook_config, average_of, tmp_path):
+
+    def model(width):
+        toy_model = MODELS.build(dict(type='Toy'))
+        toy_model.parts = nn.ModuleDict({'traffic light': nn.Linear(1, width), 'growing': Growing()})
+        return toy_model
+
+    toy(hook=hook_config(strict_load=True), model=model(1)).train()
+    path = str(tmp_path / 'run' / 'epoch_1.pth')
+    runner = toy('resumed', hook=hook_config(strict_load=True), model=model(1), load_from=path, resume=True)
+    runner.train()
+    assert average_of(runner).ema_model.steps == 12
+    toy('wider', model=model(2), load_from=path).train()
 
 
 def test_shared_tensors_are_stored_once(detector):
