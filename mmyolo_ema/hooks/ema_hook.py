@@ -25,7 +25,7 @@ from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import exchange, load, store, unfit, updates_in
+from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, unfit, updates_in
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
 
@@ -298,28 +298,20 @@ class EMAHook(MMEngineEMAHook):
         if not self._averages_for(runner):
             self._passed_over_average = has_ema(checkpoint)
             return
+        said = origin(checkpoint, runner._resume)
         resumes = runner._resume and has_ema(checkpoint)
-        updates = updates_in(checkpoint) if has_ema(checkpoint) else None
+        updates = updates_in(checkpoint) if resumes else 0
         if resumes:
             exchange(checkpoint)
-        raw = {PREFIX + str(name).removeprefix(PREFIX): value
-               for name, value in checkpoint.get('state_dict', checkpoint).items()}
-        averaged = checkpoint['ema_state_dict'] if resumes else raw
-        misfits = unfit(averaged, self.ema_model) or unfit(raw, self.ema_model)
+        weights = {PREFIX + str(name).removeprefix(PREFIX): value
+                   for name, value in checkpoint.get('state_dict', checkpoint).items()}
+        averaged = checkpoint['ema_state_dict'] if resumes else weights
+        misfits = unfit(averaged, self.ema_model) or unfit(weights, self.ema_model)
         if misfits and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
-        load(self.ema_model, averaged, updates or 0 if resumes else 0)
-        if resumes:
-            said = f'resumed at update {updates or 0}'
-        elif has_ema(checkpoint):
-            count = '' if updates is None else f' of {updates} updates'
-            said = (f'starts anew from the averaged weights{count} in the file, so its ramp starts again. To go on '
-                    'with that average, resume the run')
-        else:
-            said = 'starts from a file without EMA, from its weights'
-        surprising = misfits or (runner._resume and not resumes)
-        _say(said + misfits, logging.WARNING if surprising else logging.INFO)
+        load(self.ema_model, averaged, updates)
+        _say(said + misfits, logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
 
     def _averages_for(self, runner: Runner) -> bool:
         """Whether the average is of this runner's training."""

@@ -1,15 +1,15 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from mmengine.model import BaseAveragedModel
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import PREFIX, listed, misfits, raw_weights
+from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights
 
-__all__ = ['exchange', 'load', 'store', 'unfit', 'updates_in']
+__all__ = ['exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -68,10 +68,25 @@ def exchange(checkpoint: dict) -> None:
             stored[PREFIX + name] = averaged
 
 
-def updates_in(checkpoint: dict) -> Optional[int]:
-    """Returns how many updates the average in a checkpoint has had, None if it does not say."""
+def updates_in(checkpoint: dict) -> int:
+    """Returns how many updates the average in a checkpoint has had, 0 if it does not say."""
     steps = checkpoint['ema_state_dict'].get('steps')
-    return int(steps) if isinstance(steps, Tensor) and steps.numel() == 1 else None
+    return int(steps) if isinstance(steps, Tensor) and steps.numel() == 1 else 0
+
+
+def origin(checkpoint: dict, resumes: bool) -> str:
+    """Returns in words how an average goes on from a checkpoint.
+
+    Args:
+        checkpoint: What was loaded.
+        resumes: Whether the run goes on with that of the checkpoint.
+    """
+    if not has_ema(checkpoint):
+        return 'starts from a file without EMA, from its weights'
+    if resumes:
+        return f'resumed at update {updates_in(checkpoint)}'
+    return (f'starts anew from the averaged weights of {updates_in(checkpoint)} updates in the file, so its ramp '
+            'starts again. To go on with that average, resume the run')
 
 
 def load(ema_model: BaseAveragedModel, averaged: dict, updates: int) -> None:
