@@ -108,3 +108,16 @@ def test_check_can_be_turned_off(toy, hook_config, average_of):
     runner.train()
     assert average_of(runner).ema_model.steps == 12
     assert not all(value.isfinite().all() for value in average_of(runner).ema_model.state_dict().values())
+
+
+@pytest.mark.gpu
+def test_check_waits_for_the_gpu_once(net):
+    check = FiniteCheck(net.cuda(), net)
+    check.passes()
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with pytest.warns(UserWarning, match='synchroniz') as waits:
+            assert check.passes()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert len(waits) == 1

@@ -50,6 +50,19 @@ def test_average_in_another_dtype_is_converted(net, averaged):
     assert averaged.linear.weight.dtype == torch.float64
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(('model_on', 'average_on'), [('cuda', 'cpu'), ('cuda', 'cuda')])
+def test_average_on_another_device_is_lent(net, averaged, model_on, average_on):
+    raw, average = state_of(net.to(model_on)), state_of(averaged.to(average_on))
+    loan = Loan(averaged, net)
+    loan.begin()
+    assert net.linear.weight.device.type == model_on
+    assert_same({name: value.cpu() for name, value in state_of(net).items()},
+                {name: value.cpu() for name, value in average.items()})
+    loan.end()
+    assert_same(state_of(net), raw)
+
+
 def test_interrupted_exchange_is_undone(net, averaged):
     raw = state_of(net)
     loan = Loan(averaged, net)
