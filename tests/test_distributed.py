@@ -32,6 +32,7 @@ runner.train()
 hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
 torch.save(hook.ema_model.state_dict(), f'average_{torch.distributed.get_rank()}.pth')
 torch.save(runner.model.module.state_dict(), f'raw_{torch.distributed.get_rank()}.pth')
+torch.distributed.destroy_process_group()
 """
 
 
@@ -124,6 +125,7 @@ passed += [check.passes(), check.names() == (['bias'] if rank == last else [])]
 model.bias.data[0] = 3e38
 passed += [check.passes()]
 assert passed == [True, False, True, True], passed
+distributed.destroy_process_group()
 """
 
 

@@ -17,6 +17,7 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_p
     assert map_50 > 0.8
     folder = next((tmp_path / 'work_dirs').iterdir())
     assert matplotlib.image.imread(folder / 'detections.png').shape[0] > 500
+    assert matplotlib.image.imread(folder / 'train' / 'ema_curves.png').shape[1] > 1000
     saved = checkpoint.read(folder / 'train' / 'epoch_24.pth')
     assert saved['ema_state_dict']['steps'] == 480
 
@@ -28,7 +29,7 @@ def test_mismatch_fails_the_demo(load_tool, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'last_checkpoint', lambda work_dir: 'epoch_24.pth')
     monkeypatch.setattr(demo, 'held_out_detections', lambda path: [])
     monkeypatch.setattr(demo, 'draw_detections', lambda *args: None)
-    monkeypatch.setattr(demo, 'metrics_in_training', lambda work_dir: metrics)
+    monkeypatch.setattr(demo, 'metrics_in_training', lambda work_dir, suffix: metrics)
     monkeypatch.setattr(demo, 'metrics_in_test', lambda work_dir: {**metrics, demo.METRICS[0]: 0.501})
     monkeypatch.setattr(sys, 'argv', ['demo.py'])
     with pytest.raises(SystemExit) as stopped:
