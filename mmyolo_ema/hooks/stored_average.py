@@ -115,5 +115,5 @@ def unfit(weights: dict, ema_model: BaseAveragedModel) -> str:
     missing = [name for name in found.missing if name != 'steps' and not name.endswith('num_batches_tracked')]
     return ''.join(
         listed(title, [name.removeprefix(PREFIX) for name in names], most=20)
-        for title, names in (('; of another shape: ', list(found.other.values())),
+        for title, names in (('; not loaded, of another shape: ', list(found.other.values())),
                              ('; missing from the file: ', missing), ('; not in the model: ', found.unexpected)))
