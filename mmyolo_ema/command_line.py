@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import distributed, nn
 
-__all__ = ['OneLineParser', 'Parser', 'build_model', 'build_runner', 'load_config', 'say', 'stop']
+__all__ = ['OneLineParser', 'Parser', 'build_model', 'build_runner', 'load_config', 'stop']
 
 
 # What each launcher tells the processes that it starts.
@@ -25,13 +25,6 @@ def stop(message: Union[str, Exception]) -> NoReturn:
     """Ends the program with one line on standard error and exit status 2."""
     print('error: ' + ' '.join(str(message).split()), file=sys.stderr)
     sys.exit(2)
-
-
-def say(cfg: Config, message: str) -> None:
-    """Prints one line, in the first of the processes of a distributed run."""
-    variable = _SET_BY_LAUNCHER.get(cfg.get('launcher', 'none'))
-    if variable is None or os.environ.get(variable, '0') == '0':
-        print(message)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -161,5 +161,6 @@ def draw_average_curves(curves: AverageCurves, path: Path) -> None:
             axis.set_ylabel(name)
     for axis in figure.axes:
         axis.set_xlabel(curves.unit)
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

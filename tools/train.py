@@ -6,6 +6,7 @@ Example:
 """
 
 import argparse
+from typing import Optional
 
 import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
 
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, say, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
 from mmyolo_ema.files import use_whole_files
 
 
@@ -58,19 +59,17 @@ def set_resume(cfg: Config, resume: str) -> None:
     cfg.load_from = None if resume == 'auto' else resume
 
 
-def set_latest_checkpoint(cfg: Config) -> None:
-    """Resumes from the last checkpoint that is whole; says so if later ones are not, and stops if none is."""
+def set_latest_checkpoint(cfg: Config) -> Optional[str]:
+    """Resumes from the last checkpoint that is whole, and returns what there is to say; stops if none is whole."""
     found, passed_over = checkpoint.latest_whole(cfg.work_dir)
     broken = ', '.join(str(path) for path in passed_over)
-    if found is not None:
-        cfg.load_from = str(found)
-        if passed_over:
-            say(cfg, f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone')
-    elif passed_over:
+    if found is None and passed_over:
         stop(f'cannot resume: no checkpoint in {cfg.work_dir} is whole; {broken} cut off or gone. Remove them to start '
              'anew.')
-    else:
-        say(cfg, f'there is no checkpoint in {cfg.work_dir} to resume from: training starts anew')
+    if found is None:
+        return f'there is no checkpoint in {cfg.work_dir} to resume from: training starts anew'
+    cfg.load_from = str(found)
+    return f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone' if passed_over else None
 
 
 def check_checkpoint(cfg: Config) -> None:
@@ -110,10 +109,12 @@ def main() -> None:
         set_auto_scale_lr(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
-    if cfg.get('resume') and cfg.get('load_from') is None:
-        set_latest_checkpoint(cfg)
+    note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
     check_checkpoint(cfg)
-    build_runner(cfg, args.local_rank).train()
+    runner = build_runner(cfg, args.local_rank)
+    if note is not None:
+        runner.logger.warning(note)
+    runner.train()
 
 
 if __name__ == '__main__':

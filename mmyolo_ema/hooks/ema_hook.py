@@ -34,6 +34,7 @@ __all__ = ['EMAHook']
 # What the names of the raw weights' metrics end in, where both kinds are validated.
 _ORIGIN = '_origin'
 _CURVES = 'ema_curves.png'
+_OPTIONS = ('strict_load', 'begin_iter', 'begin_epoch', 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite')
 
 
 @HOOKS.register_module()
@@ -127,7 +128,11 @@ class EMAHook(MMEngineEMAHook):
         if not isinstance(runner._train_loop, BaseLoop):
             return
         if not self._averages_for(runner):
-            super().before_run(runner)
+            try:
+                super().before_run(runner)
+            except TypeError as error:
+                raise TypeError(f'{error}. What the hook does not know goes to the average; the hook itself takes '
+                                f'ema_type, {", ".join(_OPTIONS)}.') from error
             self._runner = weakref.ref(runner)
             self.skipped = 0
             self._log = AverageLog(self.ema_model, self.src_model)
@@ -149,6 +154,10 @@ class EMAHook(MMEngineEMAHook):
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
+        wanted = _raw_metrics_to_save_by(runner)
+        if wanted and not self.evaluate_on_both:
+            _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
+                 'evaluate_on_origin=True only', logging.WARNING)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
             average = self.ema_model
             found = advice(self._updates_at_end(runner), average.momentum, average.gamma, average.interval)
@@ -167,6 +176,8 @@ class EMAHook(MMEngineEMAHook):
         """
         if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
             if not self.skip_nonfinite or self._finite.passes():
+                if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
+                    _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
                 self.ema_model.update_parameters(self.src_model)
             else:
                 self._skip()
@@ -248,8 +259,7 @@ class EMAHook(MMEngineEMAHook):
         # A detection metric is missing if nothing was detected. A CheckpointHook passes over a validation without
         # metrics, and over a metric that is None, but not over one that is missing.
         if metrics:
-            wanted = [key for hook in runner.hooks if isinstance(hook, CheckpointHook) for key in hook.save_best or []]
-            missing = [key for key in wanted if key.endswith(_ORIGIN) and key.removesuffix(_ORIGIN) in metrics]
+            missing = [key for key in _raw_metrics_to_save_by(runner) if key.removesuffix(_ORIGIN) in metrics]
             metrics.update({**dict.fromkeys(missing), **added})
 
     def before_test_epoch(self, runner: Runner) -> None:
@@ -311,7 +321,8 @@ class EMAHook(MMEngineEMAHook):
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
         load(self.ema_model, averaged, updates)
-        _say(said + misfits, logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
+        hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
+        _say(said + (misfits or hint), logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
 
     def _averages_for(self, runner: Runner) -> bool:
         """Whether the average is of this runner's training."""
@@ -364,6 +375,12 @@ class EMAHook(MMEngineEMAHook):
         begin = (self.begin_epoch - 1) * len(runner.train_dataloader) if self.enabled_by_epoch else self.begin_iter - 1
         left = max(runner.max_iters - max(runner.iter, begin), 0)
         return int(self.ema_model.steps) + -(-left // accumulative_counts(runner.optim_wrapper))
+
+
+def _raw_metrics_to_save_by(runner: Runner) -> list[str]:
+    """Returns the metrics of the raw weights that a CheckpointHook chooses the best checkpoint by."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    return [key for hook in hooks for key in hook.save_best or [] if key.endswith(_ORIGIN)]
 
 
 def _is_saved_after_iteration(runner: Runner) -> bool:

@@ -33,5 +33,9 @@ def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:
         return ''
     better_momentum, better_gamma = suited(updates)
     return (f'this run of {updates:,} updates is too short for momentum={momentum:g} and gamma={gamma:g}: at its end '
-            f'the averaged weights will be {age:.1f} updates old ({age / updates:.2%} of the run), so {meaning}. '
+            f'the averaged weights will be {_rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}. '
             f'momentum={better_momentum:.2g} and gamma={better_gamma:.0f} would make them 4 % of the run old.')
+
+
+def _rounded(age: float) -> str:
+    return f'{age:.1f}' if age >= 1 else f'{age:.2g}'

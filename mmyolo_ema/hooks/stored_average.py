@@ -85,8 +85,8 @@ def origin(checkpoint: dict, resumes: bool) -> str:
         return 'starts from a file without EMA, from its weights'
     if resumes:
         return f'resumed at update {updates_in(checkpoint)}'
-    return (f'starts anew from the averaged weights of {updates_in(checkpoint)} updates in the file, so its ramp '
-            'starts again. To go on with that average, resume the run')
+    updates = updates_in(checkpoint)
+    return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 
 def load(ema_model: BaseAveragedModel, averaged: dict, updates: int) -> None:

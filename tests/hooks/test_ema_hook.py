@@ -169,6 +169,13 @@ def test_one_kind_of_weights_may_have_no_metrics(toy, hook_config, scalars, key,
     assert logged == [{'mean'} if empty == 'raw' else {'mean_origin'}] * 2
 
 
+def test_best_by_a_metric_that_is_not_measured_is_announced(toy, hook_config, messages):
+    saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
+    with pytest.raises(KeyError, match='mean_origin'):
+        toy(default_hooks=dict(checkpoint=saving)).train()
+    assert any('save_best names mean_origin' in str(message) for message in messages)
+
+
 def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config, tmp_path):
     measured = validated(toy(hook=hook_config(evaluate_on_origin=True, begin_epoch=2)))
     assert measured[0]['mean'] == measured[0]['mean_origin']
@@ -185,10 +192,17 @@ def test_begin_0_and_1_are_the_same(toy, hook_config, average_of, begin):
     assert average_of(runner).ema_model.steps == 12
 
 
-def test_average_starts_at_the_given_iteration(toy, hook_config, average_of):
+def test_average_starts_at_the_given_iteration_and_says_so(toy, hook_config, average_of, messages):
     runner = toy(hook=hook_config(begin_iter=4))
     runner.train()
     assert average_of(runner).ema_model.steps == 9
+    assert [message for message in messages if 'begins' in str(message)] == [
+        'EMA: begins at iteration 4; until now the model stood for its average']
+
+
+def test_misspelt_option_is_named_beside_those_that_there_are(toy, hook_config):
+    with pytest.raises(TypeError, match=r'evaluate_on_orgin.*the hook itself takes ema_type, .*evaluate_on_origin'):
+        toy(hook=hook_config(evaluate_on_orgin=True)).train()
 
 
 class Failing(Hook):

@@ -38,8 +38,8 @@ def test_resumed_run_says_at_which_update(toy, file, messages):
 def test_run_from_a_file_with_an_average_says_that_the_ramp_starts_again(toy, file, messages, average_of):
     runner = toy(load_from=str(file))
     runner.train()
-    assert said(messages) == ['EMA: starts anew from the averaged weights of 12 updates in the file, so its ramp '
-                              'starts again. To go on with that average, resume the run']
+    assert said(messages) == ['EMA: starts anew from the averaged weights of 12 updates in the file; its ramp starts '
+                              'again. To go on with that average, resume the run']
     assert average_of(runner).ema_model.steps == 12
 
 
@@ -82,6 +82,7 @@ def test_fine_tuning_with_other_classes_loads_what_fits_and_names_the_rest(other
         assert f'bbox_head.rtm_cls.{level}.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))' in line
         assert f'bbox_head.rtm_cls.{level}.bias (checkpoint (1,), model (3,))' in line
     assert 'backbone' not in line
+    assert 'resume' not in line
 
 
 def test_strict_load_refuses_other_classes(other_classes):
