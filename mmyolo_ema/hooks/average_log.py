@@ -93,13 +93,12 @@ class AverageLog:
 
     def add_metrics(self, runner: Runner, averaged: Optional[dict], raw: Optional[dict]) -> None:
         """Keeps the first metric of a validation of the average, of the model, or of both, for the picture."""
-        measured = averaged or raw or {}
-        name = next((name for name, value in measured.items() if isinstance(value, (int, float))), None)
+        numbers = [_numbers(metrics or {}) for metrics in (averaged, raw)]
+        name = next(iter([*numbers[0], *numbers[1]]), None)
         if name is not None:
-            values = [metrics.get(name) if metrics else None for metrics in (averaged, raw)]
             history = self._history(runner.message_hub)
             history['metric'] = name
-            history['metrics'].append([_position(runner, runner.iter), *values])
+            history['metrics'].append([_position(runner, runner.iter), *(found.get(name) for found in numbers)])
 
     def curves(self, runner: Runner) -> AverageCurves:
         """Returns what the picture shows."""
@@ -120,6 +119,11 @@ class AverageLog:
         if _HISTORY not in message_hub.runtime_info:
             message_hub.update_info(_HISTORY, dict(metric='', metrics=[], state=[]))
         return message_hub.runtime_info[_HISTORY]  # get_info() would return a copy
+
+
+def _numbers(metrics: dict) -> dict[str, float]:
+    """Returns the metrics that are numbers, as Python's own, because a checkpoint stores them."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, float)}
 
 
 def _position(runner: Runner, iterations: int) -> float:

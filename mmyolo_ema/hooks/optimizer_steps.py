@@ -22,20 +22,22 @@ class OptimizerSteps:
     counts once.
 
     Args:
-        model: The bare model. Optimizers of others do not count.
+        model: The bare model. Optimizers of others do not count, unless the runner's wrapper holds them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._heard: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._is_of_model: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
-        self._stepped = False
         # torch keeps the function for the rest of the process; the model must not be kept with it.
-        this = weakref.ref(self)
+        heard = weakref.ref(self._heard)
 
         def note(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-            steps = this()
-            if steps is not None:
-                steps._note(optimizer)
+            # A fused optimizer is called for a skipped step too, and is told by the gradient scaler to do nothing.
+            overflow = getattr(optimizer, 'found_inf', None)
+            stepped = heard()
+            if stepped is not None and (overflow is None or not overflow.item()):
+                stepped.add(optimizer)
 
         self.close = weakref.finalize(self, register_optimizer_step_post_hook(note).remove)
 
@@ -47,18 +49,19 @@ class OptimizerSteps:
         Args:
             optim_wrapper: The runner's.
         """
-        stepped, self._stepped = self._stepped, False
-        return stepped or not all(map(_can_be_heard, _wrappers(optim_wrapper)))
+        wrappers = _wrappers(optim_wrapper)
+        # These count also if they hold copies of the model's parameters, in another precision or in shards.
+        wrapped = [getattr(wrapper, 'optimizer', None) for wrapper in wrappers]
+        stepped = any(optimizer in wrapped or self._steps_model(optimizer) for optimizer in self._heard)
+        self._heard.clear()
+        return stepped or not all(map(_can_be_heard, wrapped))
 
-    def _note(self, optimizer: Optimizer) -> None:
+    def _steps_model(self, optimizer: Optimizer) -> bool:
         if optimizer not in self._is_of_model:
             parameters = {id(parameter) for parameter in self._model.parameters()}
             self._is_of_model[optimizer] = any(
                 id(parameter) in parameters for group in optimizer.param_groups for parameter in group['params'])
-        # A fused optimizer is called for a skipped step too, and is told by the gradient scaler to do nothing.
-        overflow = getattr(optimizer, 'found_inf', None)
-        if self._is_of_model[optimizer] and (overflow is None or not overflow.item()):
-            self._stepped = True
+        return self._is_of_model[optimizer]
 
 
 def accumulative_counts(optim_wrapper: Wrapper) -> int:
@@ -70,7 +73,6 @@ def _wrappers(optim_wrapper: Wrapper) -> list:
     return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
 
 
-def _can_be_heard(wrapper: OptimWrapper) -> bool:
-    """Whether a wrapper's optimizer is torch's; torch marks the step of each class that it listens to."""
-    optimizer = getattr(wrapper, 'optimizer', None)
+def _can_be_heard(optimizer: object) -> bool:
+    """Whether an optimizer is torch's; torch marks the step of each class that it listens to."""
     return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, 'hooked', False)

@@ -1,3 +1,7 @@
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -104,6 +108,12 @@ def test_optimizer_of_another_model_is_not_heard(net):
     assert not steps.stepped(own)
 
 
+def test_optimizer_of_copies_of_the_parameters_is_heard_in_the_wrapper(net):
+    steps, own = OptimizerSteps(net), wrapper_of(copy.deepcopy(net))
+    own.step()
+    assert steps.stepped(own)
+
+
 def wrapper_of(model):
     return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
 
@@ -132,5 +142,8 @@ def test_nothing_is_left_after_the_training_or_an_error(toy):
     runner.train()
     assert len(optimizer._global_optimizer_post_hooks) == before
     steps = OptimizerSteps(runner.model)
-    del steps
+    model = weakref.ref(runner.model)
+    del steps, runner
+    gc.collect()
+    assert model() is None
     assert len(optimizer._global_optimizer_post_hooks) == before
