@@ -1,6 +1,7 @@
 """What the command lines under tools/ share: flags, configs, and errors in one line."""
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -111,8 +112,15 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine would select a GPU and wrap the model for it, which raises where there is none.
         distributed.init_process_group('gloo')
+        # A group whose threads still run when the process ends aborts it now and then.
+        atexit.register(_leave_process_group)
         cfg.setdefault(
             'model_wrapper_cfg',
             dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
         cfg.model_wrapper_cfg.device_ids = None
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _leave_process_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

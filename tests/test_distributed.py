@@ -32,7 +32,6 @@ runner.train()
 hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
 torch.save(hook.ema_model.state_dict(), f'average_{torch.distributed.get_rank()}.pth')
 torch.save(runner.model.module.state_dict(), f'raw_{torch.distributed.get_rank()}.pth')
-torch.distributed.destroy_process_group()
 """
 
 
