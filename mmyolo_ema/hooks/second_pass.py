@@ -36,6 +36,9 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
             for hook in later:
                 hook.before_val_epoch(runner)
 
+    loader = runner.val_loop.dataloader
+    if getattr(loader, 'persistent_workers', False) and loader._iterator is None:
+        iter(loader)  # draws its seed once for all passes, so not within the one that leaves no trace
     runner.call_hook = call_some_hooks
     try:
         with _same_random_numbers():

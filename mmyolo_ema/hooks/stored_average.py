@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights
 
-__all__ = ['exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
+__all__ = ['counts_updates', 'exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -61,8 +61,9 @@ def exchange(checkpoint: dict) -> None:
     """
     weights, stored = checkpoint['state_dict'], checkpoint['ema_state_dict']
     for name, raw in raw_weights(checkpoint).items():
-        averaged = weights.get(name)
-        weights[name] = raw
+        place = PREFIX + name if PREFIX + name in weights else name
+        averaged = weights.get(place)
+        weights[place] = raw
         del stored[PREFIX + name]
         if averaged is not None:
             stored[PREFIX + name] = averaged
@@ -70,8 +71,13 @@ def exchange(checkpoint: dict) -> None:
 
 def updates_in(checkpoint: dict) -> int:
     """Returns how many updates the average in a checkpoint has had, 0 if it does not say."""
+    return int(checkpoint['ema_state_dict']['steps']) if counts_updates(checkpoint) else 0
+
+
+def counts_updates(checkpoint: dict) -> bool:
+    """Whether a checkpoint says how many updates its average has had."""
     steps = checkpoint['ema_state_dict'].get('steps')
-    return int(steps) if isinstance(steps, Tensor) and steps.numel() == 1 else 0
+    return isinstance(steps, int) or (isinstance(steps, Tensor) and steps.numel() == 1)
 
 
 def origin(checkpoint: dict, resumes: bool) -> str:

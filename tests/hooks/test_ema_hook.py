@@ -318,10 +318,13 @@ def test_resuming_before_the_training_is_refused(toy, tmp_path):
         runner.train()
 
 
-def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path):
+@pytest.mark.parametrize('workers', [{}, dict(num_workers=1, persistent_workers=True)], ids=['plain', 'persistent'])
+def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path, workers):
     model = dict(type='Toy', dropout=0.5)
     for name, both in (('one', False), ('both', True)):
-        toy(name, hook=hook_config(evaluate_on_origin=both), model=model).train()
+        runner = toy(name, hook=hook_config(evaluate_on_origin=both), model=model)
+        runner._val_dataloader.update(workers)
+        runner.train()
     assert_same_state(*(checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('one', 'both')))
 
 

@@ -108,6 +108,38 @@ def test_strict_load_looks_at_both_kinds(toy, hook_config, file, kind):
         toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
 
 
+@pytest.mark.parametrize(('steps', 'updates'), [(None, 6), (12, 18), (torch.tensor([12]), 18)], ids=str)
+def test_count_of_updates_may_be_of_another_kind_or_missing(toy, file, average_of, messages, steps, updates):
+    content = checkpoint.read(file)
+    content['ema_state_dict']['steps'] = steps
+    torch.save(content, file)
+    runner = toy(load_from=str(file), resume=True, train_cfg=dict(by_epoch=True, max_epochs=3))
+    runner.train()
+    assert average_of(runner).ema_model.steps == updates
+    assert any('the count of updates (steps) is missing' in line for line in said(messages)) == (steps is None)
+
+
+def test_strict_load_refuses_a_file_without_the_count_of_updates(toy, hook_config, file):
+    content = checkpoint.read(file)
+    del content['ema_state_dict']['steps']
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=r'the count of updates \(steps\) is missing'):
+        toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
+
+
+def test_names_with_the_prefix_of_a_wrapper_resume(toy, hook_config, file, average_of):
+    content = checkpoint.read(file)
+    averaged = content['state_dict']
+    content['state_dict'] = {f'module.{name}': value for name, value in averaged.items()}
+    torch.save(content, file)
+    runner = toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True)
+    runner.train()
+    for name, value in average_of(runner).ema_model.module.state_dict().items():
+        assert torch.equal(value, averaged[name])
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, checkpoint.raw_weights(content)[name])
+
+
 class Growing(nn.Module):
     """A module whose state is a tensor of another length each time, and whose name has a space in it."""
 
