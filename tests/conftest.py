@@ -45,6 +45,28 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
 
 
+def compare(one, other, path=''):
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, path
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert list(one) == list(other), path
+        for key, value in one.items():
+            compare(value, other[key], f'{path}.{key}')
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for index, value in enumerate(one):
+            compare(value, other[index], f'{path}.{index}')
+    else:
+        assert one == other, path
+
+
+@pytest.fixture
+def assert_equal():
+    """Returns a function that compares nested states: every tensor bit for bit."""
+    return compare
+
+
 @pytest.fixture
 def root():
     return ROOT

@@ -19,29 +19,12 @@ def dumping(cfg, which, path):
     return cfg
 
 
-def assert_equal(one, other, path=''):
-    """Compares nested states: every tensor bit for bit."""
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key, value in one.items():
-            assert_equal(value, other[key], f'{path}.{key}')
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), path
-        for index, value in enumerate(one):
-            assert_equal(value, other[index], f'{path}.{index}')
-    else:
-        assert one == other, path
-
-
 @pytest.fixture(params=[True, False], ids=['update_buffers', 'copy_buffers'])
 def options(request):
     return {'custom_hooks.0.update_buffers': request.param}
 
 
-def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path):
+def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path, assert_equal):
     measured, reloaded, raw = (tmp_path / f'{name}.pkl' for name in ('measured', 'reloaded', 'raw'))
     Runner.from_cfg(dumping(demo_config('train', **options), 'val', measured)).train()
     saved = str(tmp_path / 'train' / 'epoch_4.pth')
@@ -58,7 +41,7 @@ def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path)
                for boxes, other in zip(expected, predictions(raw)))
 
 
-def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path):
+def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path, assert_equal):
     Runner.from_cfg(demo_config('whole', **options)).train()
     checkpoint.use_safe_loader()
     half = str(tmp_path / 'whole' / 'epoch_2.pth')
@@ -69,7 +52,7 @@ def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp
         assert_equal(whole[part], resumed[part], part)
 
 
-def test_model_gets_its_raw_weights_back_after_validation(demo_config):
+def test_model_gets_its_raw_weights_back_after_validation(demo_config, assert_equal):
     runner = Runner.from_cfg(demo_config(**{'train_cfg.val_interval': 1, 'train_cfg.max_epochs': 1}))
     runner.train()
     hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))

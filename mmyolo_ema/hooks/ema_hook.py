@@ -25,7 +25,7 @@ from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import counts_updates, exchange, load, origin, store, unfit, updates_in
+from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, unfit, updates_in
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
 
@@ -317,12 +317,12 @@ class EMAHook(MMEngineEMAHook):
                    for name, value in checkpoint.get('state_dict', checkpoint).items()}
         averaged = checkpoint['ema_state_dict'] if resumes else weights
         misfits = unfit(averaged, self.ema_model) or unfit(weights, self.ema_model)
-        if resumes and not counts_updates(checkpoint):
+        if updates is None:
             misfits += '; the count of updates (steps) is missing from the file, so the ramp starts again'
         if misfits and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
-        load(self.ema_model, averaged, updates)
+        load(self.ema_model, averaged, updates or 0)
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
         _say(said + (misfits or hint), logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
 

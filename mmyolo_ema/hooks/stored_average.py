@@ -1,7 +1,7 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.model import BaseAveragedModel
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights
 
-__all__ = ['counts_updates', 'exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
+__all__ = ['exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -21,15 +21,15 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
         has_begun: Whether it has been updated. Otherwise the raw weights stand for it.
     """
     raw, stored = checkpoint['state_dict'], ema_model.state_dict()
-    averaged = _cpu_copies(stored)
+    saved = _cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
     for key in stored:
         name = key.removeprefix(PREFIX)
         if name == key:
-            stored[key] = averaged[key]
+            stored[key] = saved[key]
         else:
             stored[key] = raw[name]
             if has_begun:
-                raw[name] = averaged[key]
+                raw[name] = saved[key]
     checkpoint['ema_state_dict'] = stored
 
 
@@ -69,15 +69,11 @@ def exchange(checkpoint: dict) -> None:
             stored[PREFIX + name] = averaged
 
 
-def updates_in(checkpoint: dict) -> int:
-    """Returns how many updates the average in a checkpoint has had, 0 if it does not say."""
-    return int(checkpoint['ema_state_dict']['steps']) if counts_updates(checkpoint) else 0
-
-
-def counts_updates(checkpoint: dict) -> bool:
-    """Whether a checkpoint says how many updates its average has had."""
+def updates_in(checkpoint: dict) -> Optional[int]:
+    """Returns how many updates the average in a checkpoint has had, None if it does not say."""
     steps = checkpoint['ema_state_dict'].get('steps')
-    return isinstance(steps, int) or (isinstance(steps, Tensor) and steps.numel() == 1)
+    says = isinstance(steps, int) or (isinstance(steps, Tensor) and steps.numel() == 1)
+    return int(steps) if says else None
 
 
 def origin(checkpoint: dict, resumes: bool) -> str:
@@ -89,9 +85,9 @@ def origin(checkpoint: dict, resumes: bool) -> str:
     """
     if not has_ema(checkpoint):
         return 'starts from a file without EMA, from its weights'
+    updates = updates_in(checkpoint) or 0
     if resumes:
-        return f'resumed at update {updates_in(checkpoint)}'
-    updates = updates_in(checkpoint)
+        return f'resumed at update {updates}'
     return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 

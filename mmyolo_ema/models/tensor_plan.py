@@ -61,8 +61,10 @@ class TensorPlan:
         average, source = unwrap(averaged), unwrap(model)
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
         pairs = sorted(_distinct_pairs(average, source), key=lambda pair: pair[0].numel())
-        self.averages = _grouped([pair[:2] for pair in pairs if _is_averaged(*pair[1:], update_buffers)])
-        self.copies = _grouped([pair[:2] for pair in pairs if not _is_averaged(*pair[1:], update_buffers)])
+        kinds: dict[bool, list] = {True: [], False: []}
+        for *pair, slot in pairs:
+            kinds[_is_averaged(pair[1], slot, update_buffers)].append(pair)
+        self.averages, self.copies = _grouped(kinds[True]), _grouped(kinds[False])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
         self._remember()

@@ -1,7 +1,6 @@
 """Our EMAHook in MMEngine's runner: what it shares with MMEngine's hook, and what it adds."""
 
 import pytest
-import torch
 from mmengine.hooks import EMAHook as UpstreamHook
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS, MODELS
@@ -14,25 +13,14 @@ UPSTREAM = 'mmengine.EMAHook'
 Toy = MODELS.get('Toy')
 
 
-def assert_equal(one, other, path=''):
-    """Compares nested states: every tensor bit for bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert list(one) == list(other), path
-        for key, value in one.items():
-            assert_equal(value, other[key], f'{path}.{key}')
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), path
-        for index, value in enumerate(one):
-            assert_equal(value, other[index], f'{path}.{index}')
-    else:
-        assert one == other, path
+@pytest.fixture
+def assert_same_state(assert_equal):
 
+    def check(one, other):
+        for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+            assert_equal(one[part], other[part], part)
 
-def assert_same_state(one, other):
-    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        assert_equal(one[part], other[part], part)
+    return check
 
 
 AVERAGES = [
@@ -47,7 +35,7 @@ AVERAGES = [
 
 @pytest.mark.parametrize('average', AVERAGES, ids=lambda average: f'{average["ema_type"]}')
 @pytest.mark.parametrize('begin', [{}, dict(begin_epoch=2), dict(begin_iter=4)], ids=str)
-def test_checkpoints_equal_those_of_mmengine(toy, tmp_path, average, begin):
+def test_checkpoints_equal_those_of_mmengine(toy, tmp_path, average, begin, assert_same_state):
     for name, kind in (('ours', 'mmyolo_ema.EMAHook'), ('theirs', UPSTREAM)):
         toy(name, hook=dict(type=kind, **average, **begin)).train()
     for epoch in (1, 2):
@@ -57,7 +45,7 @@ def test_checkpoints_equal_those_of_mmengine(toy, tmp_path, average, begin):
 
 @pytest.mark.parametrize('first', [UPSTREAM, 'mmyolo_ema.EMAHook'])
 @pytest.mark.parametrize('second', [UPSTREAM, 'mmyolo_ema.EMAHook'])
-def test_a_run_resumes_with_either_hook(toy, hook_config, tmp_path, first, second):
+def test_a_run_resumes_with_either_hook(toy, hook_config, tmp_path, first, second, assert_same_state):
     toy('whole', hook=dict(hook_config(), type=first)).train()
     half = str(tmp_path / 'whole' / 'epoch_1.pth')
     toy('resumed', hook=dict(hook_config(), type=second), load_from=half, resume=True).train()
@@ -122,7 +110,7 @@ def test_progress_of_both_passes_is_shown(toy, hook_config):
 
 
 @pytest.mark.parametrize(('key', 'weights'), [('mean_origin', 'raw'), ('mean', 'averaged')])
-def test_best_checkpoint_is_chosen_by_either_metric(toy, hook_config, tmp_path, key, weights):
+def test_best_checkpoint_is_chosen_by_either_metric(toy, hook_config, tmp_path, key, weights, assert_equal):
     saving = dict(type='CheckpointHook', save_best=key, rule='less', save_optimizer=False,
                   published_keys=['meta', 'state_dict'])
     runner = toy(hook=hook_config(evaluate_on_origin=True), default_hooks=dict(checkpoint=saving))
@@ -176,7 +164,7 @@ def test_best_by_a_metric_that_is_not_measured_is_announced(toy, hook_config, me
     assert any('save_best names mean_origin' in str(message) for message in messages)
 
 
-def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config, tmp_path):
+def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config, tmp_path, assert_equal):
     measured = validated(toy(hook=hook_config(evaluate_on_origin=True, begin_epoch=2)))
     assert measured[0]['mean'] == measured[0]['mean_origin']
     assert measured[1]['mean'] != measured[1]['mean_origin']
@@ -220,7 +208,8 @@ class Failing(Hook):
 @pytest.mark.parametrize('point', ['before_val_epoch', 'before_val_iter', 'after_val_iter', 'after_val_epoch'])
 @pytest.mark.parametrize('priority', ['VERY_HIGH', 'LOWEST'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt('now'), ValueError('of a metric')], ids=['Ctrl-C', 'error'])
-def test_error_in_a_validation_leaves_the_raw_weights(toy, hook_config, average_of, copy_of, point, priority, error):
+def test_error_in_a_validation_leaves_the_raw_weights(toy, hook_config, average_of, copy_of, point, priority, error,
+                                                      assert_equal):
     runner = toy(hook=hook_config(evaluate_on_origin=True))
     trained, averaged = {}, {}
 
@@ -239,7 +228,7 @@ def test_error_in_a_validation_leaves_the_raw_weights(toy, hook_config, average_
     assert_equal(copy_of(average_of(runner).ema_model.module), averaged)
 
 
-def test_error_in_a_test_leaves_the_raw_weights(toy, copy_of):
+def test_error_in_a_test_leaves_the_raw_weights(toy, copy_of, assert_equal):
     runner = toy()
     runner.train()
     trained = copy_of(runner.model)
@@ -249,7 +238,7 @@ def test_error_in_a_test_leaves_the_raw_weights(toy, copy_of):
     assert_equal(copy_of(runner.model), trained)
 
 
-def test_training_goes_on_after_an_interrupted_validation(toy, tmp_path):
+def test_training_goes_on_after_an_interrupted_validation(toy, tmp_path, assert_same_state):
     toy('whole').train()
     runner = toy('interrupted')
     failing = Failing('after_val_iter', 'LOWEST', KeyboardInterrupt())
@@ -261,7 +250,7 @@ def test_training_goes_on_after_an_interrupted_validation(toy, tmp_path):
     assert_same_state(*(checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'interrupted')))
 
 
-def test_checkpoint_saved_during_a_validation_has_both_kinds_in_their_places(toy, tmp_path):
+def test_checkpoint_saved_during_a_validation_has_both_kinds_in_their_places(toy, tmp_path, assert_same_state):
 
     class Save(Hook):
 
@@ -319,7 +308,8 @@ def test_resuming_before_the_training_is_refused(toy, tmp_path):
 
 
 @pytest.mark.parametrize('workers', [{}, dict(num_workers=1, persistent_workers=True)], ids=['plain', 'persistent'])
-def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path, workers):
+def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path, workers,
+                                                                     assert_same_state):
     model = dict(type='Toy', dropout=0.5)
     for name, both in (('one', False), ('both', True)):
         runner = toy(name, hook=hook_config(evaluate_on_origin=both), model=model)

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from mmyolo_ema import checkpoint
 
@@ -51,7 +50,7 @@ assert os.waitpid(train(), 0)[1] == 0
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, tool, root, tmp_path):
+def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, tool, root, tmp_path, assert_equal):
     options = {'train_cfg.max_epochs': 16, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 1}
     cfg = demo_config(**options)
     cfg.dump(tmp_path / 'config.py')
@@ -63,5 +62,4 @@ def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, t
     whole, killed = (checkpoint.read(tmp_path / name / 'epoch_16.pth') for name in ('whole', 'killed'))
     assert killed['ema_state_dict']['steps'] == 32
     for part in ('state_dict', 'ema_state_dict'):
-        for name, value in whole[part].items():
-            assert torch.equal(value, killed[part][name]), name
+        assert_equal(whole[part], killed[part], part)
