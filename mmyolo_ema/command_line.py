@@ -4,7 +4,7 @@ import argparse
 import atexit
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
@@ -13,9 +13,15 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import distributed, nn
 
-__all__ = ['OneLineParser', 'Parser', 'build_model', 'build_runner', 'load_config', 'stop']
+__all__ = [
+    'OneLineParser', 'Parser', 'add_cfg_options', 'build_model', 'build_runner', 'load_config', 'read_config', 'run',
+    'show', 'stop'
+]
 
 
 # What each launcher tells the processes that it starts.
@@ -28,11 +34,40 @@ def stop(message: Union[str, Exception]) -> NoReturn:
     sys.exit(2)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line."""
+def run(main: Callable[[], Optional[int]]) -> NoReturn:
+    """Runs a tool to its end, which is no traceback if the user stops it or closes the pipe that it writes to."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # What is left in the buffer would be written, and fail, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(status)
 
-    def __init__(self, description: Optional[str]) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def show(table: Table) -> None:
+    """Prints a table: with lines and colours on a terminal, in plain text of any width elsewhere."""
+    table.title_justify = 'left'
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    table.box = box.MARKDOWN
+    console = Console(width=1000)
+    with console.capture() as captured:
+        console.print(table)
+    print('\n'.join(line.rstrip() for line in captured.get().splitlines()))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line; shows its description as it is written."""
+
+    def __init__(self, description: Optional[str], **kwargs: Any) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         stop(f'{message} (see {self.prog} --help)')
@@ -46,12 +81,17 @@ class Parser(OneLineParser):
         self.add_argument('config', help='config file')
         self.add_argument('--work-dir', help='folder for logs, results and checkpoints (default: '
                           "the config's work_dir, or work_dirs/ and the config's name)")
-        self.add_argument('--cfg-options', nargs='+', action=_CfgOptions, metavar='KEY=VALUE',
-                          help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
+        add_cfg_options(self)
         self.add_argument('--launcher', choices=['none', *_SET_BY_LAUNCHER], default='none',
                           help='how the processes of a distributed run were started (default: none)')
         # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
         self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds MMDetection's flag to override settings of a config."""
+    parser.add_argument('--cfg-options', nargs='+', action=_CfgOptions, metavar='KEY=VALUE',
+                        help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
 
 
 class _CfgOptions(DictAction):
@@ -64,15 +104,21 @@ class _CfgOptions(DictAction):
             parser.error(f'--cfg-options takes KEY=VALUE, but got {" ".join(values)}')
 
 
+def read_config(path: str, options: Optional[dict]) -> Config:
+    """Returns a config with overrides; stops if it cannot be read."""
+    if not os.path.isfile(path):
+        stop(f'there is no config {path}')
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(options or {})
+    except (Exception, SystemExit) as error:  # a config is a program, so anything can go wrong in it
+        stop(f'the config {path} cannot be read: {type(error).__name__}: {error}')
+    return cfg
+
+
 def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
     """Returns the config that the flags name, with their overrides; stops if it cannot be read or lacks a part."""
-    if not os.path.isfile(args.config):
-        stop(f'there is no config {args.config}')
-    try:
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options or {})
-    except (Exception, SystemExit) as error:  # a config is a program, so anything can go wrong in it
-        stop(f'the config {args.config} cannot be read: {type(error).__name__}: {error}')
+    cfg = read_config(args.config, args.cfg_options)
     for part in needs:
         if cfg.get(part) is None:
             stop(f'the config {args.config} defines no {part}')

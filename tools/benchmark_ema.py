@@ -26,7 +26,6 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 
 # isort: split
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -37,7 +36,7 @@ from mmyolo_ema.benchmark.scale import SIZES, fits, measure_scale
 from mmyolo_ema.benchmark.steps import LIMIT, measure_steps
 from mmyolo_ema.benchmark.timing import Timing
 from mmyolo_ema.benchmark.training import measure_runs, measure_training_step
-from mmyolo_ema.command_line import OneLineParser, stop
+from mmyolo_ema.command_line import OneLineParser, show, stop
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import Growth, StepTimes, draw_growth, draw_step_times
 
@@ -185,7 +184,7 @@ def main() -> None:
         stop(error)
     # After the files, which a reader that closes the pipe must not cost.
     for table in results.tables:
-        Console().print(table)
+        show(table)
 
 
 MODES = {

@@ -17,7 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
-from mmyolo_ema.checkpoint import PREFIX, has_ema
+from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck
@@ -25,7 +25,7 @@ from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, unfit, updates_in
+from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, unfit
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
 

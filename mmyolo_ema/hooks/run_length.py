@@ -2,12 +2,9 @@
 
 import math
 
-from mmyolo_ema.schedule import mean_age, suited
+from mmyolo_ema.schedule import USUAL_AGES, mean_age, suited
 
 __all__ = ['advice']
-
-# Mean ages at the end of the run, as shares of it, beyond which the schedule is for a longer run.
-_TOO_YOUNG, _TOO_OLD = 0.01, 0.2
 
 
 def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:
@@ -25,9 +22,10 @@ def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:
     """
     age = mean_age(updates, momentum, gamma, interval)
     still_ramps = updates < gamma * math.log(1 / momentum)
-    if age > _TOO_OLD * updates:
+    youngest, oldest = USUAL_AGES
+    if age > oldest * updates:
         meaning = 'they will be mostly those of its beginning'
-    elif still_ramps and age < _TOO_YOUNG * updates:
+    elif still_ramps and age < youngest * updates:
         meaning = 'they will be nearly the raw ones'
     else:
         return ''

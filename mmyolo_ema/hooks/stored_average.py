@@ -1,15 +1,15 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from mmengine.model import BaseAveragedModel
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights
+from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
 
-__all__ = ['exchange', 'load', 'origin', 'store', 'unfit', 'updates_in']
+__all__ = ['exchange', 'load', 'origin', 'store', 'unfit']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -67,13 +67,6 @@ def exchange(checkpoint: dict) -> None:
         del stored[PREFIX + name]
         if averaged is not None:
             stored[PREFIX + name] = averaged
-
-
-def updates_in(checkpoint: dict) -> Optional[int]:
-    """Returns how many updates the average in a checkpoint has had, None if it does not say."""
-    steps = checkpoint['ema_state_dict'].get('steps')
-    says = isinstance(steps, int) or (isinstance(steps, Tensor) and steps.numel() == 1)
-    return int(steps) if says else None
 
 
 def origin(checkpoint: dict, resumes: bool) -> str:

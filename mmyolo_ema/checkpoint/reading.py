@@ -1,34 +1,20 @@
-"""What an EMA checkpoint holds, and reading it without running what it contains.
-
-MMEngine's EMAHook saves the averaged weights under ``state_dict``, where every
-loader looks, and the raw ones, which the optimizer trains, under
-``ema_state_dict`` with the prefix ``module.``: the name lies.
-"""
+"""Reading a checkpoint without running what it contains."""
 
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
-from torch import Tensor, nn
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
-from mmyolo_ema.unpickling import restored, stand_ins
+from mmyolo_ema.checkpoint.unpickling import restored, stand_ins
 
-__all__ = [
-    'PREFIX', 'Misfits', 'check_fits', 'has_ema', 'latest_whole', 'listed', 'misfits', 'raw_weights', 'read',
-    'use_safe_loader'
-]
-
-#: What the names under ``ema_state_dict`` begin with.
-PREFIX = 'module.'
+__all__ = ['latest_whole', 'read', 'use_safe_loader']
 
 
 def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
@@ -114,82 +100,6 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
     return None, passed_over
 
 
-def has_ema(checkpoint: dict) -> bool:
-    """Whether a checkpoint holds an average beside the raw weights."""
-    return isinstance(checkpoint.get('ema_state_dict'), dict)
-
-
-def raw_weights(checkpoint: dict) -> dict[str, Any]:
-    """Returns the raw weights: those that the optimizer trained.
-
-    Args:
-        checkpoint: As :func:`read` returns it.
-
-    Returns:
-        The tensors, and what modules keep besides, by the names that they have in the model.
-
-    Raises:
-        ValueError: If the checkpoint holds no average, so that its only weights are under ``state_dict``.
-    """
-    if not has_ema(checkpoint):
-        raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside those that "
-                         "weights 'ema' tests")
-    stored = checkpoint['ema_state_dict'].items()
-    return {name[len(PREFIX):]: value for name, value in stored if isinstance(name, str) and name.startswith(PREFIX)}
-
-
-def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Raises if weights lack a tensor that a model has, or have it in another shape.
-
-    MMEngine's loader only warns, and leaves what does not fit as it was initialised.
-
-    Args:
-        weights: Tensors by name; a prefix ``module.``, from a model wrapper, is ignored.
-        model: The bare model.
-
-    Raises:
-        ValueError: With the names and shapes that differ.
-    """
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(weights)}
-    missing, other, _ = misfits(tensors, model.state_dict())
-    if missing or other:
-        raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape: ', list(other.values())) + listed('; missing: ', missing))
-
-
-class Misfits(NamedTuple):
-    """Names of tensors that a model and a file do not have in common; ``other`` tells both shapes, by name."""
-
-    missing: list[str]
-    other: dict[str, str]
-    unexpected: list[str]
-
-
-def misfits(stored: dict, own: dict) -> Misfits:
-    """Compares the tensors of a file with those of a model, by name and shape.
-
-    Args:
-        stored: What the file holds, by name. What is no tensor is left out.
-        own: The state of the model.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(stored)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(own)}
-    missing = [name for name in wanted if name not in shapes]
-    other = {
-        name: f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
-        if name in shapes and shapes[name] != shape
-    }
-    return Misfits(missing, other, [name for name in shapes if name not in wanted])
-
-
-def listed(title: str, names: list[str], most: int = 3) -> str:
-    """Returns a title and the first names of a list, or nothing where there are none."""
-    if not names:
-        return ''
-    rest = f' and {len(names) - most} more' if len(names) > most else ''
-    return title + ', '.join(names[:most]) + rest
-
-
 def _download(address: str) -> Path:
     """Returns where torch keeps a file from the web, after fetching it if it is not there."""
     path = Path(torch.hub.get_dir()) / 'checkpoints' / PurePosixPath(urlparse(address).path).name
@@ -219,10 +129,3 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     except Exception as error:  # a file that is cut off breaks the reader in many ways
         reason = f'{type(error).__name__}: {error!s:.80}'
         raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
-
-
-def _tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
-    """Yields the parameters and buffers of a state; the extra state of a module may be a tensor of any shape."""
-    return ((name, value) for name, value in state_dict.items()
-            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta
-            and not name.endswith(_EXTRA_STATE_KEY_SUFFIX))

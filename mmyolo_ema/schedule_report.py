@@ -1,0 +1,120 @@
+"""The tables and words by which a schedule is told to someone who trains a detector."""
+
+from typing import NamedTuple, Optional
+
+from rich.table import Table
+
+from mmyolo_ema.recipes import RECIPES
+from mmyolo_ema.schedule import USUAL_AGES, Figures, Schedule, figures, suited
+
+__all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
+
+# Where in the run the average is looked at.
+_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+# Of fewer updates than this the average is nearly the newest, however short the run.
+_FEW = 10
+
+
+class Setting(NamedTuple):
+    """A schedule, and what it is called."""
+
+    name: str
+    schedule: Schedule
+
+    @property
+    def label(self) -> str:
+        options = ', '.join(f'{name}={value:g}' for name, value in vars(self.schedule).items()
+                            if not (name == 'interval' and value == 1))
+        return f'{self.name}: {type(self.schedule).__name__.lower()} {options}'.strip()
+
+
+class Report(NamedTuple):
+    """What a setting makes of a run: the figures at its end, a table over the run, and what they mean in words."""
+
+    setting: Setting
+    at_end: Figures
+    table: Table
+    words: list[str]
+
+
+def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None) -> Report:
+    """Tells what an average is in the course of a run.
+
+    Args:
+        setting: The schedule of the average.
+        updates: Number of updates in the run, at least 1.
+        updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
+
+    Example:
+        >>> from mmyolo_ema.schedule import Ramp
+        >>> told = report(Setting('default', Ramp()), updates=2_001)
+        >>> print(told.words[0])
+        after 200 updates the average holds about 1 of them: practically the raw weights
+    """
+    points = sorted({max(round(share * updates), 1) for share in _SHARES})
+    found = figures(setting.schedule, points, start=max(round(updates / 100), 1))
+    table = Table('updates', 'epoch', 'momentum', 'horizon', 'mean age', 'in epochs', 'share', 'effective size',
+                  'left of first 1 %', title=setting.label)
+    for column in table.columns:
+        column.justify = 'right'
+    for row in found:
+        table.add_row(f'{row.updates:,}', _epochs(row.updates, updates_per_epoch), f'{row.momentum:.3g}',
+                      rounded(row.horizon), rounded(row.mean_age), _epochs(row.mean_age, updates_per_epoch),
+                      f'{row.mean_age / row.updates:.2%}', rounded(row.effective_size), f'{row.start:.1%}')
+    told = [row for row in found if row.updates >= round(0.1 * updates)]
+    words = [f'after {row.updates:,} updates{", the end," if row is found[-1] else ""} {meaning(row)}' for row in told]
+    # What stays the same from point to point is told once, where it begins.
+    kept = [line for line, row, previous in zip(words, told, [None, *told])
+            if row is told[-1] or previous is None or _kind(row) != _kind(previous)]
+    if _kind(found[-1]) != _USUAL:
+        momentum, gamma = suited(updates)
+        kept[-1] += f'. momentum={momentum:.2g} and gamma={gamma:.3g} would make it 4 % of the run old'
+    return Report(setting, found[-1], table, kept)
+
+
+def meaning(at: Figures) -> str:
+    """Returns in words what an average is at a point of a run."""
+    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_KINDS[_kind(at)]}'
+
+
+_KINDS = (
+    'practically the raw weights',
+    'a short average, of less than 1 % of the run so far',
+    'an average as published recipes have it',
+    'much of it stems from early in the run',
+)
+_USUAL = 2
+
+
+def _kind(at: Figures) -> int:
+    share = at.mean_age / at.updates
+    return 0 if at.effective_size < _FEW else sum(share >= limit for limit in (USUAL_AGES[0] / 5, *USUAL_AGES))
+
+
+def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> Table:
+    """Compares what settings have at the end of a run with published recipes.
+
+    Args:
+        reports: The settings' reports.
+        updates_per_epoch: Number of updates in an epoch of the run, None if it is not known.
+    """
+    table = Table('recipe', 'updates', 'horizon', 'in epochs', 'mean age / run', 'spread / run',
+                  title='At the end, beside the recipes published for COCO (118,287 images)')
+    for column in table.columns[1:]:
+        column.justify = 'right'
+    rows = [(f'this run, {one.setting.name}', one.at_end, updates_per_epoch) for one in reports]
+    rows += [(recipe.name, recipe.at_end(), recipe.updates_per_epoch) for recipe in RECIPES]
+    for name, at_end, per_epoch in rows:
+        table.add_row(name, f'{at_end.updates:,}', rounded(at_end.horizon), _epochs(at_end.horizon, per_epoch),
+                      f'{at_end.mean_age / at_end.updates:.2%}', f'{at_end.spread / at_end.updates:.2%}')
+    return table
+
+
+def rounded(number: float) -> str:
+    """Returns a number with about three significant digits, a large one with separators."""
+    return f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
+
+
+def _epochs(updates: float, updates_per_epoch: Optional[float]) -> str:
+    return '-' if updates_per_epoch is None else rounded(updates / updates_per_epoch)
+

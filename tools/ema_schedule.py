@@ -1,0 +1,198 @@
+"""Tell what momentum and gamma mean for a run: what the average holds at each point of it, and what would suit it.
+
+Examples:
+    python tools/ema_schedule.py CONFIG                                # the config's own run
+    python tools/ema_schedule.py CONFIG --gpus 8 --plot schedule.png
+    python tools/ema_schedule.py CONFIG --mean-age 4%                  # or 500 (updates), or 2epochs
+    python tools/ema_schedule.py CONFIG --scale-from-batch 256         # the momentum was meant for 256 images a step
+    python tools/ema_schedule.py --momentum 0.0002 0.01 --gamma 2000 100 --iters 2000
+"""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+
+# isort: split
+from matplotlib.figure import Figure
+
+from mmyolo_ema.command_line import OneLineParser, add_cfg_options, read_config, run, show, stop
+from mmyolo_ema.durations import in_updates
+from mmyolo_ema.files import write_new
+from mmyolo_ema.plots import ScheduleCurves, draw_schedules
+from mmyolo_ema.run_plan import RunPlan, plan_run
+from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled
+from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
+
+
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    parser.add_argument('config', nargs='?', help='config file of a training with an EMAHook')
+    parser.add_argument('--momentum', type=fraction, nargs='+', help='momentum to look at instead, or beside the '
+                        "config's; several make several settings")
+    parser.add_argument('--gamma', type=positive, nargs='+', default=[2000.0],
+                        help='gamma for each --momentum, or one for all (default: 2000)')
+    parser.add_argument('--iters', type=count, help='iterations in the whole run; needed without a config')
+    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the number in the '
+                        "config's annotation file)")
+    parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
+    parser.add_argument('--mean-age', metavar='AGE', help='suggest momentum and gamma for this mean age at the end: '
+                        "'4%%' of the run, '500' updates or '2epochs'")
+    parser.add_argument('--scale-from-batch', type=count, metavar='IMAGES', help='suggest momentum and gamma that do '
+                        "with this run's batches what the config's do with so many images in an update")
+    parser.add_argument('--plot', type=Path, metavar='F.png', help='draw the momentum over the run, and the '
+                        'weight of each past update in the final average')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if args.config is None and (args.momentum is None or args.iters is None):
+        parser.error('name a config, or pass --momentum and --iters')
+    if args.config is None and args.scale_from_batch:
+        parser.error('--scale-from-batch needs a config, which tells the batch size of the run')
+    if args.momentum and len(args.gamma) not in (1, len(args.momentum)):
+        parser.error(f'--gamma takes one number, or one for each of {len(args.momentum)} --momentum, but got '
+                     f'{len(args.gamma)}')
+    return args
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, but got {number}')
+    return number
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'must be above 0, but got {text}')
+    return number
+
+
+def fraction(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f'must be above 0 and below 1, but got {text}')
+    return number
+
+
+class Suggestion(NamedTuple):
+    """A schedule, and why it is suggested."""
+
+    reason: str
+    schedule: Ramp
+
+
+def check_plot(path: Path) -> None:
+    if path.suffix[1:] not in Figure().canvas.get_supported_filetypes():
+        stop(f'--plot must name a picture such as F.png, but got {path}')
+    if os.path.lexists(path):
+        stop(f'{path} exists: name another file for --plot, or remove it')
+
+
+def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:
+    """Returns what the config says, None if there is none; stops if it does not tell enough."""
+    if args.config is None:
+        return None
+    cfg = read_config(args.config, args.cfg_options)
+    try:
+        return plan_run(cfg, args.gpus, args.iters, args.dataset_size)
+    except (ValueError, TypeError) as error:
+        stop(f'the config {args.config} cannot be reported on: {error}')
+
+
+def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> list[Suggestion]:
+    """Returns the schedules that were asked for, with three significant digits; stops if there are none."""
+    found = []
+    interval = plan.schedule.interval if plan else 1
+    if args.mean_age:
+        try:
+            age = in_updates(args.mean_age, updates, plan and plan.updates_per_epoch)
+            found.append((f'a mean age of {args.mean_age} at the end', of_age(updates, age, interval)))
+        except ValueError as error:
+            stop(f'--mean-age: {error}')
+    if args.scale_from_batch:
+        if not isinstance(plan.schedule, Ramp):
+            stop('--scale-from-batch is for a config with ExpMomentumEMA')
+        if plan.batch_size is None:
+            stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
+        factor = plan.batch_size / args.scale_from_batch
+        reason = f'{plan.batch_size} images in an update instead of {args.scale_from_batch}'
+        found.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
+    if any(momentum > 0.99 for _, (momentum, _) in found):
+        stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
+    return [Suggestion(reason, Ramp(float(f'{momentum:.3g}'), float(f'{gamma:.3g}'), interval))
+            for reason, (momentum, gamma) in found]
+
+
+def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
+    """Prints a schedule as a line for a config, and as options of the command line."""
+    schedule, hook = suggestion.schedule, dict(type='mmyolo_ema.EMAHook')
+    if plan is not None:
+        hook = {**plan.hook, 'type': plan.hook['type']}
+    if not (plan and isinstance(plan.schedule, Ramp)):
+        hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
+    hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
+    print(f'For {suggestion.reason}:')
+    print('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
+    if plan is not None:
+        changed = [key for key in ('ema_type', 'momentum', 'gamma') if hook[key] != plan.hook.get(key)]
+        options = ' '.join(f'custom_hooks.{plan.place}.{key}={literal(hook[key]).strip(chr(39))}' for key in changed)
+        print(f'    --cfg-options {options}' if changed else '    which the config has')
+    print()
+
+
+def literal(value: object) -> str:
+    """Returns a value of a config as Python writes it."""
+    return f'{value:.12g}' if isinstance(value, float) else repr(value)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.plot is not None:
+        check_plot(args.plot)
+    plan = plan_of(args)
+    updates, per_epoch = (plan.updates, plan.updates_per_epoch) if plan else (args.iters, None)
+    suggested = suggestions(args, plan, updates)
+    settings = [Setting('config', plan.schedule)] if plan else []
+    gammas = args.gamma * len(args.momentum or []) if len(args.gamma) == 1 else args.gamma
+    settings += [Setting(f'setting {index}', Ramp(*pair))
+                 for index, pair in enumerate(zip(args.momentum or [], gammas), start=1)]
+    settings += [Setting(f'suggestion for {one.reason}', one.schedule) for one in suggested]
+    if args.plot is not None:
+        draw(settings, updates, args.plot)
+    reports = [report(setting, updates, per_epoch) for setting in settings]
+    print_run(plan, updates, args)
+    for one in reports:
+        show(one.table)
+        print('\n'.join(one.words), end='\n\n')
+    show(recipes_table(reports, per_epoch))
+    print()
+    for suggestion in suggested:
+        print_suggestion(suggestion, plan)
+    if args.plot is not None:
+        print(f'{args.plot}  the picture')
+
+
+def print_run(plan: Optional[RunPlan], updates: int, args: argparse.Namespace) -> None:
+    if plan is None:
+        print(f'{updates:,} updates as given\n')
+        return
+    begin = f'; the average begins after {plan.begin:,}' if plan.begin else ''
+    epoch = f', {rounded(plan.updates_per_epoch)} in an epoch' if plan.updates_per_epoch else ''
+    print(f'{args.config}: {updates:,} updates of the average{epoch}{begin}\n    {plan.origin}\n')
+
+
+def draw(settings: list[Setting], updates: int, path: Path) -> None:
+    curves = [ScheduleCurves(setting.label, *profile(setting.schedule, updates))
+              for setting in settings]
+    try:
+        write_new(path, partial(draw_schedules, curves))
+    except OSError as error:
+        stop(f'{path} cannot be written: {error}')
+
+
+if __name__ == '__main__':
+    run(main)
