@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import distributed, nn
 
 __all__ = [
-    'OneLineParser', 'Parser', 'add_cfg_options', 'build_model', 'build_runner', 'load_config', 'read_config', 'run',
-    'show', 'stop'
+    'OneLineParser', 'Parser', 'add_cfg_options', 'build_model', 'build_runner', 'load_config', 'read_config',
+    'report_error', 'run', 'show', 'stop'
 ]
 
 
@@ -30,8 +30,13 @@ _SET_BY_LAUNCHER = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WOR
 
 def stop(message: Union[str, Exception]) -> NoReturn:
     """Ends the program with one line on standard error and exit status 2."""
-    print('error: ' + ' '.join(str(message).split()), file=sys.stderr)
+    report_error(message)
     sys.exit(2)
+
+
+def report_error(message: Union[str, Exception]) -> None:
+    """Prints one line on standard error."""
+    print('error: ' + ' '.join(str(message).split()), file=sys.stderr)
 
 
 def run(main: Callable[[], Optional[int]]) -> NoReturn:
@@ -60,7 +65,7 @@ def show(table: Table) -> None:
     console = Console(width=1000)
     with console.capture() as captured:
         console.print(table)
-    print('\n'.join(line.rstrip() for line in captured.get().splitlines()))
+    print('\n'.join(line.rstrip() for line in captured.get().splitlines()).strip('\n'))
 
 
 class OneLineParser(argparse.ArgumentParser):

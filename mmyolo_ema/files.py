@@ -1,5 +1,6 @@
 """Writing files so that nothing is lost and nothing is left half written."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-__all__ = ['WholeFilesBackend', 'replace', 'use_whole_files', 'write_new']
+__all__ = ['WholeFilesBackend', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new']
 
 
 def write_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,12 +30,45 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
         ...     (Path(folder) / 'new' / 'a.txt').read_text()
         'whole'
     """
+    _link_new(path, lambda temporary: path, write)
+
+
+def write_named_by_content(stem: Path, suffix: str, write: Callable[[Path], object]) -> Path:
+    """Writes a file whose name ends in the first 8 hex digits of its sha256: whole, or not at all.
+
+    Args:
+        stem: Folder, which is made if need be, and beginning of the name.
+        suffix: End of the name.
+        write: As for :func:`write_new`.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileExistsError: If there is such a file already. It is left as it is.
+    """
+    return _link_new(stem.with_name(stem.name + suffix),
+                     lambda temporary: stem.with_name(f'{stem.name}-{_sha256(temporary)[:8]}{suffix}'), write)
+
+
+def _link_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path], object]) -> Path:
+    """Writes beside a path, and gives what was written the name that is found for it then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         _write_and_sync(temporary, write)
+        named = name(temporary)
         # Unlike a rename, a link never replaces what is there.
-        os.link(temporary, path)
+        os.link(temporary, named)
+    return named
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

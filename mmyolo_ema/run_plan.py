@@ -2,23 +2,15 @@
 
 import contextlib
 import io
-import math
-from dataclasses import fields
 from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
+from mmyolo_ema.ema_config import ema_hook_in, schedule_of
+from mmyolo_ema.schedule import Schedule
 
-__all__ = ['RunPlan', 'ema_hook_in', 'plan_run', 'schedule_of']
-
-_SCHEDULES: dict[str, Any] = {
-    'ExpMomentumEMA': Ramp,
-    'ExponentialMovingAverage': Constant,
-    'MomentumAnnealingEMA': Annealing,
-    'StochasticWeightAverage': Uniform,
-}
+__all__ = ['RunPlan', 'plan_run']
 
 
 class RunPlan(NamedTuple):
@@ -93,47 +85,6 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         updates_per_epoch=per_epoch and per_epoch / counted,
         batch_size=batch and batch * gpus * counted,
         origin=origin)
-
-
-def ema_hook_in(hooks: Any) -> tuple[int, dict]:
-    """Returns the EMAHook of a config's ``custom_hooks``, and its place there.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
-    found = [(index, hook) for index, hook in enumerate(hooks or [])
-             if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
-    if len(found) != 1:
-        raise ValueError(f'it has {len(found) or "no"} EMAHook{"s" * (len(found) > 1)} in custom_hooks')
-    return found[0]
-
-
-def schedule_of(hook: dict) -> Schedule:
-    """Returns the schedule of the average that an EMAHook makes.
-
-    Args:
-        hook: The hook's options, as a config has them.
-
-    Raises:
-        ValueError: If the class is not known, or it would refuse the options.
-    """
-    name = _class_name(hook.get('ema_type', 'ExponentialMovingAverage'))
-    if name not in _SCHEDULES:
-        raise ValueError(f'the schedule of ema_type={hook.get("ema_type")!r} is not known; known are '
-                         f'{", ".join(_SCHEDULES)}')
-    schedule = _SCHEDULES[name]
-    options = {key: hook[key] for key in (field.name for field in fields(schedule)) if key in hook}
-    limits = dict(momentum=1, gamma=math.inf, interval=math.inf)
-    for key, value in options.items():
-        kind = int if key == 'interval' else (int, float)
-        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < limits[key]:
-            raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
-                             f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
-    return schedule(**options)
-
-
-def _class_name(kind: Any) -> str:
-    return getattr(kind, '__name__', str(kind)).split('.')[-1]
 
 
 def _listens_to_optimizer(hook: dict) -> bool:

@@ -1,5 +1,6 @@
 """Reading a checkpoint without running what it contains."""
 
+import json
 import re
 import warnings
 import zipfile
@@ -21,8 +22,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     """Reads a checkpoint, building nothing but tensors, containers and what MMEngine puts in its log history.
 
     Args:
-        path: A file that MMEngine's runner saved, or any file of ``torch.save`` that holds a dictionary with the
-            weights under ``state_dict``.
+        path: A file that MMEngine's runner saved, any file of ``torch.save`` that holds a dictionary with the weights
+            under ``state_dict``, or a ``.safetensors`` file.
         map_location: As for ``torch.load``. Defaults to 'cpu'.
         mmap: Whether to leave the tensors on disk until they are used. Defaults to False.
 
@@ -44,6 +45,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         ...     checkpoint.read(path)
         {'state_dict': {'weight': tensor([1.])}}
     """
+    if Path(path).suffix == '.safetensors':
+        return _load_safetensors(path, map_location)
     content = _load(path, map_location, mmap)
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
@@ -114,9 +117,7 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     if not hasattr(torch.serialization, 'safe_globals'):
         raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
-    path.open('rb').close()  # says so if it may not be read
+    _check_readable(path)
     try:
         with torch.serialization.safe_globals(stand_ins()), warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
@@ -129,3 +130,23 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     except Exception as error:  # a file that is cut off breaks the reader in many ways
         reason = f'{type(error).__name__}: {error!s:.80}'
         raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
+
+
+def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
+    """Returns the tensors of a file, mapped, in the form of a checkpoint; raises as :func:`read` says."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_readable(Path(path))
+    try:
+        with safe_open(path, 'pt', device=str(map_location)) as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+            meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f'{path} is not a .safetensors file, or is cut off ({error!s:.80})') from error
+    return dict(meta=meta, state_dict=weights)
+
+
+def _check_readable(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    path.open('rb').close()  # says so if it may not be read

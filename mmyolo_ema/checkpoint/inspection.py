@@ -1,0 +1,294 @@
+"""What a checkpoint holds, and what is wrong with it."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from mmyolo_ema.checkpoint.difference import (
+    GroupDifference,
+    TensorDifference,
+    by_group,
+    difference,
+    is_statistic,
+    total,
+)
+from mmyolo_ema.checkpoint.reading import read
+from mmyolo_ema.checkpoint.streaming import chunks, stream
+from mmyolo_ema.checkpoint.weights import averaged_weights, has_ema, only_kind, raw_weights, updates_in
+from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
+from mmyolo_ema.schedule import figures
+
+__all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
+
+
+@dataclass
+class StoredWeights:
+    """One set of weights in a file.
+
+    Attributes:
+        kind: 'ema', 'raw', or 'only' where there is one set and the file does not say which.
+        key: Where it is in the file.
+        tensors: Number of tensors, by name.
+        numbers: How many numbers they hold; what several names share is counted once.
+        dtypes: Their dtypes.
+        nonfinite: Names of the tensors with NaN or infinity.
+    """
+
+    kind: str
+    key: str
+    tensors: int
+    numbers: int
+    dtypes: list[str]
+    nonfinite: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StoredAverage:
+    """The average in a file.
+
+    Attributes:
+        updates: How often it was updated; None if the file does not say.
+        hook: Options of its EMAHook, from the config in the file; empty if there is none.
+        mean_age: How old what it holds is, on average, in updates; None if that does not follow.
+    """
+
+    updates: Optional[int]
+    hook: dict[str, Any]
+    mean_age: Optional[float]
+
+
+@dataclass
+class Inspection:
+    """What a checkpoint holds.
+
+    Attributes:
+        file: Its path.
+        size: Its length in bytes.
+        epoch: Epochs trained, if it says so.
+        iteration: Iterations trained, if it says so.
+        written_by: Version of MMEngine, if it says so.
+        weights: Its sets of weights.
+        average: Its average, None if it holds none.
+        has_optimizer: Whether it holds the state of an optimizer, so that a run can go on from it.
+        parts: Bytes of tensors in each of its parts; the rest of the file under ``'rest'``.
+        distance: How far average and raw weights are apart, over all but counts and statistics, relative to the raw.
+        differences: The same by parts of the model.
+        shared: Names of each tensor that is stored once under several names.
+        repeated: Names of tensors with the same content that are stored several times.
+        stale: Names of BatchNorm layers whose statistics in the average stopped following the model.
+    """
+
+    file: str
+    size: int
+    epoch: Optional[int]
+    iteration: Optional[int]
+    written_by: Optional[str]
+    weights: list[StoredWeights]
+    average: Optional[StoredAverage]
+    has_optimizer: bool
+    parts: dict[str, int]
+    distance: Optional[GroupDifference]
+    differences: list[GroupDifference]
+    shared: list[list[str]]
+    repeated: list[list[str]]
+    stale: list[str]
+
+
+def inspect(path: Path) -> Inspection:
+    """Looks at all weights of a checkpoint.
+
+    The file is mapped; no more than one set of its weights is in memory at a time.
+
+    Args:
+        path: As for :func:`mmyolo_ema.checkpoint.read`.
+
+    Raises:
+        OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, 'epoch_1.pth')
+        ...     torch.save(dict(state_dict=dict(weight=torch.tensor([1., float('nan')]))), path)
+        ...     inspect(path).weights
+        [StoredWeights(kind='only', key='state_dict', tensors=1, numbers=2, dtypes=['float32'], nonfinite=['weight'])]
+    """
+    path = Path(path)
+    content = read(path, mmap=True)
+    meta = _dictionary(content.get('meta'))
+    hook = _hook(meta)
+    updates = updates_in(content) if has_ema(content) else None
+    average = StoredAverage(updates, hook, _mean_age(hook, updates)) if has_ema(content) else None
+    sets = _sets(content)
+    parts = _sizes(content)
+    found = Inspection(
+        file=str(path),
+        size=path.stat().st_size,
+        epoch=_integer(meta.get('epoch')),
+        iteration=_integer(meta.get('iter')),
+        # MMEngine appends the hash of its last commit, without a space.
+        written_by=re.sub('[0-9a-f]{40}$', '', str(meta['mmengine_version'])) if 'mmengine_version' in meta else None,
+        weights=[_stored(kind, weights) for kind, weights in sets.items()],
+        average=average,
+        has_optimizer=bool(content.get('optimizer')),
+        parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
+        distance=None,
+        differences=[],
+        shared=_shared(list(sets.values())[-1]),
+        repeated=[],
+        stale=[])
+    if average is not None:
+        found.weights[-1].key = 'ema_state_dict'
+    del content, sets
+    _compare_sets(path, found)
+    return found
+
+
+def _sets(content: dict) -> dict[str, dict[str, Any]]:
+    """Returns the sets of weights of a file by kind, the raw one last."""
+    if has_ema(content):
+        return dict(ema=averaged_weights(content), raw=raw_weights(content))
+    return {only_kind(content): averaged_weights(content)}
+
+
+def _compare_sets(path: Path, found: Inspection) -> None:
+    """Goes through all weights once, and adds what it finds."""
+    kinds = [weights.kind for weights in found.weights]
+    names: dict[bytes, list[str]] = {}
+    compared: list[TensorDifference] = []
+    lag: dict[str, int] = {}
+    for name, values in stream(*(partial(_open, path, kind) for kind in kinds)):
+        for weights, value in zip(found.weights, values):
+            if isinstance(value, Tensor) and _has_numbers(value) and not _is_finite(value):
+                weights.nonfinite.append(name)
+        # The raw weights tell which tensors a model shares: an average may have lost it.
+        last = values[-1]
+        if isinstance(last, Tensor) and last.dim() > 1 and _has_numbers(last) and not _is_uniform(last):
+            names.setdefault(_digest(last), []).append(name)
+        if len(values) == 2 and all(isinstance(value, Tensor) and _has_numbers(value) for value in values):
+            ema, raw = values
+            if ema.shape == raw.shape:
+                compared.append(difference(name, ema, raw))
+                if name.endswith('num_batches_tracked') and raw.numel() == 1:
+                    lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
+    stored_once = [set(group) for group in found.shared]
+    found.repeated = [group for group in names.values() if len(group) > 1
+                      and not any(set(group) <= once for once in stored_once)]
+    if len(kinds) == 2:
+        found.differences = by_group(compared)
+        found.distance = total('parameters', [one for one in compared if not one.name.endswith(
+            'num_batches_tracked') and not is_statistic(one.name)])
+        found.stale = list(_stale(compared, lag, found.average))
+
+
+def _stale(compared: list[TensorDifference], lag: dict[str, int], average: Optional[StoredAverage]) -> Iterator[str]:
+    """Yields the BatchNorm layers whose statistics were copied once and then never again.
+
+    Their count of batches stands still, and without ``update_buffers`` they ought to be the raw ones. With it, the
+    statistics are averaged, and only the count stands still in the classes of MMDetection and MMEngine.
+    """
+    if average is None or average.hook.get('update_buffers', False) is True or not average.updates:
+        return
+    differing = {one.name.rpartition('.')[0] + '.' for one in compared if is_statistic(one.name) and one.differing}
+    # Steps with NaN that were left out make it lag a little.
+    yield from (layer.rstrip('.') for layer, batches in lag.items()
+                if layer in differing and batches > 1 and batches >= (average.updates - 1) / 2)
+
+
+def _open(path: Path, kind: str) -> dict[str, Any]:
+    return _sets(read(path, mmap=True))[kind]
+
+
+def _stored(kind: str, weights: dict[str, Any]) -> StoredWeights:
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    distinct = {_place(tensor) if tensor.numel() else name: tensor for name, tensor in tensors.items()}
+    return StoredWeights(
+        kind=kind,
+        key='state_dict',
+        tensors=len(tensors),
+        numbers=sum(tensor.numel() for tensor in distinct.values()),
+        dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}))
+
+
+def _shared(weights: dict[str, Any]) -> list[list[str]]:
+    places: dict[Any, list[str]] = {}
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and _has_numbers(value):
+            places.setdefault(_place(value), []).append(name)
+    return [names for names in places.values() if len(names) > 1]
+
+
+def _place(tensor: Tensor) -> Any:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and not (tensor.is_meta or tensor.is_sparse or tensor.is_quantized)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return all(bool(part.isfinite().all()) for part, in chunks(tensor))
+
+
+def _is_uniform(tensor: Tensor) -> bool:
+    """Whether all numbers are the same, as at the start of a training, so that tensors are equal by chance."""
+    first = tensor.reshape(-1)[0]
+    return all(bool((part == first).all()) for part, in chunks(tensor))
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Returns what tells the content of a tensor from others."""
+    digest = hashlib.blake2b(f'{tensor.dtype}{tuple(tensor.shape)}'.encode())
+    for part, in chunks(tensor):
+        digest.update(part.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _sizes(content: dict) -> dict[str, int]:
+    """Returns the bytes of the tensors in each part of a file; what several parts share counts for the first."""
+    seen: set[int] = set()
+    sizes = {str(part): _size(value, seen) for part, value in content.items()}
+    return {part: size for part, size in sizes.items() if size}
+
+
+def _size(value: Any, seen: set[int]) -> int:
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        if value.is_meta or storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(_size(item, seen) for item in items)
+
+
+def _hook(meta: dict) -> dict[str, Any]:
+    """Returns the options of the EMAHook in the config that a file holds, if it holds one."""
+    with suppress(ValueError):
+        return ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))[1]
+    return {}
+
+
+def _mean_age(hook: dict, updates: Optional[int]) -> Optional[float]:
+    if not (hook and updates):
+        return None
+    try:
+        return figures(schedule_of(hook), [updates])[0].mean_age
+    except ValueError:
+        return None
+
+
+def _dictionary(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _integer(value: Any) -> Optional[int]:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,106 @@
+"""The lines and tables by which a checkpoint is told."""
+
+from typing import Optional
+
+from rich.table import Table
+
+from mmyolo_ema.checkpoint.comparison import Comparison
+from mmyolo_ema.checkpoint.difference import GroupDifference
+from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
+from mmyolo_ema.checkpoint.misfits import listed
+
+__all__ = [
+    'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems', 'weights_table'
+]
+
+_KINDS = dict(ema='averaged (ema)', raw='raw', only='the only ones')
+
+
+def inspection_lines(found: Inspection) -> list[str]:
+    """Returns what a file is: where in a run it was written, its average, its size."""
+    written = [f'epoch {found.epoch}' if found.epoch is not None else '',
+               f'iteration {found.iteration:,}' if found.iteration is not None else '',
+               f'MMEngine {found.written_by}' if found.written_by else '',
+               'with the state of the optimizer' if found.has_optimizer else 'no optimizer: a run cannot go on from it']
+    parts = ', '.join(f'{part} {megabytes(size)}' for part, size in found.parts.items())
+    return [
+        f'{found.file}: ' + ', '.join(filter(None, written)),
+        f'{megabytes(found.size)}: {parts}',
+        _average(found.average),
+    ]
+
+
+def _average(average: Optional[StoredAverage]) -> str:
+    if average is None:
+        return 'no average beside these weights'
+    updates = 'an unknown number of' if average.updates is None else f'{average.updates:,}'
+    age = '' if average.mean_age is None else f', {average.mean_age:,.1f} updates old on average'
+    options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
+    by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
+    return f'average of {updates} updates{age}, by {by}'
+
+
+def weights_table(found: Inspection) -> Table:
+    """Returns a row for each set of weights."""
+    table = Table('weights', 'in the file', 'tensors', 'numbers', 'dtypes', 'tensors with NaN or infinity')
+    _align(table, 2, 3)
+    for weights in found.weights:
+        table.add_row(_KINDS[weights.kind], weights.key, str(weights.tensors), f'{weights.numbers:,}',
+                      ', '.join(weights.dtypes), listed('', weights.nonfinite) or 'none')
+    return table
+
+
+def difference_table(title: str, groups: list[GroupDifference]) -> Table:
+    """Returns a row for each part of a model."""
+    table = Table('part', 'tensors', 'of them differ', 'numbers', 'L2 distance / norm', title=title)
+    _align(table, 1, 2, 3, 4)
+    for group in groups:
+        table.add_row(group.group, str(group.tensors), str(group.differing), f'{group.numbers:,}',
+                      percent(group.relative))
+    return table
+
+
+def problems(found: Inspection) -> list[str]:
+    """Returns what a user of the file should know before it is used, and what is stored in an unusual way."""
+    lines = []
+    for weights in found.weights:
+        if weights.nonfinite:
+            lines.append(f'NaN or infinity in {len(weights.nonfinite)} tensors of the {_KINDS[weights.kind]} weights')
+    if found.stale:
+        unsure = '' if found.average and found.average.hook else ' (or it was averaged by MMDetection\'s class with ' \
+            'update_buffers=True: the file does not tell)'
+        lines.append(f'stale statistics in the average of {len(found.stale)} BatchNorm layers' +
+                     listed(' (', found.stale) + '): they were copied once and then never again' + unsure +
+                     '. Test the raw weights, or estimate the statistics anew')
+    for names in found.shared:
+        lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
+    for names in found.repeated:
+        lines.append(f'the same content stored under {len(names)} names' + listed(': ', names))
+    return lines
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Returns in what two files differ, besides the distances of their tensors."""
+    lists = (('only in the first', found.only_in_one), ('only in the second', found.only_in_other),
+             ('of another shape', found.other_shape), ('of another dtype', found.other_dtype),
+             ('of another value', found.other_value))
+    lines = [f'{len(names)} {what}' + listed(': ', names) for what, names in lists if names]
+    return lines + [f'{each.name}: {percent(each.relative)}, {each.differing:,} of {each.numbers:,} numbers differ'
+                    for each in found.farthest]
+
+
+def percent(relative: Optional[float]) -> str:
+    """Returns a relative distance as it is read best."""
+    if relative is None:
+        return 'not finite'
+    return f'{100 * relative:.3g} %'
+
+
+def megabytes(size: int) -> str:
+    """Returns a number of bytes in megabytes (10**6)."""
+    return f'{size / 1e6:,.1f} MB'
+
+
+def _align(table: Table, *columns: int) -> None:
+    for column in columns:
+        table.columns[column].justify = 'right'

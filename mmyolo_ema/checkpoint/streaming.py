@@ -1,0 +1,39 @@
+"""Going through weights that are too large to hold, a tensor at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ['chunks', 'stream']
+
+# Pages of a mapped file that were read count as memory of the process until the map is closed.
+_MOST_BYTES = 64 * 2**20
+_CHUNK = 2**20
+
+
+def stream(*sets: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields each name with what it stands for in each of some sets of weights, None where it is not there.
+
+    Args:
+        *sets: Functions that open a set, such as by ``read(path, mmap=True)``. They are called again after every
+            64 MB, so that memory does not fill up with what was read. So don't keep the tensors.
+    """
+    opened = [open_set() for open_set in sets]
+    names = list(dict.fromkeys(chain.from_iterable(opened)))
+    passed = 0
+    for name in names:
+        if passed > _MOST_BYTES:
+            opened.clear()
+            opened.extend(open_set() for open_set in sets)
+            passed = 0
+        values = tuple(weights.get(name) for weights in opened)
+        passed += sum(value.nbytes for value in values if isinstance(value, Tensor))
+        yield name, values
+        del values
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the same numbers of tensors of one shape, a million at a time, in one dimension."""
+    yield from zip(*(tensor.reshape(-1).split(_CHUNK) for tensor in tensors))

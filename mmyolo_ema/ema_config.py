@@ -1,0 +1,95 @@
+"""The average that a config names: its hook, and the schedule of its class."""
+
+import ast
+import math
+from dataclasses import fields
+from typing import Any
+
+from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
+
+__all__ = ['ema_hook_in', 'hooks_in_text', 'schedule_of']
+
+_SCHEDULES: dict[str, Any] = {
+    'ExpMomentumEMA': Ramp,
+    'ExponentialMovingAverage': Constant,
+    'MomentumAnnealingEMA': Annealing,
+    'StochasticWeightAverage': Uniform,
+}
+
+
+def ema_hook_in(hooks: Any) -> tuple[int, dict]:
+    """Returns the EMAHook of a config's ``custom_hooks``, and its place there.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+    """
+    found = [(place, hook) for place, hook in enumerate(hooks or [])
+             if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
+    if len(found) != 1:
+        raise ValueError(f'it has {len(found) or "no"} EMAHook{"s" * (len(found) > 1)} in custom_hooks')
+    return found[0]
+
+
+def schedule_of(hook: dict) -> Schedule:
+    """Returns the schedule of the average that an EMAHook makes.
+
+    Args:
+        hook: The hook's options, as a config has them.
+
+    Raises:
+        ValueError: If the class is not known, or it would refuse the options.
+
+    Example:
+        >>> schedule_of(dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.05, update_buffers=True))
+        Ramp(momentum=0.05, gamma=2000, interval=1)
+    """
+    name = _class_name(hook.get('ema_type', 'ExponentialMovingAverage'))
+    if name not in _SCHEDULES:
+        raise ValueError(f'the schedule of ema_type={hook.get("ema_type")!r} is not known; known are '
+                         f'{", ".join(_SCHEDULES)}')
+    schedule = _SCHEDULES[name]
+    options = {key: hook[key] for key in (field.name for field in fields(schedule)) if key in hook}
+    limits = dict(momentum=1, gamma=math.inf, interval=math.inf)
+    for key, value in options.items():
+        kind = int if key == 'interval' else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < limits[key]:
+            raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
+                             f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
+    return schedule(**options)
+
+
+def hooks_in_text(text: str) -> list:
+    """Returns the ``custom_hooks`` of a config's text, which is read and not run.
+
+    Args:
+        text: A config as MMEngine stores it in a checkpoint, under ``meta['cfg']``.
+
+    Returns:
+        The hooks; what is no literal stands there as its text. An empty list if the text is not understood.
+
+    Example:
+        >>> hooks_in_text("custom_hooks = [dict(type='EMAHook', momentum=0.05, other=len)]")
+        [{'type': 'EMAHook', 'momentum': 0.05, 'other': 'len'}]
+    """
+    try:
+        statements = ast.parse(text).body
+        values = [_literal(statement.value) for statement in statements if isinstance(statement, ast.Assign)
+                  and any(isinstance(target, ast.Name) and target.id == 'custom_hooks' for target in statement.targets)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return values[-1] if values and isinstance(values[-1], list) else []
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return ast.unparse(node)
+
+
+def _class_name(kind: Any) -> str:
+    return getattr(kind, '__name__', str(kind)).split('.')[-1]

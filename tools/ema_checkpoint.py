@@ -1,0 +1,159 @@
+"""Tell what a checkpoint holds, and hand on its averaged or raw weights.
+
+Examples:
+    python tools/ema_checkpoint.py inspect work_dirs/run/epoch_*.pth
+    python tools/ema_checkpoint.py extract epoch_300.pth --weights raw -o raw.pth
+    python tools/ema_checkpoint.py publish epoch_300.pth -o rtmdet_s --dtype float16
+    python tools/ema_checkpoint.py compare epoch_290.pth epoch_300.pth
+"""
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+
+# isort: split
+import torch
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.checkpoint.report import (
+    comparison_lines,
+    difference_table,
+    inspection_lines,
+    megabytes,
+    percent,
+    problems,
+    weights_table,
+)
+from mmyolo_ema.command_line import OneLineParser, report_error, run, show, stop
+
+
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\n'
+                                   f'Example:\n    python tools/ema_checkpoint.py {example}')
+
+    inspected = add('inspect', 'tell what files hold, how far average and raw weights are apart, and what is wrong',
+                    'inspect work_dirs/run/epoch_*.pth')
+    inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, or .safetensors file')
+    inspected.add_argument('--json', action='store_true', help='print a list with an object for each file')
+
+    extracted = add('extract', 'write one set of weights to a file of its own, which every loader opens',
+                    'extract epoch_300.pth --weights raw -o raw.safetensors')
+    extracted.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
+    add_weights(extracted)
+    extracted.add_argument('-o', '--out', type=Path, required=True, help='file to write: .pth, .pt or .safetensors')
+
+    published = add('publish', 'write one set of weights to STEM-12345678.pth, named by the hash of its content',
+                    'publish epoch_300.pth -o rtmdet_s --dtype float16')
+    published.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
+    add_weights(published)
+    published.add_argument('-o', '--out', type=Path, required=True, metavar='STEM',
+                           help='folder and beginning of the name')
+    published.add_argument('--dtype', choices=['float16', 'bfloat16', 'float32'], help='precision of the weights; the '
+                           "running statistics of BatchNorm keep theirs (default: the file's)")
+
+    compared = add('compare', 'tell whether two files hold the same weights; exit status 0 if they do, 1 if not',
+                   'compare epoch_300.pth rtmdet_s-12345678.pth')
+    compared.add_argument('one', type=Path, metavar='A', help='checkpoint, or .safetensors file')
+    compared.add_argument('other', type=Path, metavar='B', help='checkpoint, or .safetensors file')
+    compared.add_argument('--weights', choices=['ema', 'raw'], default='ema', help='which weights of a file that '
+                          'holds both (default: ema)')
+    return parser.parse_args()
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--weights', choices=['ema', 'raw'], default='ema', help='the averaged weights, or the '
+                        'only ones of a file without an average; or those that the optimizer trained (default: ema)')
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Tells of each file; those that cannot be read are named and do not keep the others from it."""
+    status, found = 0, []
+    for path in args.files:
+        try:
+            one = checkpoint.inspect(path)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            report_error(error)
+            status = 2
+            continue
+        found.append(asdict(one))
+        if not args.json:
+            print_inspection(one)
+    if args.json:
+        print(json.dumps(found, indent=2, default=str))
+    return status
+
+
+def print_inspection(found: checkpoint.Inspection) -> None:
+    print('\n'.join(inspection_lines(found)) + '\n')
+    show(weights_table(found))
+    print()
+    if found.distance is not None:
+        show(difference_table(f'average and raw weights: {percent(found.distance.relative)} apart', found.differences))
+        print()
+    print('\n'.join([*problems(found), '']))
+
+
+def extract(args: argparse.Namespace) -> None:
+    check_new(args.out)
+    checkpoint.extract(args.file, args.out, args.weights)
+    say_kind(args)
+    print(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+
+
+def publish(args: argparse.Namespace) -> None:
+    if args.out.is_dir():
+        stop(f'-o {args.out} is a folder: add the beginning of a name, such as {args.out / args.file.stem}')
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    done = checkpoint.publish(args.file, args.out, args.weights, dtype)
+    say_kind(args)
+    if done.worst is not None:
+        print(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
+    print(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+
+
+def say_kind(args: argparse.Namespace) -> None:
+    if not has_average(args.file):
+        print(f'{args.file} holds no average: its only weights are taken')
+
+
+def has_average(path: Path) -> bool:
+    return checkpoint.has_ema(checkpoint.read(path, mmap=True))
+
+
+def compare(args: argparse.Namespace) -> int:
+    found = checkpoint.compare(args.one, args.other, args.weights)
+    sets = ', '.join(f'{path} ({args.weights if has_average(path) else "the only weights"})'
+                     for path in (args.one, args.other))
+    show(difference_table(sets, found.groups))
+    print('\n'.join(['', 'equal' if found.are_equal else 'not equal', *comparison_lines(found)]))
+    return 0 if found.are_equal else 1
+
+
+def check_new(path: Path) -> None:
+    if os.path.lexists(path):
+        stop(f'{path} exists: name another file for -o, or remove it')
+
+
+COMMANDS = dict(inspect=inspect, extract=extract, publish=publish, compare=compare)
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        return COMMANDS[args.command](args) or 0
+    except FileExistsError as error:
+        stop(f'{error.filename2 or error.filename} exists: it is left as it is')
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        stop(error)
+
+
+if __name__ == '__main__':
+    run(main)
