@@ -56,11 +56,14 @@ def run(main: Callable[[], Optional[int]]) -> NoReturn:
 
 def show(table: Table) -> None:
     """Prints a table: with lines and colours on a terminal, in plain text of any width elsewhere."""
-    table.title_justify = 'left'
     console = Console()
     if console.is_terminal:
+        table.title_justify = 'left'
         console.print(table)
         return
+    if table.title:
+        print(f'{table.title}\n')
+        table.title = None
     table.box = box.MARKDOWN
     console = Console(width=1000)
     with console.capture() as captured:

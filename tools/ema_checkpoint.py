@@ -79,7 +79,7 @@ def inspect(args: argparse.Namespace) -> int:
     for path in args.files:
         try:
             one = checkpoint.inspect(path)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             report_error(error)
             status = 2
             continue
@@ -149,9 +149,13 @@ def main() -> int:
     args = parse_args()
     try:
         return COMMANDS[args.command](args) or 0
+    except BrokenPipeError:
+        raise
     except FileExistsError as error:
         stop(f'{error.filename2 or error.filename} exists: it is left as it is')
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except ImportError as error:
+        stop(f'{error.name} is not installed: pip install {error.name}')
+    except (OSError, ValueError, RuntimeError) as error:
         stop(error)
 
 

@@ -167,7 +167,7 @@ def main() -> None:
     print_run(plan, updates, args)
     for one in reports:
         show(one.table)
-        print('\n'.join(one.words), end='\n\n')
+        print('', *one.words, '', sep='\n')
     show(recipes_table(reports, per_epoch))
     print()
     for suggestion in suggested:

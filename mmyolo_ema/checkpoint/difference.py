@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import torch
@@ -35,7 +36,8 @@ class TensorDifference(NamedTuple):
         return _relative(self.square, self.norm)
 
 
-class GroupDifference(NamedTuple):
+@dataclass(frozen=True)
+class GroupDifference:
     """The tensors of a part of a model, or of all of it, compared: how many there are, and how many of them differ."""
 
     group: str
@@ -46,7 +48,7 @@ class GroupDifference(NamedTuple):
 
 
 def difference(name: str, one: Tensor, other: Tensor) -> TensorDifference:
-    """Compares two tensors of one shape, in float64.
+    """Compares two tensors of one shape; distances are computed in float64.
 
     Example:
         >>> import torch
@@ -56,8 +58,8 @@ def difference(name: str, one: Tensor, other: Tensor) -> TensorDifference:
     dtype = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
     differing, square, norm = 0, 0.0, 0.0
     for left, right in chunks(one, other):
-        left, right = left.to(dtype), right.to(dtype)
         same = (left == right) | (left.isnan() & right.isnan())
+        left, right = left.to(dtype), right.to(dtype)
         differing += same.numel() - int(same.sum())
         square += float((left - right).masked_fill_(same, 0).abs().square().sum())
         norm += float(right.abs().square().sum())

@@ -79,8 +79,9 @@ class Inspection:
         average: Its average, None if it holds none.
         has_optimizer: Whether it holds the state of an optimizer, so that a run can go on from it.
         parts: Bytes of tensors in each of its parts; the rest of the file under ``'rest'``.
-        distance: How far average and raw weights are apart, over all but counts and statistics, relative to the raw.
-        differences: The same by parts of the model.
+        distance: How far average and raw weights are apart, over all but counts and statistics, relative to the raw;
+            what several names share counts once.
+        differences: The same by parts of the model, counts and statistics too.
         shared: Names of each tensor that is stored once under several names.
         repeated: Names of tensors with the same content that are stored several times.
         stale: Names of BatchNorm layers whose statistics in the average stopped following the model.
@@ -183,6 +184,8 @@ def _compare_sets(path: Path, found: Inspection) -> None:
     found.repeated = [group for group in names.values() if len(group) > 1
                       and not any(set(group) <= once for once in stored_once)]
     if len(kinds) == 2:
+        again = {name for group in [*found.shared, *found.repeated] for name in group[1:]}
+        compared = [one for one in compared if one.name not in again]
         found.differences = by_group(compared)
         found.distance = total('parameters', [one for one in compared if not one.name.endswith(
             'num_batches_tracked') and not is_statistic(one.name)])

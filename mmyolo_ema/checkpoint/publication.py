@@ -95,7 +95,8 @@ def _plain_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     if has_ema(content):
         meta['mmyolo_ema'] = dict(weights=kind, updates=updates_in(content))
     state = OrderedDict((name, _plain(value)) for name, value in weights.items())
-    versions = getattr(content['ema_state_dict' if kind == 'raw' else 'state_dict'], '_metadata', None)
+    stored = content['ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict']
+    versions = getattr(stored, '_metadata', None)
     if isinstance(versions, dict):
         # By module; a module that changed its names looks there when it is loaded.
         versions = OrderedDict((name.removeprefix(PREFIX), _plain(value)) for name, value in versions.items())

@@ -32,7 +32,7 @@ def tool(monkeypatch, tmp_path, fresh_run):
         module = load(name)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         fresh_run()
-        module.main()
+        return module.main()
 
     return run
 
@@ -44,7 +44,7 @@ def refused(tool, capsys, tmp_path):
     def run(name, *arguments):
         before = sorted(tmp_path.rglob('*'))
         with pytest.raises(SystemExit) as stopped:
-            tool(name, *arguments)
+            sys.exit(tool(name, *arguments))
         assert stopped.value.code == 2
         said = capsys.readouterr().err.strip()
         assert said.startswith('error: ')
@@ -69,4 +69,4 @@ def config_file(demo_config, tmp_path):
 @pytest.fixture
 def checkpoint_file(trained, tmp_path):
     """Returns the path of a copy of a real checkpoint, in the folder that the tools run in."""
-    return shutil.copy(trained, tmp_path / 'epoch_9.pth')
+    return Path(shutil.copy(trained, tmp_path / 'epoch_9.pth'))

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.checkpoint import compare
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Returns a function that writes weights to a file."""
+
+    def write(name, **weights):
+        torch.save(dict(state_dict=weights), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_files_of_the_same_weights_are_equal(trained, tmp_path):
+    checkpoint.extract(trained, tmp_path / 'ema.pth')
+    assert compare(trained, trained).are_equal
+    assert compare(trained, tmp_path / 'ema.pth').are_equal
+    checkpoint.extract(trained, tmp_path / 'raw.safetensors', 'raw')
+    assert compare(tmp_path / 'raw.safetensors', trained, 'raw').are_equal
+    assert not compare(trained, tmp_path / 'raw.safetensors').are_equal
+
+
+def test_distance_is_relative_to_the_second(file):
+    one, other = file('a', weight=torch.tensor([3., 4., 1.])), file('b', weight=torch.tensor([3., 0., 1.]))
+    found = compare(one, other)
+    group, = found.groups
+    assert group.relative == pytest.approx(4 / 10**0.5)
+    assert (group.differing, found.farthest[0].differing, found.are_equal) == (1, 1, False)
+
+
+@pytest.mark.parametrize(('one', 'other', 'where'), [
+    (dict(a=torch.ones(1), b=torch.ones(1)), dict(a=torch.ones(1)), 'only_in_one'),
+    (dict(a=torch.ones(1)), dict(a=torch.ones(1), b=torch.ones(1)), 'only_in_other'),
+    (dict(b=torch.ones(2)), dict(b=torch.ones(1)), 'other_shape'),
+    (dict(b=torch.ones(1)), dict(b=torch.ones(1).half()), 'other_dtype'),
+    (dict(b=dict(state=1)), dict(b=dict(state=2)), 'other_value'),
+])
+def test_what_differs_is_named(file, one, other, where):
+    found = compare(file('one', **one), file('other', **other))
+    assert not found.are_equal
+    assert getattr(found, where)[0].split()[0] == 'b'
+
+
+def test_nan_at_the_same_place_is_equal(file):
+    nan = torch.tensor([1., float('nan'), float('inf')])
+    assert compare(file('a', weight=nan), file('b', weight=nan.clone())).are_equal
+    found = compare(file('a', weight=nan), file('b', weight=torch.tensor([1., 2., float('inf')])))
+    assert not found.are_equal
+    assert found.groups[0].relative is None
+
+
+def test_prefix_of_a_wrapper_is_no_difference(file):
+    assert compare(file('a', **{'module.weight': torch.ones(1)}), file('b', weight=torch.ones(1))).are_equal
+
+
+def test_integers_are_compared_exactly(file):
+    large = torch.tensor([2**62])
+    assert not compare(file('a', count=large), file('b', count=large + 1)).are_equal

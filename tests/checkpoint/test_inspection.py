@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.checkpoint import inspect
+from mmyolo_ema.hooks.average_log import drift
+
+HEAD = [f'bbox_head.{convs}.{level}.{layer}.conv.weight' for convs in ('cls_convs', 'reg_convs')
+        for layer in range(2) for level in range(3)]
+SHARED = [HEAD[first:first + 3] for first in range(0, 12, 3)]
+
+
+def test_real_file_is_told(trained):
+    found = inspect(trained)
+    assert (found.epoch, found.iteration, found.has_optimizer) == (4, 8, True)
+    places = {weights.kind: weights.key for weights in found.weights}
+    assert places == dict(ema='state_dict', raw='ema_state_dict')
+    assert found.average.updates == 8
+    assert found.average.hook['type'] == 'mmyolo_ema.EMAHook'
+    assert (found.average.hook['momentum'], found.average.hook['gamma']) == (0.05, 40)
+    assert 0 < found.average.mean_age < 1
+    assert found.size == trained.stat().st_size == sum(found.parts.values())
+    assert found.parts['optimizer'] > 1.5 * found.parts['state_dict']
+    assert [sorted(names) for names in found.shared] == [sorted(names) for names in SHARED]
+    assert found.repeated == found.stale == []
+    assert not any(weights.nonfinite for weights in found.weights)
+
+
+def test_distance_is_the_drift_that_the_hook_logs(trained, detector):
+    content = checkpoint.read(trained)
+    averaged, raw = deepcopy(detector), detector
+    averaged.load_state_dict(content['state_dict'])
+    raw.load_state_dict(checkpoint.raw_weights(content))
+    found = inspect(trained)
+    assert found.distance.relative == pytest.approx(drift(averaged, raw), rel=1e-4)
+    parts = {group.group for group in found.differences}
+    assert {'backbone', 'neck', 'bbox_head', 'backbone: running statistics', 'neck: counts of batches'} <= parts
+
+
+def test_statistics_that_stopped_are_stale(frozen_statistics, train):
+    found = inspect(train(ema_type='FrozenStatistics'))
+    assert len(found.stale) == 76
+    assert 'backbone.stem.0.bn' in found.stale
+    assert found.average.mean_age is None, 'the schedule of a foreign class is not known'
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_statistics_of_mmdetections_class_are_not_stale(train, update_buffers):
+    found = inspect(train(ema_type='ExpMomentumEMA', update_buffers=update_buffers))
+    assert found.stale == []
+    # With update_buffers the count of batches stands still all the same.
+    counts = next(group for group in found.differences if group.group == 'neck: counts of batches')
+    assert bool(counts.differing) is update_buffers
+    assert found.average.updates == 4
+    assert found.average.mean_age > 0
+
+
+def test_nan_and_infinity_are_named_for_each_set(trained, tmp_path):
+    content = checkpoint.read(trained)
+    content['state_dict']['neck.out_convs.0.conv.weight'][0] = float('nan')
+    content['ema_state_dict']['module.backbone.stem.0.conv.weight'][0] = float('-inf')
+    torch.save(content, tmp_path / 'broken.pth')
+    ema, raw = inspect(tmp_path / 'broken.pth').weights
+    assert ema.nonfinite == ['neck.out_convs.0.conv.weight']
+    assert raw.nonfinite == ['backbone.stem.0.conv.weight']
+    assert inspect(tmp_path / 'broken.pth').distance.relative is None
+
+
+def test_shared_tensors_that_were_stored_apart_are_repeated(trained, tmp_path):
+    content = checkpoint.read(trained)
+    content['ema_state_dict'] = {name: value.clone() for name, value in content['ema_state_dict'].items()}
+    torch.save(content, tmp_path / 'apart.pth')
+    found = inspect(tmp_path / 'apart.pth')
+    assert found.shared == []
+    assert [sorted(names) for names in found.repeated] == [sorted(names) for names in SHARED]
+
+
+def test_file_without_average_and_config_is_told(tmp_path):
+    weights = {'module.weight': torch.ones(2, 2, dtype=torch.bfloat16), 'extra': {}}
+    torch.save(dict(state_dict=weights), tmp_path / 'a.pth')
+    found = inspect(tmp_path / 'a.pth')
+    assert (found.average, found.distance, found.has_optimizer, found.epoch) == (None, None, False, None)
+    weights, = found.weights
+    assert (weights.kind, weights.tensors, weights.numbers, weights.dtypes) == ('only', 1, 4, ['bfloat16'])
+
+
+def test_average_that_has_not_begun_is_told(trained, tmp_path):
+    content = checkpoint.read(trained)
+    for name, value in content['state_dict'].items():
+        content['ema_state_dict'][f'module.{name}'] = value
+    content['ema_state_dict']['steps'] = torch.tensor(0)
+    torch.save(content, tmp_path / 'a.pth')
+    found = inspect(tmp_path / 'a.pth')
+    assert (found.average.updates, found.average.mean_age, found.distance.relative) == (0, None, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', [
+    'checkpoint.inspect(path)', "checkpoint.extract(path, out / 'a.pth', 'raw')",
+    "checkpoint.extract(path, out / 'a.safetensors')", "checkpoint.publish(path, out / 'a', dtype=torch.float16)",
+    'checkpoint.compare(path, path)', "checkpoint.compare(path, path, 'raw')"])
+def test_memory_stays_below_one_set_of_weights_and_a_fifth(large, tmp_path, command):
+    path, size = large
+    script = f'''
+import torch
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from mmyolo_ema import checkpoint
+import safetensors.torch
+path, out = Path({str(path)!r}), Path({str(tmp_path)!r})
+before = getrusage(RUSAGE_SELF).ru_maxrss
+{command}
+print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+'''
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1.2 * size

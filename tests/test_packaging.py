@@ -1,0 +1,29 @@
+import subprocess
+import sys
+from zipfile import ZipFile
+
+import pytest
+
+import mmyolo_ema
+
+
+def test_configs_and_tools_are_where_openmim_looks(root):
+    folder = root / 'mmyolo_ema' / '.mim'
+    assert sorted(path.name for path in folder.iterdir()) == ['configs', 'demo', 'tools']
+    for link in folder.iterdir():
+        assert link.resolve() == root / link.name
+    assert mmyolo_ema.__file__.startswith(str(root))
+
+
+@pytest.mark.slow
+def test_wheel_holds_configs_tools_and_demo(root, tmp_path):
+    build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', tmp_path, root]
+    subprocess.run(build, check=True)
+    wheel, = tmp_path.glob('*.whl')
+    with ZipFile(wheel) as content:
+        names = set(content.namelist())
+    for folder, pattern in (('configs', '**/*.py'), ('tools', '*.py'), ('tools', '*.sh'), ('demo', '**/*.json')):
+        files = list((root / folder).glob(pattern))
+        assert files
+        assert {f'mmyolo_ema/.mim/{path.relative_to(root)}' for path in files} <= names
+    assert not any('__pycache__' in name for name in names)

@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mmyolo_ema import checkpoint
+
+
+class Harmful:
+    """Leaves a mark when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ('harm', )
+
+
+def test_inspection_tells_what_a_file_holds(tool, checkpoint_file, capsys):
+    assert tool('ema_checkpoint', 'inspect', checkpoint_file) == 0
+    said = capsys.readouterr().out
+    assert 'epoch_9.pth: epoch 4, iteration 8, MMEngine' in said
+    assert 'average of 8 updates' in said
+    assert 'momentum=0.05' in said
+    assert '| averaged (ema) | state_dict     |' in said
+    assert 'average and raw weights: 0.' in said
+    assert 'one tensor under 3 names: bbox_head.cls_convs.0.0.conv.weight' in said
+
+
+def test_inspection_as_json_can_be_read(tool, checkpoint_file, capsys):
+    content = checkpoint.read(checkpoint_file)
+    content['state_dict']['backbone.stem.0.conv.weight'][0] = float('nan')
+    torch.save(content, 'nan.pth')
+    assert tool('ema_checkpoint', 'inspect', '--json', checkpoint_file, 'nan.pth') == 0
+
+    def refuse(constant):
+        raise AssertionError(f'{constant} is not JSON')
+
+    whole, broken = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert whole['average']['updates'] == 8
+    assert whole['average']['hook']['gamma'] == 40
+    assert whole['distance']['relative'] > 0
+    assert broken['distance']['relative'] is None
+    assert broken['weights'][0]['nonfinite'] == ['backbone.stem.0.conv.weight']
+
+
+def test_a_broken_file_does_not_hide_the_others(tool, checkpoint_file, capsys):
+    assert tool('ema_checkpoint', 'inspect', 'nowhere.pth', checkpoint_file) == 2
+    said = capsys.readouterr()
+    assert said.err == 'error: there is no checkpoint nowhere.pth\n'
+    assert 'average of 8 updates' in said.out
+
+
+def test_extracted_raw_weights_are_those_that_the_test_takes(tool, config_file, checkpoint_file, capsys):
+    tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'out/raw.pth')
+    assert capsys.readouterr().out.startswith('out/raw.pth  ')
+    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--work-dir', 'one')
+    tool('test', config_file, 'out/raw.pth', '--work-dir', 'other')
+    one, other = (json.loads(next(folder.glob('*/*.json')).read_text())
+                  for folder in map(checkpoint_file.parent.joinpath, ('one', 'other')))
+    assert one['coco/bbox_mAP'] == other['coco/bbox_mAP']
+
+
+def test_publishing_tells_name_and_error(tool, checkpoint_file, capsys, tmp_path):
+    tool('ema_checkpoint', 'publish', checkpoint_file, '-o', 'rtmdet', '--dtype', 'float16')
+    said = capsys.readouterr().out
+    name = next(tmp_path.glob('rtmdet-*.pth')).name
+    assert said.startswith('largest relative error by float16: 0.000')
+    assert f'{name}  4.' in said
+
+
+def test_file_without_average_is_handed_on_and_said_so(tool, checkpoint_file, capsys):
+    content = checkpoint.read(checkpoint_file)
+    torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
+    tool('ema_checkpoint', 'extract', 'plain.pth', '-o', 'a.pth')
+    assert 'plain.pth holds no average: its only weights are taken' in capsys.readouterr().out
+
+
+def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
+    tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'raw.pth')
+    assert tool('ema_checkpoint', 'compare', checkpoint_file, 'raw.pth', '--weights', 'raw') == 0
+    assert '\nequal\n' in capsys.readouterr().out
+    assert tool('ema_checkpoint', 'compare', checkpoint_file, 'raw.pth') == 1
+    said = capsys.readouterr().out
+    assert 'epoch_9.pth (ema), raw.pth (the only weights)' in said
+    assert '\nnot equal\n' in said
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    ([], 'the following arguments are required: COMMAND'),
+    (['publish'], 'the following arguments are required: FILE, -o/--out (see ema_checkpoint.py publish --help)'),
+    (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
+    (['inspect', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run: it holds posix.mkdir'),
+    (['extract', 'harmful.pth', '-o', 'a.pth'], 'harmful.pth is refused, and nothing in it was run'),
+    (['publish', 'harmful.pth', '-o', 'a'], 'harmful.pth is refused, and nothing in it was run'),
+    (['compare', 'epoch_9.pth', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run'),
+    (['extract', 'epoch_9.pth', '-o', 'cut.pth'], 'cut.pth exists: name another file for -o, or remove it'),
+    (['extract', 'epoch_9.pth', '-o', 'a.onnx'], 'must end in .pth, .pt, .safetensors, but got a.onnx'),
+    (['extract', 'epoch_9.pth', '-o', 'cut.pth/a.pth'], 'cut.pth'),
+    (['extract', 'plain.pth', '--weights', 'raw', '-o', 'a.pth'], 'plain.pth: it holds one set of weights only'),
+    (['publish', 'epoch_9.pth', '-o', 'folder'], '-o folder is a folder: add the beginning of a name, such as '),
+    (['publish', 'epoch_9.pth', '-o', 'a', '--dtype', 'int8'], "argument --dtype: invalid choice: 'int8'"),
+    (['compare', 'epoch_9.pth', 'broken.safetensors'], 'broken.safetensors is not a .safetensors file, or is cut off'),
+])
+def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, said):
+    content = checkpoint_file.read_bytes()
+    (tmp_path / 'cut.pth').write_bytes(content[:len(content) // 2])
+    (tmp_path / 'broken.safetensors').write_bytes(content[:100])
+    (tmp_path / 'folder').mkdir()
+    torch.save(dict(state_dict={}, other=Harmful()), tmp_path / 'harmful.pth')
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'plain.pth')
+    assert said in refused('ema_checkpoint', *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', [['extract', '-o', 'out/a.pth'], ['extract', '-o', 'out/a.safetensors'],
+                                     ['publish', '-o', 'out/a', '--dtype', 'bfloat16']])
+def test_interrupted_run_leaves_no_half_file(command, tmp_path, root):
+    stored = {f'{index}': torch.rand(2, 10**6) for index in range(40)}
+    torch.save(dict(state_dict=stored), tmp_path / 'large.pth')
+    program = [sys.executable, root / 'tools' / 'ema_checkpoint.py', command[0], 'large.pth', *command[1:]]
+    process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / 'out').glob('.*/*')):
+        assert process.poll() is None, 'it ended before it was interrupted'
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert (process.returncode, said) == (130, 'interrupted\n')
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_reader_that_closes_the_pipe_gets_no_traceback(checkpoint_file, root):
+    command = f'{sys.executable} {root}/tools/ema_checkpoint.py inspect {checkpoint_file} {checkpoint_file} | head -1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.count('\n') == 1
+    assert done.stderr == ''
+
+
+@pytest.mark.parametrize('command', ['inspect', 'extract', 'publish', 'compare'])
+def test_help_has_an_example(tool, capsys, command):
+    with pytest.raises(SystemExit):
+        tool('ema_checkpoint', command, '--help')
+    assert f'    python tools/ema_checkpoint.py {command} ' in capsys.readouterr().out

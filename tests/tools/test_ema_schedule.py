@@ -1,0 +1,105 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmyolo_ema.schedule import mean_age
+
+
+@pytest.fixture
+def config(root):
+    return root / 'configs' / 'demo' / 'rtmdet_nuclei.py'
+
+
+def rows(said, first):
+    """Returns the numbers in the rows of the first table whose title begins so."""
+    lines = said[said.index(first):].splitlines()[4:]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[:lines.index('')]]
+
+
+def test_report_of_a_config_counts_its_run(tool, config, capsys):
+    tool('ema_schedule', config)
+    said = capsys.readouterr().out
+    assert f'{config}: 480 updates of the average, 20 in an epoch\n' in said
+    assert '    24 epochs x 20 iterations: 160 images, 8 in a batch\n' in said
+    table = rows(said, 'config: ramp momentum=0.05, gamma=40')
+    assert [row[0] for row in table] == ['5', '24', '48', '120', '240', '360', '480']
+    assert table[-1] == ['480', '24', '0.05', '20', '19', '0.95', '3.96%', '39', '0.0%']
+    assert 'after 480 updates, the end, the average holds about 39 of them: an average as published recipes' in said
+    recipes = {row[0]: row[1:] for row in rows(said, 'At the end, beside the recipes')}
+    assert recipes['RTMDet'] == ['138,618', '5,000', '10.8', '3.61%', '3.61%']
+    assert recipes['this run, config'][:3] == ['480', '20', '1']
+
+
+def test_defaults_in_a_short_run_are_the_raw_weights(tool, capsys):
+    tool('ema_schedule', '--momentum', '0.0001', '0.01', '--gamma', '2000', '100', '--iters', '2001')
+    said = capsys.readouterr().out
+    assert 'after 2,001 updates, the end, the average holds about 4 of them: practically the raw weights. ' in said
+    assert 'momentum=0.012 and gamma=114 would make it 4 % of the run old' in said
+    assert rows(said, 'setting 1')[-1][4] == f'{mean_age(2001, 0.0001, 2000):.3g}'
+    assert rows(said, 'setting 2')[-1][4] == f'{mean_age(2001, 0.01, 100):.3g}'
+
+
+def test_suggestion_for_a_mean_age_is_that_old(tool, config, capsys):
+    tool('ema_schedule', config, '--mean-age', '2epochs')
+    said = capsys.readouterr().out
+    assert rows(said, 'suggestion for a mean age of 2epochs')[-1][4:7] == ['40', '2', '8.33%']
+    options = re.search(r'--cfg-options (.*)', said)[1]
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(dict(option.split('=') for option in options.split()))
+    hook = re.search(r'    (dict\(.*\))', said)[1]
+    # The line for the config and the options say the same.
+    assert {key: str(value) for key, value in eval(hook).items()} == {
+        key: str(value) for key, value in cfg.custom_hooks[0].items()}
+
+
+def test_suggestion_for_another_batch_size_averages_as_many_images(tool, config, capsys):
+    tool('ema_schedule', config, '--gpus', '2', '--scale-from-batch', '8')
+    said = capsys.readouterr().out
+    assert 'For 16 images in an update instead of 8:' in said
+    # 1 - 0.95 ** 2
+    assert 'custom_hooks.0.momentum=0.0975 custom_hooks.0.gamma=20' in said
+
+
+def test_settings_are_drawn_side_by_side(tool, config, tmp_path, capsys):
+    tool('ema_schedule', config, '--momentum', '0.0002', '--plot', 'new/schedule.png')
+    assert (tmp_path / 'new' / 'schedule.png').read_bytes().startswith(b'\x89PNG')
+    assert capsys.readouterr().out.endswith('new/schedule.png  the picture\n')
+
+
+def test_terminal_gets_tables_with_lines(root, config):
+    command = f'{sys.executable} {root}/tools/ema_schedule.py {config}'
+    said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
+    assert '┃' in said
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    ([], 'name a config, or pass --momentum and --iters'),
+    (['--momentum', '0.1'], 'name a config, or pass --momentum and --iters'),
+    (['nowhere.py'], 'there is no config nowhere.py'),
+    (['--momentum', '1.5', '--iters', '100'], 'argument --momentum: must be above 0 and below 1, but got 1.5'),
+    (['--momentum', 'x', '--iters', '100'], "argument --momentum: invalid fraction value: 'x'"),
+    (['--momentum', '0.1', '--gamma', '0', '--iters', '100'], 'argument --gamma: must be above 0, but got 0'),
+    (['--momentum', '0.1', '--gamma', '1', '2', '--iters', '100'], '--gamma takes one number, or one for each of 1'),
+    (['--momentum', '0.1', '--iters', '0'], 'argument --iters: must be at least 1, but got 0'),
+    (['--momentum', '0.1', '--iters', '9', '--mean-age', '2epochs'], "'2epochs' needs the number of updates"),
+    (['--momentum', '0.1', '--iters', '9', '--mean-age', '200%'], '--mean-age: no momentum makes the average 18'),
+    (['--momentum', '0.1', '--iters', '9', '--scale-from-batch', '8'], '--scale-from-batch needs a config'),
+    (['small.py', '--mean-age', 'old'], "--mean-age: a length of training is written as '500' (updates)"),
+    (['small.py', '--plot', 'a.docx'], '--plot must name a picture such as F.png, but got a.docx'),
+    (['small.py', '--plot', 'small.py'], '--plot must name a picture such as F.png, but got small.py'),
+    (['small.py', '--cfg-options', 'custom_hooks=[]'], 'cannot be reported on: it has no EMAHook in custom_hooks'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.momentum=2'], 'above 0 and below 1, but got 2'),
+    (['small.py', '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'], 'training set cannot be read (File'),
+    (['small.py', '--scale-from-batch', '1', '--cfg-options', 'train_dataloader.batch_size=99'], 'would be above 0.99'),
+])
+def test_bad_input_gets_one_line(refused, config_file, arguments, said):
+    assert said in refused('ema_schedule', *arguments)
+
+
+def test_picture_that_is_there_is_left(refused, config_file, tmp_path):
+    (tmp_path / 'a.png').write_text('mine')
+    assert 'a.png exists: name another file' in refused('ema_schedule', config_file, '--plot', 'a.png')
+    assert (tmp_path / 'a.png').read_text() == 'mine'
