@@ -72,11 +72,21 @@ def problems(found: Inspection) -> list[str]:
         lines.append(f'stale statistics in the average of {len(found.stale)} BatchNorm layers' +
                      listed(' (', found.stale) + '): they were copied once and then never again' + unsure +
                      '. Test the raw weights, or estimate the statistics anew')
+    together = [*found.shared, *found.repeated]
+    if together and found.average and _averages_by_name(found.average.hook):
+        lines.append('tensors under several names were averaged once for each of them in each update, so that the '
+                     f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them: by ema_type, '
+                     f'{found.average.hook["ema_type"]}, with update_buffers=True')
     for names in found.shared:
         lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
     for names in found.repeated:
         lines.append(f'the same content stored under {len(names)} names' + listed(': ', names))
     return lines
+
+
+def _averages_by_name(hook: dict) -> bool:
+    """Whether the average was made by a class that averages a tensor once for each of its names: all but ours."""
+    return hook.get('update_buffers') is True and not str(hook.get('ema_type', 'mmyolo_ema.')).startswith('mmyolo_ema.')
 
 
 def comparison_lines(found: Comparison) -> list[str]:
