@@ -54,7 +54,7 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
     points = sorted({max(round(share * updates), 1) for share in _SHARES})
     found = figures(setting.schedule, points, start=max(round(updates / 100), 1))
     table = Table('updates', 'epoch', 'momentum', 'horizon', 'mean age', 'in epochs', 'share', 'effective size',
-                  'left of first 1 %', title=setting.label)
+                  'weight of first 1 %', title=setting.label)
     for column in table.columns:
         column.justify = 'right'
     for row in found:

@@ -76,7 +76,7 @@ def problems(found: Inspection) -> list[str]:
     if together and found.average and _averages_by_name(found.average.hook):
         lines.append('tensors under several names were averaged once for each of them in each update, so that the '
                      f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them: by ema_type, '
-                     f'{found.average.hook["ema_type"]}, with update_buffers=True')
+                     f'{_ema_type(found.average.hook)}, with update_buffers=True')
     for names in found.shared:
         lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
     for names in found.repeated:
@@ -86,7 +86,11 @@ def problems(found: Inspection) -> list[str]:
 
 def _averages_by_name(hook: dict) -> bool:
     """Whether the average was made by a class that averages a tensor once for each of its names: all but ours."""
-    return hook.get('update_buffers') is True and not str(hook.get('ema_type', 'mmyolo_ema.')).startswith('mmyolo_ema.')
+    return hook.get('update_buffers') is True and not _ema_type(hook).startswith('mmyolo_ema.')
+
+
+def _ema_type(hook: dict) -> str:
+    return str(hook.get('ema_type', 'ExponentialMovingAverage'))
 
 
 def comparison_lines(found: Comparison) -> list[str]:
