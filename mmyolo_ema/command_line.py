@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,34 +41,39 @@ def report_error(message: Union[str, Exception]) -> None:
 
 
 def run(main: Callable[[], Optional[int]]) -> NoReturn:
-    """Runs a tool to its end, which is no traceback if the user stops it or closes the pipe that it writes to."""
+    """Runs a tool to its end, which is no traceback if the user stops it or closes what it writes to."""
+    # So that temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
         # What is left in the buffer would be written, and fail, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        stop(error)
     sys.exit(status)
 
 
 def show(table: Table) -> None:
-    """Prints a table: with lines and colours on a terminal, in plain text of any width elsewhere."""
-    console = Console()
-    if console.is_terminal:
-        table.title_justify = 'left'
+    """Prints a table: with lines on a terminal that is wide enough, otherwise as Markdown of any width."""
+    console = Console(markup=False, highlight=False)
+    table.title_justify = 'left'
+    wide = Console(width=1000, markup=False, highlight=False, color_system=None)
+    if console.is_terminal and wide.measure(table).maximum <= console.width:
         console.print(table)
         return
     if table.title:
         print(f'{table.title}\n')
         table.title = None
     table.box = box.MARKDOWN
-    console = Console(width=1000)
-    with console.capture() as captured:
-        console.print(table)
+    with wide.capture() as captured:
+        wide.print(table)
     print('\n'.join(line.rstrip() for line in captured.get().splitlines()).strip('\n'))
 
 

@@ -35,6 +35,8 @@ def in_updates(text: str, updates: int, updates_per_epoch: Optional[float] = Non
         raise ValueError(f"a length of training is written as '500' (updates), '2epochs' or '4%' (of the run) and is "
                          f'above 0, but got {text!r}')
     unit = (parts[2] or 'updates').lower().rstrip('s')
+    if unit == 'update' and number < 1:
+        raise ValueError(f"{text!r} is less than one update; a share of the run is written as '{100 * number:g}%'")
     if unit == '%':
         return number / 100 * updates
     if unit == 'update':

@@ -3,7 +3,7 @@
 import ast
 import math
 from dataclasses import fields
-from typing import Any
+from typing import Any, Optional
 
 from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
 
@@ -17,17 +17,19 @@ _SCHEDULES: dict[str, Any] = {
 }
 
 
-def ema_hook_in(hooks: Any) -> tuple[int, dict]:
-    """Returns the EMAHook of a config's ``custom_hooks``, and its place there.
+def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
+    """Returns the place of the EMAHook in a config's ``custom_hooks``, and its options; None if there is none.
 
     Raises:
-        ValueError: If there is none, or more than one.
+        ValueError: If there are several, or ``custom_hooks`` is no list.
     """
+    if not isinstance(hooks, (list, tuple, type(None))):
+        raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
     found = [(place, hook) for place, hook in enumerate(hooks or [])
              if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
-    if len(found) != 1:
-        raise ValueError(f'it has {len(found) or "no"} EMAHook{"s" * (len(found) > 1)} in custom_hooks')
-    return found[0]
+    if len(found) > 1:
+        raise ValueError(f'it has {len(found)} EMAHooks in custom_hooks, which undo each other\'s work')
+    return found[0] if found else None
 
 
 def schedule_of(hook: dict) -> Schedule:

@@ -31,11 +31,13 @@ class Recipe(NamedTuple):
         return kept._replace(updates=round(self.epochs * self.updates_per_epoch))
 
 
+#: From the configs that the projects released.
 #: Momentum (one minus the decay that most of them name), images in an update over all GPUs, and epochs.
 RECIPES = [
     Recipe('YOLOv5', 0.0001, 128, 300),
     Recipe('YOLOv8', 0.0001, 128, 500),
     Recipe('YOLOX', 0.0002, 64, 300),
+    Recipe('YOLOX in MMDetection', 0.0001, 64, 300),
     Recipe('RTMDet', 0.0002, 256, 300),
     Recipe('PP-YOLOE+', 0.0002, 64, 80),
     Recipe('RT-DETR', 0.0001, 16, 72),

@@ -12,13 +12,15 @@ from mmyolo_ema.schedule import Schedule
 
 __all__ = ['RunPlan', 'plan_run']
 
+_DEFAULT_HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA')
+
 
 class RunPlan(NamedTuple):
     """A run and its average.
 
     Attributes:
-        hook: The EMAHook as the config has it.
-        place: Its index in ``custom_hooks``.
+        hook: The EMAHook as the config has it; this package's, with its defaults, if it has none.
+        place: Its index in ``custom_hooks``; None if the config has none.
         schedule: The momentum of each update.
         updates: How often the average is updated in the run.
         begin: Updates that the model gets before the average begins.
@@ -28,7 +30,7 @@ class RunPlan(NamedTuple):
     """
 
     hook: dict
-    place: int
+    place: Optional[int]
     schedule: Schedule
     updates: int
     begin: int
@@ -47,7 +49,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         dataset_size: Images in the training set. Defaults to None: the dataset is built, which reads its annotations.
 
     Raises:
-        ValueError: If the config has no EMAHook or more than one, its average is of an unknown class, or the length of
+        ValueError: If the config has more than one EMAHook, its average is of an unknown class, or the length of
             the run does not follow from it.
 
     Example:
@@ -60,28 +62,30 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         >>> plan.updates, plan.updates_per_epoch, plan.schedule
         (480, 20.0, Ramp(momentum=0.05, gamma=2000, interval=1))
     """
-    place, hook = ema_hook_in(cfg.get('custom_hooks'))
+    place, hook = ema_hook_in(cfg.get('custom_hooks')) or (None, _DEFAULT_HOOK)
     schedule = schedule_of(hook)
     per_epoch, total, origin = _iterations(cfg, gpus, iters, dataset_size)
-    accumulated = _accumulative_counts(cfg.get('optim_wrapper') or {})
+    accumulated = _accumulative_counts(_section(cfg, 'optim_wrapper'))
     if accumulated > 1:
         origin += f', {accumulated} of them accumulated for an optimizer step'
     counted = accumulated if _listens_to_optimizer(hook) else 1
     if counted < accumulated:
         origin += " (MMEngine's EMAHook counts each iteration as an update all the same)"
-    begin = _begin(hook, per_epoch)
+    begin = _begin(hook, per_epoch, by_epoch='max_epochs' in _section(cfg, 'train_cfg'))
     if begin >= total:
         raise ValueError(f'the average would begin after {begin:,} iterations, but the run has {total:,}')
-    batch = (cfg.get('train_dataloader') or {}).get('batch_size')
-    meant_for = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    batch = _count(_section(cfg, 'train_dataloader'), 'batch_size')
+    meant_for = _section(cfg, 'auto_scale_lr').get('base_batch_size')
     if batch and meant_for and meant_for != batch * gpus * accumulated:
-        origin += f"; the config's learning rate is meant for {meant_for} images a step (--gpus says how many train)"
+        origin += (f'; auto_scale_lr.base_batch_size is {meant_for} images a step, and here it is '
+                   f'{batch * gpus * accumulated}: --gpus says how many train')
     return RunPlan(
         hook=hook,
         place=place,
         schedule=schedule,
-        updates=-(-(total - begin) // counted),
-        begin=-(-begin // counted),
+        # The last iteration makes a step in any case; one that stood before the average began counts for it.
+        updates=-(-total // counted) - begin // counted,
+        begin=begin // counted,
         updates_per_epoch=per_epoch and per_epoch / counted,
         batch_size=batch and batch * gpus * counted,
         origin=origin)
@@ -96,9 +100,9 @@ def _listens_to_optimizer(hook: dict) -> bool:
 def _iterations(cfg: Config, gpus: int, iters: Optional[int],
                 dataset_size: Optional[int]) -> tuple[Optional[float], int, str]:
     """Returns the iterations in an epoch, if that is known, and in all, and how they come about."""
-    loop = cfg.get('train_cfg') or {}
-    epochs: Any = loop.get('max_epochs')
-    total = loop.get('max_iters')
+    loop = _section(cfg, 'train_cfg')
+    epochs: Any = _count(loop, 'max_epochs')
+    total = _count(loop, 'max_iters')
     if iters is not None:
         return epochs and iters / epochs, iters, f'{iters:,} iterations as given'
     if not (epochs or total):
@@ -106,8 +110,8 @@ def _iterations(cfg: Config, gpus: int, iters: Optional[int],
     in_all = f'{total:,} iterations (train_cfg.max_iters)' if total else ''
     if total and dataset_size is None:
         return None, total, in_all
-    loader = cfg.get('train_dataloader') or {}
-    if not loader.get('batch_size'):
+    loader = _section(cfg, 'train_dataloader')
+    if not _count(loader, 'batch_size'):
         raise ValueError('it has no train_dataloader.batch_size; pass --iters')
     images = _dataset_length(cfg) if dataset_size is None else dataset_size
     per_epoch = _iterations_per_epoch(loader, images, gpus)
@@ -131,24 +135,45 @@ def _dataset_length(cfg: Config) -> int:
 
 def _iterations_per_epoch(loader: dict, images: int, gpus: int) -> int:
     """Returns how many batches each process gets, as MMEngine's samplers and torch's loader divide."""
+    told = _count(loader, 'num_batch_per_epoch')
+    if told:
+        return told
     of_process, batch = -(-images // gpus), loader['batch_size']
-    drops_last = loader.get('drop_last') or (loader.get('batch_sampler') or {}).get('drop_last')
-    iterations = of_process // batch if drops_last else -(-of_process // batch)
-    return min(iterations, loader.get('num_batch_per_epoch') or iterations)
+    drops_last = loader.get('drop_last') or _section(loader, 'batch_sampler').get('drop_last')
+    return of_process // batch if drops_last else -(-of_process // batch)
 
 
 def _accumulative_counts(optim_wrapper: dict) -> int:
+    wrappers = [optim_wrapper]
     if 'constructor' in optim_wrapper and 'type' not in optim_wrapper:
         # A wrapper for each of several optimizers: the average follows the first that steps.
-        parts = [part for part in optim_wrapper.values() if isinstance(part, dict) and 'optimizer' in part]
-        return min((part.get('accumulative_counts', 1) for part in parts), default=1)
-    return optim_wrapper.get('accumulative_counts', 1)
+        wrappers = [part for part in optim_wrapper.values() if isinstance(part, dict) and 'optimizer' in part]
+    return min((_count(wrapper, 'accumulative_counts') or 1 for wrapper in wrappers), default=1)
 
 
-def _begin(hook: dict, per_epoch: Optional[float]) -> int:
-    """Returns the number of iterations before the first update."""
-    if hook.get('begin_epoch', 0) > 1:
-        if per_epoch is None:
-            raise ValueError(f'begin_epoch={hook["begin_epoch"]} needs the length of an epoch; pass --dataset-size')
-        return round((hook['begin_epoch'] - 1) * per_epoch)
-    return max(hook.get('begin_iter', 0) - 1, 0)
+def _begin(hook: dict, per_epoch: Optional[float], by_epoch: bool) -> int:
+    """Returns the number of iterations before the average begins."""
+    begin_epoch, begin_iter = (_count(hook, name, least=0) or 0 for name in ('begin_epoch', 'begin_iter'))
+    if begin_epoch and begin_iter:
+        raise ValueError(f'begin_epoch={begin_epoch} and begin_iter={begin_iter} exclude each other')
+    if begin_epoch and not by_epoch:
+        raise ValueError(f'begin_epoch={begin_epoch} is for a run that counts epochs (train_cfg.max_epochs)')
+    return round((begin_epoch - 1) * (per_epoch or 0)) if begin_epoch > 1 else max(begin_iter - 1, 0)
+
+
+def _section(cfg: Any, name: str) -> dict:
+    """Returns a dictionary of a config, empty if there is none."""
+    section = cfg.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise ValueError(f'{name} must be a dictionary, but got {section!r:.80}')
+    return section
+
+
+def _count(section: dict, name: str, least: int = 1) -> Optional[int]:
+    """Returns a number of things that a config names, None if it does not."""
+    value = section.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ValueError(f'{name} must be an integer of at least {least}, but got {value!r:.80}')
+    return value

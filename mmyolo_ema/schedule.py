@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = [
-    'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Profile', 'Ramp', 'Schedule', 'Uniform', 'aged', 'figures',
-    'mean_age', 'momentum_at', 'of_age', 'profile', 'rescaled', 'suited'
+    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Profile', 'Ramp', 'Schedule', 'Uniform', 'aged',
+    'figures', 'mean_age', 'momentum_at', 'of_age', 'profile', 'rescaled', 'suited'
 ]
 
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
 #: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023.
 USUAL_AGES = (0.01, 0.2)
+
+#: The longest run, in updates, that is gone through update by update: ten seconds.
+MOST_UPDATES = 20_000_000
 
 
 def momentum_at(step: int, momentum: float = 0.0002, gamma: float = 2000) -> float:
@@ -271,6 +274,9 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
     Returns:
         The figures, in ascending order of the points, each once.
 
+    Raises:
+        ValueError: If a point is below 1 or above :data:`MOST_UPDATES`.
+
     Example:
         >>> for point in figures(Ramp(momentum=0.0001, gamma=2000), [2_000, 277_000]):
         ...     print(round(point.mean_age, 1), round(point.effective_size, 1))
@@ -278,6 +284,8 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
         9999.0 19999.0
     """
     wanted = set(points)
+    if min(wanted) < 1 or max(wanted) > MOST_UPDATES:
+        raise ValueError(f'a run has 1 to {MOST_UPDATES:,} updates, but got {min(wanted):,} to {max(wanted):,}')
     found = []
     age = square = weight = 0.0  # of the age, of its square, of the start
     norm = momentum = 1.0  # sum of the squared weights; the last momentum that was not 0

@@ -5,7 +5,7 @@ from typing import NamedTuple, Optional
 from rich.table import Table
 
 from mmyolo_ema.recipes import RECIPES
-from mmyolo_ema.schedule import USUAL_AGES, Figures, Schedule, figures, suited
+from mmyolo_ema.schedule import USUAL_AGES, Figures, Schedule, figures, of_age
 
 __all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
 
@@ -13,6 +13,9 @@ __all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 # Of fewer updates than this the average is nearly the newest, however short the run.
 _FEW = 10
+# A mean age that is next to nothing, and the one that is proposed instead, as shares of the run.
+_FAR_BELOW = USUAL_AGES[0] / 5
+_SHARE = 0.04
 
 
 class Setting(NamedTuple):
@@ -66,29 +69,38 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
     # What stays the same from point to point is told once, where it begins.
     kept = [line for line, row, previous in zip(words, told, [None, *told])
             if row is told[-1] or previous is None or _kind(row) != _kind(previous)]
-    if _kind(found[-1]) != _USUAL:
-        momentum, gamma = suited(updates)
-        kept[-1] += f'. momentum={momentum:.2g} and gamma={gamma:.3g} would make it 4 % of the run old'
+    kept[-1] += _remedy(found[-1], setting.schedule.interval)
     return Report(setting, found[-1], table, kept)
+
+
+def _remedy(at_end: Figures, interval: int) -> str:
+    """Returns what would suit a run, if its schedule is for another one."""
+    if _FAR_BELOW <= at_end.mean_age / at_end.updates <= USUAL_AGES[1]:
+        return ''
+    try:
+        momentum, gamma = of_age(at_end.updates, _SHARE * at_end.updates, interval)
+    except ValueError:  # the run is too short for any
+        return ''
+    return f'. momentum={momentum:.3g} and gamma={gamma:.3g} would make it {_SHARE:.0%} of the run old'
 
 
 def meaning(at: Figures) -> str:
     """Returns in words what an average is at a point of a run."""
-    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_KINDS[_kind(at)]}'
+    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_kind(at)}'
 
 
-_KINDS = (
-    'practically the raw weights',
-    'a short average, of less than 1 % of the run so far',
-    'an average as published recipes have it',
-    'much of it stems from early in the run',
-)
-_USUAL = 2
-
-
-def _kind(at: Figures) -> int:
+def _kind(at: Figures) -> str:
     share = at.mean_age / at.updates
-    return 0 if at.effective_size < _FEW else sum(share >= limit for limit in (USUAL_AGES[0] / 5, *USUAL_AGES))
+    if at.start > 0.5 and share > USUAL_AGES[1]:
+        return 'mostly the weights that it began with'
+    if share > USUAL_AGES[1]:
+        return f'much of it stems from early in the run, its mean age is above {USUAL_AGES[1]:.0%} of the run so far'
+    if share < _FAR_BELOW or at.effective_size < _FEW:
+        return 'practically the raw weights'
+    if share < USUAL_AGES[0]:
+        return f'a short average, its mean age is below {USUAL_AGES[0]:.0%} of the run so far'
+    low, high = USUAL_AGES
+    return f'its mean age is between {low:.0%} and {high:.0%} of the run so far, as has been found useful'
 
 
 def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> Table:

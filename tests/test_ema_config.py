@@ -30,7 +30,7 @@ def test_text_without_hooks_gives_none(text):
     (dict(ema_type='StochasticWeightAverage', interval=2), Uniform(2)),
 ])
 def test_schedule_is_that_of_the_class(options, schedule):
-    assert schedule_of(ema_hook_in([dict(type='EMAHook', **options)])[1]) == schedule
+    assert schedule_of(ema_hook_in([dict(type='Other'), dict(type='EMAHook', **options)])[1]) == schedule
 
 
 @pytest.mark.parametrize('value', [0, -0.1, 1, '0.1', None, True, float('nan')])

@@ -9,9 +9,11 @@ Examples:
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Optional
 
 import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
 
@@ -20,11 +22,12 @@ import torch
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.report import (
+    apart,
+    broken,
     comparison_lines,
     difference_table,
     inspection_lines,
     megabytes,
-    percent,
     problems,
     weights_table,
 )
@@ -54,7 +57,7 @@ def parse_args() -> argparse.Namespace:
                     'publish epoch_300.pth -o rtmdet_s --dtype float16')
     published.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
     add_weights(published)
-    published.add_argument('-o', '--out', type=Path, required=True, metavar='STEM',
+    published.add_argument('-o', '--out', required=True, metavar='STEM',
                            help='folder and beginning of the name')
     published.add_argument('--dtype', choices=['float16', 'bfloat16', 'float32'], help='precision of the weights; the '
                            "running statistics of BatchNorm keep theirs (default: the file's)")
@@ -63,14 +66,13 @@ def parse_args() -> argparse.Namespace:
                    'compare epoch_300.pth rtmdet_s-12345678.pth')
     compared.add_argument('one', type=Path, metavar='A', help='checkpoint, or .safetensors file')
     compared.add_argument('other', type=Path, metavar='B', help='checkpoint, or .safetensors file')
-    compared.add_argument('--weights', choices=['ema', 'raw'], default='ema', help='which weights of a file that '
-                          'holds both (default: ema)')
+    add_weights(compared)
     return parser.parse_args()
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--weights', choices=['ema', 'raw'], default='ema', help='the averaged weights, or the '
-                        'only ones of a file without an average; or those that the optimizer trained (default: ema)')
+    parser.add_argument('--weights', choices=['ema', 'raw'], help='the averaged weights, or those that the optimizer '
+                        'trained (default: ema, or the only ones of a file that holds one set)')
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -83,12 +85,22 @@ def inspect(args: argparse.Namespace) -> int:
             report_error(error)
             status = 2
             continue
-        found.append(asdict(one))
+        found.append(dict(asdict(one), problems=problems(one)))
         if not args.json:
             print_inspection(one)
     if args.json:
-        print(json.dumps(found, indent=2, default=str))
+        print(json.dumps(plain(found), indent=2))
     return status
+
+
+def plain(value: object) -> object:
+    """Returns a value as JSON can hold it: what the config in a file names may be anything."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    is_known = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_known else str(value)
 
 
 def print_inspection(found: checkpoint.Inspection) -> None:
@@ -96,42 +108,49 @@ def print_inspection(found: checkpoint.Inspection) -> None:
     show(weights_table(found))
     print()
     if found.distance is not None:
-        show(difference_table(f'average and raw weights: {percent(found.distance.relative)} apart', found.differences))
+        show(difference_table(f'average and raw weights: {apart(found.distance.relative)}', found.differences))
         print()
     print('\n'.join([*problems(found), '']))
 
 
 def extract(args: argparse.Namespace) -> None:
     check_new(args.out)
+    say_what_is_taken(args)
     checkpoint.extract(args.file, args.out, args.weights)
-    say_kind(args)
     print(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
 
 
 def publish(args: argparse.Namespace) -> None:
-    if args.out.is_dir():
-        stop(f'-o {args.out} is a folder: add the beginning of a name, such as {args.out / args.file.stem}')
+    if args.out.endswith('/') or os.path.isdir(args.out):
+        stop(f'-o {args.out} is a folder: add the beginning of a name, such as {Path(args.out, args.file.stem)}')
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    done = checkpoint.publish(args.file, args.out, args.weights, dtype)
-    say_kind(args)
+    say_what_is_taken(args)
+    done = checkpoint.publish(args.file, Path(args.out), args.weights, dtype)
     if done.worst is not None:
         print(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
     print(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
 
 
-def say_kind(args: argparse.Namespace) -> None:
-    if not has_average(args.file):
-        print(f'{args.file} holds no average: its only weights are taken')
+def say_what_is_taken(args: argparse.Namespace) -> None:
+    """Tells which weights are handed on where that is not obvious, and what is wrong with them."""
+    if not checkpoint.has_ema(checkpoint.read(args.file, mmap=True)):
+        print(f'{args.file} holds one set of weights only, {KINDS[kind_of(args.file, None)]}: it is taken')
+    for line in broken(checkpoint.inspect(args.file), kind_of(args.file, args.weights)):
+        print(f'warning: {line}')
 
 
-def has_average(path: Path) -> bool:
-    return checkpoint.has_ema(checkpoint.read(path, mmap=True))
+KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying which')
+
+
+def kind_of(path: Path, wanted: Optional[str]) -> str:
+    """Returns which weights of a file are taken."""
+    content = checkpoint.read(path, mmap=True)
+    return wanted if wanted and checkpoint.has_ema(content) else checkpoint.state_dict_kind(content)
 
 
 def compare(args: argparse.Namespace) -> int:
     found = checkpoint.compare(args.one, args.other, args.weights)
-    sets = ', '.join(f'{path} ({args.weights if has_average(path) else "the only weights"})'
-                     for path in (args.one, args.other))
+    sets = ', '.join(f'{path} ({kind_of(path, args.weights)})' for path in (args.one, args.other))
     show(difference_table(sets, found.groups))
     print('\n'.join(['', 'equal' if found.are_equal else 'not equal', *comparison_lines(found)]))
     return 0 if found.are_equal else 1

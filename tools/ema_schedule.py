@@ -10,6 +10,7 @@ Examples:
 
 import argparse
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -24,20 +25,20 @@ from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
 from mmyolo_ema.run_plan import RunPlan, plan_run
-from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled
+from mmyolo_ema.schedule import MOST_UPDATES, Ramp, of_age, profile, rescaled
 from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
 
 
 def parse_args() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     parser.add_argument('config', nargs='?', help='config file of a training with an EMAHook')
-    parser.add_argument('--momentum', type=fraction, nargs='+', help='momentum to look at instead, or beside the '
-                        "config's; several make several settings")
-    parser.add_argument('--gamma', type=positive, nargs='+', default=[2000.0],
-                        help='gamma for each --momentum, or one for all (default: 2000)')
+    parser.add_argument('--momentum', type=fraction, nargs='+', help='momentum (1 - decay) to look at, beside the '
+                        "config's if there is one; several make several settings")
+    parser.add_argument('--gamma', type=positive, nargs='+',
+                        help="gamma for each --momentum, or one for all (default: the config's, or 2000)")
     parser.add_argument('--iters', type=count, help='iterations in the whole run; needed without a config')
-    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the number in the '
-                        "config's annotation file)")
+    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the data '
+                        'set of the config is built, which reads its annotations, and counted)')
     parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
     parser.add_argument('--mean-age', metavar='AGE', help='suggest momentum and gamma for this mean age at the end: '
                         "'4%%' of the run, '500' updates or '2epochs'")
@@ -51,7 +52,9 @@ def parse_args() -> argparse.Namespace:
         parser.error('name a config, or pass --momentum and --iters')
     if args.config is None and args.scale_from_batch:
         parser.error('--scale-from-batch needs a config, which tells the batch size of the run')
-    if args.momentum and len(args.gamma) not in (1, len(args.momentum)):
+    if args.gamma and not args.momentum:
+        parser.error('--gamma goes with --momentum')
+    if args.gamma and len(args.gamma) not in (1, len(args.momentum)):
         parser.error(f'--gamma takes one number, or one for each of {len(args.momentum)} --momentum, but got '
                      f'{len(args.gamma)}')
     return args
@@ -59,8 +62,8 @@ def parse_args() -> argparse.Namespace:
 
 def count(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, but got {number}')
+    if not 1 <= number <= MOST_UPDATES:
+        raise argparse.ArgumentTypeError(f'must be 1 to {MOST_UPDATES}, but got {text:.20}')
     return number
 
 
@@ -98,23 +101,46 @@ def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:
         return None
     cfg = read_config(args.config, args.cfg_options)
     try:
-        return plan_run(cfg, args.gpus, args.iters, args.dataset_size)
+        plan = plan_run(cfg, args.gpus, args.iters, args.dataset_size)
     except (ValueError, TypeError) as error:
         stop(f'the config {args.config} cannot be reported on: {error}')
+    if plan.updates > MOST_UPDATES:
+        stop(f'the config {args.config} cannot be reported on: {plan.updates:,} updates are more than {MOST_UPDATES:,}')
+    return plan
+
+
+def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setting]:
+    """Returns the config's schedule, and those that are like it but for the flags; stops if there are none."""
+    if plan is not None and plan.place is None and not (args.momentum or args.mean_age is not None):
+        stop(f'the config {args.config} has no EMAHook in custom_hooks: pass --mean-age for what would suit it, or '
+             '--momentum')
+    base = Ramp() if plan is None else plan.schedule
+    options = [dict(momentum=momentum) for momentum in args.momentum or []]
+    if args.gamma:
+        gammas = args.gamma * len(options) if len(args.gamma) == 1 else args.gamma
+        options = [dict(option, gamma=gamma) for option, gamma in zip(options, gammas)]
+    own = [Setting('config', base)] if plan is not None and plan.place is not None else []
+    try:
+        return own + [Setting(f'setting {index}', replace(base, **option))
+                      for index, option in enumerate(options, start=1)]
+    except TypeError:
+        flags = ' and '.join(f'--{name}' for name in options[0])
+        stop(f"{flags}: the average of {args.config}, {type(base).__name__.lower()}, doesn't have that")
 
 
 def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> list[Suggestion]:
     """Returns the schedules that were asked for, with three significant digits; stops if there are none."""
     found = []
     interval = plan.schedule.interval if plan else 1
-    if args.mean_age:
+    if args.mean_age is not None:
         try:
             age = in_updates(args.mean_age, updates, plan and plan.updates_per_epoch)
-            found.append((f'a mean age of {args.mean_age} at the end', of_age(updates, age, interval)))
+            found.append((f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end',
+                          of_age(updates, age, interval)))
         except ValueError as error:
             stop(f'--mean-age: {error}')
     if args.scale_from_batch:
-        if not isinstance(plan.schedule, Ramp):
+        if plan.place is None or not isinstance(plan.schedule, Ramp):
             stop('--scale-from-batch is for a config with ExpMomentumEMA')
         if plan.batch_size is None:
             stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
@@ -131,13 +157,13 @@ def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
     """Prints a schedule as a line for a config, and as options of the command line."""
     schedule, hook = suggestion.schedule, dict(type='mmyolo_ema.EMAHook')
     if plan is not None:
-        hook = {**plan.hook, 'type': plan.hook['type']}
+        hook = dict(plan.hook)
     if not (plan and isinstance(plan.schedule, Ramp)):
         hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
     hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
     print(f'For {suggestion.reason}:')
     print('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
-    if plan is not None:
+    if plan is not None and plan.place is not None:
         changed = [key for key in ('ema_type', 'momentum', 'gamma') if hook[key] != plan.hook.get(key)]
         options = ' '.join(f'custom_hooks.{plan.place}.{key}={literal(hook[key]).strip(chr(39))}' for key in changed)
         print(f'    --cfg-options {options}' if changed else '    which the config has')
@@ -146,6 +172,8 @@ def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
 
 def literal(value: object) -> str:
     """Returns a value of a config as Python writes it."""
+    if isinstance(value, type):  # as its registry knows it
+        return repr(f'{value.__module__.split(".")[0]}.{value.__name__}')
     return f'{value:.12g}' if isinstance(value, float) else repr(value)
 
 
@@ -155,11 +183,8 @@ def main() -> None:
         check_plot(args.plot)
     plan = plan_of(args)
     updates, per_epoch = (plan.updates, plan.updates_per_epoch) if plan else (args.iters, None)
+    settings = settings_of(args, plan)
     suggested = suggestions(args, plan, updates)
-    settings = [Setting('config', plan.schedule)] if plan else []
-    gammas = args.gamma * len(args.momentum or []) if len(args.gamma) == 1 else args.gamma
-    settings += [Setting(f'setting {index}', Ramp(*pair))
-                 for index, pair in enumerate(zip(args.momentum or [], gammas), start=1)]
     settings += [Setting(f'suggestion for {one.reason}', one.schedule) for one in suggested]
     if args.plot is not None:
         draw(settings, updates, args.plot)
@@ -180,7 +205,7 @@ def print_run(plan: Optional[RunPlan], updates: int, args: argparse.Namespace) -
     if plan is None:
         print(f'{updates:,} updates as given\n')
         return
-    begin = f'; the average begins after {plan.begin:,}' if plan.begin else ''
+    begin = f'; it begins after {plan.begin:,} others, and all below counts from there' if plan.begin else ''
     epoch = f', {rounded(plan.updates_per_epoch)} in an epoch' if plan.updates_per_epoch else ''
     print(f'{args.config}: {updates:,} updates of the average{epoch}{begin}\n    {plan.origin}\n')
 
@@ -190,7 +215,7 @@ def draw(settings: list[Setting], updates: int, path: Path) -> None:
               for setting in settings]
     try:
         write_new(path, partial(draw_schedules, curves))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         stop(f'{path} cannot be written: {error}')
 
 

@@ -57,7 +57,8 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
     except ValueError as error:
         stop(f'{args.checkpoint} cannot be tested with this config: {error}')
     if not checkpoint.has_ema(content):
-        print(f'{args.checkpoint} holds no EMA: its only weights are tested')
+        kind = ', the raw ones,' if checkpoint.state_dict_kind(content) == 'raw' else ''
+        print(f'{args.checkpoint} holds no EMA: its only weights{kind} are tested')
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:

@@ -5,10 +5,18 @@ from mmyolo_ema.checkpoint.inspection import Inspection, inspect
 from mmyolo_ema.checkpoint.misfits import Misfits, check_fits, listed, misfits
 from mmyolo_ema.checkpoint.publication import Published, extract, publish
 from mmyolo_ema.checkpoint.reading import latest_whole, read, use_safe_loader
-from mmyolo_ema.checkpoint.weights import PREFIX, averaged_weights, has_ema, raw_weights, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import (
+    PREFIX,
+    averaged_weights,
+    has_ema,
+    raw_weights,
+    state_dict_kind,
+    updates_in,
+    weights_of,
+)
 
 __all__ = [
     'PREFIX', 'Comparison', 'Inspection', 'Misfits', 'Published', 'averaged_weights', 'check_fits', 'compare',
     'extract', 'has_ema', 'inspect', 'latest_whole', 'listed', 'misfits', 'publish', 'raw_weights', 'read',
-    'updates_in', 'use_safe_loader', 'weights_of'
+    'state_dict_kind', 'updates_in', 'use_safe_loader', 'weights_of'
 ]

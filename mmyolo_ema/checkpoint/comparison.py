@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+import numpy as np
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.difference import GroupDifference, TensorDifference, by_group, difference
 from mmyolo_ema.checkpoint.reading import read
-from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, has_ema, weights_of
+from mmyolo_ema.checkpoint.streaming import ABSENT, stream
+from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, is_dense, state_dict_kind, weights_of
 
 __all__ = ['Comparison', 'compare']
 
@@ -28,7 +29,7 @@ class Comparison:
         other_dtype: Names with both dtypes, where they differ.
         other_value: Names of what is no tensor and differs.
         groups: The tensors that both have in one shape, by parts of the model.
-        farthest: Those of them that are farthest apart, relative to their size.
+        farthest: Those of them that are farthest apart, relative to their size, without BatchNorm's counts.
     """
 
     only_in_one: list[str]
@@ -46,42 +47,70 @@ class Comparison:
                     or any(group.differing for group in self.groups))
 
 
-def compare(one: Path, other: Path, kind: str = 'ema') -> Comparison:
+def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     """Compares one set of weights of two files; neither file is held in memory.
 
     Args:
         one: As for :func:`mmyolo_ema.checkpoint.read`.
         other: The second file.
-        kind: 'ema' for the averaged weights, 'raw' for the raw ones, of a file that holds both; of another file, the
-            only ones are compared. Defaults to 'ema'.
+        kind: 'ema' for the averaged weights, 'raw' for the raw ones; a file that does not say which weights it holds
+            fits either. Defaults to None: the averaged weights of a file that holds both, otherwise the only ones.
 
     Raises:
-        OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does.
+        OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does; or if a file has no such weights.
     """
     found = Comparison([], [], [], [], [], [], [])
     compared = []
+    opened = [_open(path, kind) for path in (one, other)]
+    firsts = [first_names(weights) for weights in opened]
+    del opened
     for name, (left, right) in stream(*(partial(_open, path, kind) for path in (one, other))):
-        if left is None or right is None:
-            (found.only_in_other if left is None else found.only_in_one).append(name)
+        if left is ABSENT or right is ABSENT:
+            (found.only_in_other if left is ABSENT else found.only_in_one).append(name)
         elif not (isinstance(left, Tensor) and isinstance(right, Tensor)):
-            if isinstance(left, Tensor) or isinstance(right, Tensor) or left != right:
+            if not _are_same(left, right):
                 found.other_value.append(name)
+        elif not (is_dense(left) and is_dense(right)):
+            raise ValueError(f'{name} cannot be compared: it is not a dense tensor ({left.layout}, {left.dtype}, '
+                             f'{left.device})')
         elif left.shape != right.shape:
             found.other_shape.append(f'{name} {tuple(left.shape)} {tuple(right.shape)}')
         else:
             if left.dtype != right.dtype:
                 found.other_dtype.append(f'{name} {left.dtype} {right.dtype}'.replace('torch.', ''))
-            compared.append(difference(name, left, right))
+            # What both files hold once under several names is compared once.
+            if name in {first.get(name) for first in firsts} or firsts[0][name] != firsts[1][name]:
+                compared.append(difference(name, left, right))
     found.groups = by_group(compared)
-    differing = [each for each in compared if each.differing]
+    differing = [each for each in compared if each.differing and not each.name.endswith('num_batches_tracked')]
     found.farthest = sorted(differing, key=_distance, reverse=True)[:_MOST]
     return found
+
+
+def _are_same(left: Any, right: Any) -> bool:
+    """Whether what modules keep besides tensors is the same; NaN is the same as NaN."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_are_same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(_are_same, left, right))
+    if isinstance(left, Tensor):
+        return left.shape == right.shape and not difference('', left, right).differing
+    if isinstance(left, np.ndarray):
+        return _are_same(left.tolist(), right.tolist())
+    return left == right or (left != left and right != right)
 
 
 def _distance(found: TensorDifference) -> float:
     return float('inf') if found.relative is None else found.relative
 
 
-def _open(path: Path, kind: str) -> dict[str, Any]:
+def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
     content = read(path, mmap=True)
-    return weights_of(content, kind) if has_ema(content) else averaged_weights(content)
+    if state_dict_kind(content) == 'only':
+        return averaged_weights(content)
+    try:
+        return weights_of(content, kind)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error

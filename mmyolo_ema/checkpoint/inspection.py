@@ -21,8 +21,17 @@ from mmyolo_ema.checkpoint.difference import (
     total,
 )
 from mmyolo_ema.checkpoint.reading import read
-from mmyolo_ema.checkpoint.streaming import chunks, stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, has_ema, only_kind, raw_weights, updates_in
+from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, stream
+from mmyolo_ema.checkpoint.weights import (
+    averaged_weights,
+    first_names,
+    has_ema,
+    is_dense,
+    origin,
+    raw_weights,
+    state_dict_kind,
+    updates_in,
+)
 from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
 from mmyolo_ema.schedule import figures
 
@@ -85,6 +94,7 @@ class Inspection:
         shared: Names of each tensor that is stored once under several names.
         repeated: Names of tensors with the same content that are stored several times.
         stale: Names of BatchNorm layers whose statistics in the average stopped following the model.
+        unmatched: Names that one of the two sets lacks, or has in another shape.
     """
 
     file: str
@@ -101,6 +111,7 @@ class Inspection:
     shared: list[list[str]]
     repeated: list[list[str]]
     stale: list[str]
+    unmatched: list[str]
 
 
 def inspect(path: Path) -> Inspection:
@@ -126,9 +137,11 @@ def inspect(path: Path) -> Inspection:
     content = read(path, mmap=True)
     meta = _dictionary(content.get('meta'))
     hook = _hook(meta)
-    updates = updates_in(content) if has_ema(content) else None
-    average = StoredAverage(updates, hook, _mean_age(hook, updates)) if has_ema(content) else None
     sets = _sets(content)
+    average = None
+    if 'ema' in sets:
+        updates = updates_in(content) if has_ema(content) else _integer(origin(content).get('updates'))
+        average = StoredAverage(updates, hook, _mean_age(hook, updates))
     parts = _sizes(content)
     found = Inspection(
         file=str(path),
@@ -139,14 +152,15 @@ def inspect(path: Path) -> Inspection:
         written_by=re.sub('[0-9a-f]{40}$', '', str(meta['mmengine_version'])) if 'mmengine_version' in meta else None,
         weights=[_stored(kind, weights) for kind, weights in sets.items()],
         average=average,
-        has_optimizer=bool(content.get('optimizer')),
+        has_optimizer=bool(_dictionary(content.get('optimizer'))),
         parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
         distance=None,
         differences=[],
         shared=_shared(list(sets.values())[-1]),
         repeated=[],
-        stale=[])
-    if average is not None:
+        stale=[],
+        unmatched=[])
+    if has_ema(content):
         found.weights[-1].key = 'ema_state_dict'
     del content, sets
     _compare_sets(path, found)
@@ -157,7 +171,7 @@ def _sets(content: dict) -> dict[str, dict[str, Any]]:
     """Returns the sets of weights of a file by kind, the raw one last."""
     if has_ema(content):
         return dict(ema=averaged_weights(content), raw=raw_weights(content))
-    return {only_kind(content): averaged_weights(content)}
+    return {state_dict_kind(content): averaged_weights(content)}
 
 
 def _compare_sets(path: Path, found: Inspection) -> None:
@@ -174,9 +188,13 @@ def _compare_sets(path: Path, found: Inspection) -> None:
         last = values[-1]
         if isinstance(last, Tensor) and last.dim() > 1 and _has_numbers(last) and not _is_uniform(last):
             names.setdefault(_digest(last), []).append(name)
+        if any(value is ABSENT for value in values):
+            found.unmatched.append(name)
         if len(values) == 2 and all(isinstance(value, Tensor) and _has_numbers(value) for value in values):
             ema, raw = values
-            if ema.shape == raw.shape:
+            if ema.shape != raw.shape:
+                found.unmatched.append(name)
+            else:
                 compared.append(difference(name, ema, raw))
                 if name.endswith('num_batches_tracked') and raw.numel() == 1:
                     lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
@@ -187,8 +205,9 @@ def _compare_sets(path: Path, found: Inspection) -> None:
         again = {name for group in [*found.shared, *found.repeated] for name in group[1:]}
         compared = [one for one in compared if one.name not in again]
         found.differences = by_group(compared)
-        found.distance = total('parameters', [one for one in compared if not one.name.endswith(
-            'num_batches_tracked') and not is_statistic(one.name)])
+        parameters = [one for one in compared
+                      if not (is_statistic(one.name) or one.name.endswith('num_batches_tracked'))]
+        found.distance = total('parameters', parameters) if parameters else None
         found.stale = list(_stale(compared, lag, found.average))
 
 
@@ -212,29 +231,24 @@ def _open(path: Path, kind: str) -> dict[str, Any]:
 
 def _stored(kind: str, weights: dict[str, Any]) -> StoredWeights:
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    distinct = {_place(tensor) if tensor.numel() else name: tensor for name, tensor in tensors.items()}
+    distinct = set(first_names(tensors).values())
     return StoredWeights(
         kind=kind,
         key='state_dict',
         tensors=len(tensors),
-        numbers=sum(tensor.numel() for tensor in distinct.values()),
+        numbers=sum(tensors[name].numel() for name in distinct),
         dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}))
 
 
 def _shared(weights: dict[str, Any]) -> list[list[str]]:
-    places: dict[Any, list[str]] = {}
-    for name, value in weights.items():
-        if isinstance(value, Tensor) and _has_numbers(value):
-            places.setdefault(_place(value), []).append(name)
-    return [names for names in places.values() if len(names) > 1]
-
-
-def _place(tensor: Tensor) -> Any:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    names: dict[str, list[str]] = {}
+    for name, first in first_names(weights).items():
+        names.setdefault(first, []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def _has_numbers(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and not (tensor.is_meta or tensor.is_sparse or tensor.is_quantized)
+    return tensor.numel() > 0 and is_dense(tensor)
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -264,9 +278,9 @@ def _sizes(content: dict) -> dict[str, int]:
 
 def _size(value: Any, seen: set[int]) -> int:
     if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        if value.is_meta or storage.data_ptr() in seen:
+        if not is_dense(value) or value.untyped_storage().data_ptr() in seen:
             return 0
+        storage = value.untyped_storage()
         seen.add(storage.data_ptr())
         return storage.nbytes()
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -276,7 +290,8 @@ def _size(value: Any, seen: set[int]) -> int:
 def _hook(meta: dict) -> dict[str, Any]:
     """Returns the options of the EMAHook in the config that a file holds, if it holds one."""
     with suppress(ValueError):
-        return ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))[1]
+        found = ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))
+        return found[1] if found else {}
     return {}
 
 

@@ -14,7 +14,7 @@ from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.misfits import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import PREFIX, has_ema, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import PREFIX, first_names, has_ema, is_dense, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'publish']
@@ -37,7 +37,7 @@ class Published(NamedTuple):
     error: float
 
 
-def extract(path: Path, out: Path, kind: str = 'ema') -> None:
+def extract(path: Path, out: Path, kind: Optional[str] = None) -> None:
     """Writes one set of weights to a file of its own: ``meta`` and ``state_dict``, without classes of any package.
 
     A ``.safetensors`` file holds the tensors by their names, each for itself if several share one, and ``meta`` as JSON
@@ -46,7 +46,7 @@ def extract(path: Path, out: Path, kind: str = 'ema') -> None:
     Args:
         path: As for :func:`mmyolo_ema.checkpoint.read`.
         out: File to write, ``.pth``, ``.pt`` or ``.safetensors``. Its folder is made if need be.
-        kind: 'ema' for the averaged weights, or the only ones of a file without an average; 'raw'. Defaults to 'ema'.
+        kind: 'ema' or 'raw'. Defaults to None: the averaged weights, or the only ones of a file that holds one set.
 
     Raises:
         OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does; if there are no such weights; if ``out`` has
@@ -57,16 +57,19 @@ def extract(path: Path, out: Path, kind: str = 'ema') -> None:
     if out.suffix not in SUFFIXES:
         raise ValueError(f'the file to write must end in {", ".join(SUFFIXES)}, but got {out}')
     content = _plain_checkpoint(path, kind)
-    write_new(out, partial(_save_safetensors if out.suffix == '.safetensors' else _save, content))
+    if out.suffix == '.safetensors':
+        write_new(out, partial(_save_safetensors, _single_tensors(content['state_dict']), content['meta']))
+    else:
+        write_new(out, partial(_save, content))
 
 
-def publish(path: Path, stem: Path, kind: str = 'ema', dtype: Optional[torch.dtype] = None) -> Published:
+def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[torch.dtype] = None) -> Published:
     """Writes one set of weights to ``STEM-12345678.pth``, named by the first 8 hex digits of the file's sha256.
 
     Args:
         path: As for :func:`mmyolo_ema.checkpoint.read`.
         stem: Folder and beginning of the name; a suffix ``.pth`` is left out.
-        kind: As for :func:`extract`. Defaults to 'ema'.
+        kind: As for :func:`extract`. Defaults to None.
         dtype: Precision of the floating tensors; the running statistics of BatchNorm, which half precision may not
             hold, stay as they are. Defaults to None: all stay as they are.
 
@@ -74,17 +77,19 @@ def publish(path: Path, stem: Path, kind: str = 'ema', dtype: Optional[torch.dty
         OSError, ValueError: As :func:`extract` does; or if a weight is too large for ``dtype``.
         FileExistsError: If the same file was published before.
     """
+    if stem.suffix in SUFFIXES:
+        if stem.suffix != '.pth':
+            raise ValueError(f'a published file is a .pth file, but got {stem}')
+        stem = stem.with_suffix('')
     content = _plain_checkpoint(path, kind)
     worst, error = None, 0.0
     if dtype is not None:
         converted, worst, error = _converted(path, kind, dtype)
         content['state_dict'].update(converted)
-    if stem.suffix == '.pth':
-        stem = stem.with_suffix('')
     return Published(write_named_by_content(stem, '.pth', partial(_save, content)), worst, error)
 
 
-def _plain_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     content = read(path, mmap=True)
     try:
         weights = weights_of(content, kind)
@@ -93,13 +98,14 @@ def _plain_checkpoint(path: Path, kind: str) -> dict[str, Any]:
     meta = content.get('meta')
     meta = _plain(meta) if isinstance(meta, dict) else {}
     if has_ema(content):
-        meta['mmyolo_ema'] = dict(weights=kind, updates=updates_in(content))
+        meta['mmyolo_ema'] = dict(weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, _plain(value)) for name, value in weights.items())
     stored = content['ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict']
     versions = getattr(stored, '_metadata', None)
     if isinstance(versions, dict):
         # By module; a module that changed its names looks there when it is loaded.
-        versions = OrderedDict((name.removeprefix(PREFIX), _plain(value)) for name, value in versions.items())
+        versions = OrderedDict((name.removeprefix(PREFIX), _plain(value)) for name, value in versions.items()
+                               if isinstance(name, str))
         vars(state)['_metadata'] = versions
     return dict(meta=meta, state_dict=state)
 
@@ -111,65 +117,77 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return type(value)((key, _plain(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
+        return (OrderedDict if isinstance(value, OrderedDict) else dict)(
+            (_plain(key), _plain(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
         return type(value)(_plain(item) for item in value)
     return value
 
 
-def _converted(path: Path, kind: str, dtype: torch.dtype) -> tuple[OrderedDict, Optional[str], float]:
-    """Returns the weights in another precision, and which tensor lost most by it, and how much."""
-    first_names: dict[Any, str] = {}
-    first_of = {}
-    for name, value in _open(path, kind).items():
-        place = (value.data_ptr(), value.shape, value.stride()) if isinstance(value, Tensor) and value.numel() else name
-        first_of[name] = first_names.setdefault(place, name)
-    converted: OrderedDict = OrderedDict()
+def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dict[str, Tensor], Optional[str], float]:
+    """Returns what is another tensor in another precision, and which of them lost most by it, and how much."""
+    weights = _open(path, kind)
+    first_of = first_names(weights)
+    changing = {name for name, value in tensors(weights) if value.is_floating_point() and is_dense(value)
+                and value.dtype != dtype and not is_statistic(name)}
+    del weights
+    converted: dict[str, Tensor] = {}
     worst, error, too_large = None, 0.0, []
     for name, (value,) in stream(partial(_open, path, kind)):
-        if first_of[name] != name:
+        if name not in changing:
+            continue
+        if first_of[name] in converted:
             converted[name] = converted[first_of[name]]
-        elif not (isinstance(value, Tensor) and value.is_floating_point()) or is_statistic(name):
-            # Tensors of the mapped file; copies let go of the map.
-            converted[name] = value.clone() if isinstance(value, Tensor) else _plain(value)
-        else:
-            converted[name] = value.to(dtype, copy=True)
-            lost = difference(name, converted[name], value)
-            if bool((converted[name].isinf() & ~value.isinf()).any()):
-                too_large.append(name)
-            elif lost.relative and lost.relative > error:
-                worst, error = name, lost.relative
+            continue
+        converted[name] = value.to(dtype)
+        lost = difference(name, converted[name], value)
+        if bool((converted[name].float().isinf() & ~value.float().isinf()).any()):
+            too_large.append(name)
+        elif lost.relative and lost.relative > error:
+            worst, error = name, lost.relative
     if too_large:
         raise ValueError(f'{path} holds weights that are too large for {str(dtype).removeprefix("torch.")}' +
-                         listed(': ', too_large) + '; bfloat16 or float32 can hold them')
+                         listed(': ', too_large) + '; choose a wider one')
     return converted, worst, error
 
 
-def _open(path: Path, kind: str) -> dict[str, Any]:
+def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
     return weights_of(read(path, mmap=True), kind)
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
     # torch puts the name of the file into it, which would make the hash of the same weights another one.
-    with open(path, 'wb') as file:
-        torch.save(content, file)
+    try:
+        with open(path, 'wb') as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # a full disk, in torch's words
+        raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
 
 
-def _save_safetensors(content: dict[str, Any], path: Path) -> None:
+def _single_tensors(weights: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns tensors that share no memory, for a format that has no names for one tensor."""
+    single: dict[str, Tensor] = {}
+    storages = set()
+    for name, value in weights.items():
+        if not (isinstance(value, Tensor) and is_dense(value)):
+            kind = f'{value.layout} tensor on {value.device}' if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f'a .safetensors file holds dense tensors only, but {name} is a {kind}; write a .pth file')
+        storage = value.untyped_storage().data_ptr()
+        tensor = value.resolve_conj().resolve_neg().contiguous()
+        single[name] = tensor.clone() if storage in storages and tensor is value else tensor
+        storages.add(storage)
+    return single
+
+
+def _save_safetensors(weights: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    places = set()
-    for name, value in content['state_dict'].items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f'a .safetensors file holds tensors only, but {name} is a {type(value).__name__}; '
-                             'write a .pth file')
-        storage = value.untyped_storage().data_ptr()
-        # The format has no names for one tensor.
-        tensors[name] = value.clone() if storage in places else value.contiguous()
-        places.add(storage)
     # The package makes its files readable to their owner only.
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata=dict(format='pt', meta=json.dumps(content['meta'])))
+    try:
+        save_file(weights, path, metadata=dict(format='pt', meta=json.dumps(meta, default=str)))
+    except (SafetensorError, KeyError) as error:  # a full disk, a dtype that the format has no name for
+        raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
     path.chmod(mode)

@@ -10,9 +10,11 @@ from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
 from mmyolo_ema.checkpoint.misfits import listed
 
 __all__ = [
-    'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems', 'weights_table'
+    'apart', 'broken', 'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems',
+    'weights_table'
 ]
 
+_WORDS = dict(ema='averaged ', raw='raw ', only='')
 _KINDS = dict(ema='averaged (ema)', raw='raw', only='the only ones')
 
 
@@ -42,7 +44,7 @@ def _average(average: Optional[StoredAverage]) -> str:
 
 def weights_table(found: Inspection) -> Table:
     """Returns a row for each set of weights."""
-    table = Table('weights', 'in the file', 'tensors', 'numbers', 'dtypes', 'tensors with NaN or infinity')
+    table = Table('weights', 'in the file', 'names', 'numbers', 'dtypes', 'tensors with NaN or infinity')
     _align(table, 2, 3)
     for weights in found.weights:
         table.add_row(_KINDS[weights.kind], weights.key, str(weights.tensors), f'{weights.numbers:,}',
@@ -61,22 +63,21 @@ def difference_table(title: str, groups: list[GroupDifference]) -> Table:
 
 
 def problems(found: Inspection) -> list[str]:
-    """Returns what a user of the file should know before it is used, and what is stored in an unusual way."""
+    """Returns what a user of the file should know, the worst first."""
     lines = []
     for weights in found.weights:
-        if weights.nonfinite:
-            lines.append(f'NaN or infinity in {len(weights.nonfinite)} tensors of the {_KINDS[weights.kind]} weights')
-    if found.stale:
-        unsure = '' if found.average and found.average.hook else ' (or it was averaged by MMDetection\'s class with ' \
-            'update_buffers=True: the file does not tell)'
-        lines.append(f'stale statistics in the average of {len(found.stale)} BatchNorm layers' +
-                     listed(' (', found.stale) + '): they were copied once and then never again' + unsure +
-                     '. Test the raw weights, or estimate the statistics anew')
+        lines += broken(found, weights.kind)
+    if found.unmatched:
+        lines.append('only one of the two sets holds, or in another shape' + listed(': ', found.unmatched))
+    if found.average and not found.stale and any(
+            group.differing and group.group.endswith('counts of batches') for group in found.differences):
+        lines.append("BatchNorm's counts of batches stand still in the average, as in MMDetection's and MMEngine's "
+                     'classes with update_buffers=True. Nothing reads them, unless its momentum is None')
     together = [*found.shared, *found.repeated]
     if together and found.average and _averages_by_name(found.average.hook):
         lines.append('tensors under several names were averaged once for each of them in each update, so that the '
-                     f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them: by ema_type, '
-                     f'{_ema_type(found.average.hook)}, with update_buffers=True')
+                     f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them, by '
+                     f'{_ema_type(found.average.hook)} with update_buffers=True')
     for names in found.shared:
         lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
     for names in found.repeated:
@@ -93,6 +94,21 @@ def _ema_type(hook: dict) -> str:
     return str(hook.get('ema_type', 'ExponentialMovingAverage'))
 
 
+def broken(found: Inspection, kind: str) -> list[str]:
+    """Returns what is wrong with one set of weights itself."""
+    lines = [
+        f'NaN or infinity in the {_WORDS[kind]}weights' + listed(': ', weights.nonfinite) for weights in found.weights
+        if weights.kind == kind and weights.nonfinite
+    ]
+    if found.stale and kind == 'ema':
+        unsure = '' if found.average and found.average.hook else " (or it was averaged by MMDetection's class with " \
+            'update_buffers=True: the file does not tell)'
+        lines.append(f'stale statistics in the average, {len(found.stale)} BatchNorm layers' +
+                     listed(': ', found.stale) + '. They were copied once and then never again' + unsure +
+                     '. Test the raw weights, or estimate the statistics anew')
+    return lines
+
+
 def comparison_lines(found: Comparison) -> list[str]:
     """Returns in what two files differ, besides the distances of their tensors."""
     lists = (('only in the first', found.only_in_one), ('only in the second', found.only_in_other),
@@ -101,6 +117,11 @@ def comparison_lines(found: Comparison) -> list[str]:
     lines = [f'{len(names)} {what}' + listed(': ', names) for what, names in lists if names]
     return lines + [f'{each.name}: {percent(each.relative)}, {each.differing:,} of {each.numbers:,} numbers differ'
                     for each in found.farthest]
+
+
+def apart(relative: Optional[float]) -> str:
+    """Returns in words how far two sets of weights are apart."""
+    return 'at no finite distance' if relative is None else f'{percent(relative)} apart'
 
 
 def percent(relative: Optional[float]) -> str:

@@ -6,19 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ['chunks', 'stream']
+from mmyolo_ema.checkpoint.weights import is_dense
+
+__all__ = ['ABSENT', 'chunks', 'stream']
+
+#: Stands for what a set does not hold.
+ABSENT = object()
 
 # Pages of a mapped file that were read count as memory of the process until the map is closed.
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 32 * 2**20
 _CHUNK = 2**20
 
 
 def stream(*sets: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yields each name with what it stands for in each of some sets of weights, None where it is not there.
+    """Yields each name with what it stands for in each of some sets of weights, or ABSENT.
 
     Args:
         *sets: Functions that open a set, such as by ``read(path, mmap=True)``. They are called again after every
-            64 MB, so that memory does not fill up with what was read. So don't keep the tensors.
+            32 MB, so that memory does not fill up with what was read. So don't keep the tensors.
     """
     opened = [open_set() for open_set in sets]
     names = list(dict.fromkeys(chain.from_iterable(opened)))
@@ -28,12 +33,14 @@ def stream(*sets: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[str, tuple[
             opened.clear()
             opened.extend(open_set() for open_set in sets)
             passed = 0
-        values = tuple(weights.get(name) for weights in opened)
-        passed += sum(value.nbytes for value in values if isinstance(value, Tensor))
+        values = tuple(weights.get(name, ABSENT) for weights in opened)
+        passed += sum(value.nbytes for value in values if isinstance(value, Tensor) and is_dense(value))
         yield name, values
         del values
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the same numbers of tensors of one shape, a million at a time, in one dimension."""
-    yield from zip(*(tensor.reshape(-1).split(_CHUNK) for tensor in tensors))
+    """Yields the same numbers of dense tensors of one shape, a million at a time, in one dimension."""
+    for parts in zip(*(tensor.resolve_conj().resolve_neg().reshape(-1).split(_CHUNK) for tensor in tensors)):
+        # torch computes nothing in eight bits.
+        yield tuple(part.float() if part.is_floating_point() and part.itemsize == 1 else part for part in parts)

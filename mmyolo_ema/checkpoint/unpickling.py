@@ -114,10 +114,26 @@ def restored(value: Any, seen: Union[set[int], None] = None) -> Any:
             return value.build()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UnpicklingError(f'GLOBAL {value.name} in a form that is unknown') from error
-    if isinstance(value, tuple):
-        return tuple(restored(item, seen) for item in value)
-    if isinstance(value, (dict, list)) and id(value) not in seen:
+    if isinstance(value, (tuple, frozenset)):
+        return type(value)(restored(item, seen) for item in value)
+    if isinstance(value, (dict, list, set)) and id(value) not in seen:
         seen.add(id(value))
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            value[key] = restored(item, seen)
+        _restore_items(value, seen)
+        # Such as the versions of modules that a state dictionary carries.
+        for name, item in list(getattr(value, '__dict__', {}).items()):
+            vars(value)[name] = restored(item, seen)
     return value
+
+
+def _restore_items(container: Union[dict, list, set], seen: set[int]) -> None:
+    if isinstance(container, list):
+        container[:] = [restored(item, seen) for item in container]
+    elif isinstance(container, set):
+        items = [restored(item, seen) for item in container]
+        container.clear()
+        container.update(items)
+    else:
+        pairs = [restored(pair, seen) for pair in container.items()]
+        container.clear()
+        for key, value in pairs:
+            container[key] = value

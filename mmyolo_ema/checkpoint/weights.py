@@ -8,10 +8,14 @@ loader looks, and the raw ones, which the optimizer trains, under
 from collections.abc import Iterable
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
-__all__ = ['PREFIX', 'averaged_weights', 'has_ema', 'only_kind', 'raw_weights', 'tensors', 'updates_in', 'weights_of']
+__all__ = [
+    'PREFIX', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin', 'raw_weights', 'state_dict_kind',
+    'tensors', 'updates_in', 'weights_of'
+]
 
 #: What the names under ``ema_state_dict`` begin with.
 PREFIX = 'module.'
@@ -32,11 +36,13 @@ def raw_weights(checkpoint: dict) -> dict[str, Any]:
         The tensors, and what modules keep besides, by the names that they have in the model.
 
     Raises:
-        ValueError: If the checkpoint holds no average, so that its only weights are under ``state_dict``.
+        ValueError: If the checkpoint holds no average, so that its only weights are under ``state_dict``, and doesn't
+            say that these are raw.
     """
+    if state_dict_kind(checkpoint) == 'raw':
+        return averaged_weights(checkpoint)
     if not has_ema(checkpoint):
-        raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside its only ones, "
-                         "which --weights ema stands for")
+        raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside its only ones")
     stored = checkpoint['ema_state_dict'].items()
     return {name[len(PREFIX):]: value for name, value in stored if isinstance(name, str) and name.startswith(PREFIX)}
 
@@ -48,44 +54,73 @@ def averaged_weights(checkpoint: dict) -> dict[str, Any]:
         checkpoint: As :func:`read` returns it.
 
     Returns:
-        As :func:`raw_weights`; a prefix ``module.``, from a model wrapper, is left out.
+        As :func:`raw_weights`; a prefix ``module.`` of all names, from a model wrapper, is left out.
     """
-    return {name.removeprefix(PREFIX): value for name, value in checkpoint['state_dict'].items()
-            if isinstance(name, str)}
+    named = {name: value for name, value in checkpoint['state_dict'].items() if isinstance(name, str)}
+    if all(name.startswith(PREFIX) for name in named):
+        return {name[len(PREFIX):]: value for name, value in named.items()}
+    return named
 
 
-def only_kind(checkpoint: dict) -> str:
-    """Returns which weights a file without an average holds: 'ema' or 'raw' as it was extracted, otherwise 'only'."""
-    meta = checkpoint.get('meta')
-    origin = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
-    kind = origin.get('weights') if isinstance(origin, dict) else None
+def state_dict_kind(checkpoint: dict) -> str:
+    """Returns which weights are under ``state_dict``: 'ema', 'raw', or 'only' if the file does not say."""
+    if has_ema(checkpoint):
+        return 'ema'
+    kind = origin(checkpoint).get('weights')
     return kind if kind in ('ema', 'raw') else 'only'
 
 
-def weights_of(checkpoint: dict, kind: str) -> dict[str, Any]:
+def origin(checkpoint: dict) -> dict[str, Any]:
+    """Returns what an extracted file says about itself: ``weights``, and the ``updates`` of its average."""
+    meta = checkpoint.get('meta')
+    told = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
+    return told if isinstance(told, dict) else {}
+
+
+def weights_of(checkpoint: dict, kind: Optional[str] = None) -> dict[str, Any]:
     """Returns one set of weights.
 
     Args:
         checkpoint: As :func:`read` returns it.
         kind: 'ema' for the averaged weights, or the only ones of a file that does not say which they are; 'raw'.
+            Defaults to None: those under ``state_dict``, averaged or the only ones.
 
     Raises:
         ValueError: If the file does not hold them.
     """
-    if has_ema(checkpoint):
-        return raw_weights(checkpoint) if kind == 'raw' else averaged_weights(checkpoint)
-    stored = only_kind(checkpoint)
-    if stored != kind and (stored, kind) != ('only', 'ema'):
+    stored = state_dict_kind(checkpoint)
+    if kind == 'raw' and stored != 'raw' and has_ema(checkpoint):
+        return raw_weights(checkpoint)
+    if kind not in (None, stored) and (stored, kind) != ('only', 'ema'):
         known = 'one set of weights' if stored == 'only' else f'the {stored} weights'
         raise ValueError(f'it holds {known} only, so that there is nothing for --weights {kind}')
     return averaged_weights(checkpoint)
 
 
+def first_names(weights: dict[str, Any]) -> dict[str, str]:
+    """Returns, for each name, the first that stands for the same tensor."""
+    firsts: dict[Any, str] = {}
+    return {name: firsts.setdefault(_place(value) if isinstance(value, Tensor) else name, name)
+            for name, value in weights.items()}
+
+
 def updates_in(checkpoint: dict) -> Optional[int]:
     """Returns how many updates the average in a checkpoint has had, None if it does not say."""
     steps = checkpoint['ema_state_dict'].get('steps')
-    says = isinstance(steps, int) or (isinstance(steps, Tensor) and steps.numel() == 1)
-    return int(steps) if says else None
+    if isinstance(steps, Tensor) and steps.numel() == 1 and not (steps.is_floating_point() or steps.is_complex()):
+        steps = int(steps)
+    return steps if isinstance(steps, int) and steps >= 0 else None
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of numbers that are there."""
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
+def _place(tensor: Tensor) -> Any:
+    if not is_dense(tensor) or tensor.numel() == 0:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:

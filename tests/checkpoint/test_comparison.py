@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,17 @@ def test_files_of_the_same_weights_are_equal(trained, tmp_path):
     assert not compare(trained, tmp_path / 'raw.safetensors').are_equal
 
 
+def test_weights_that_a_file_does_not_hold_are_not_compared(trained, tmp_path):
+    checkpoint.extract(trained, tmp_path / 'ema.pth')
+    with pytest.raises(ValueError, match=r'ema\.pth: it holds the ema weights only'):
+        compare(trained, tmp_path / 'ema.pth', 'raw')
+
+
+def test_shared_tensor_is_compared_once(trained):
+    numbers = {group.group: group.numbers for group in compare(trained, trained).groups}
+    assert numbers == {group.group: group.numbers for group in checkpoint.inspect(trained).differences}
+
+
 def test_distance_is_relative_to_the_second(file):
     one, other = file('a', weight=torch.tensor([3., 4., 1.])), file('b', weight=torch.tensor([3., 0., 1.]))
     found = compare(one, other)
@@ -39,6 +51,9 @@ def test_distance_is_relative_to_the_second(file):
     (dict(b=torch.ones(2)), dict(b=torch.ones(1)), 'other_shape'),
     (dict(b=torch.ones(1)), dict(b=torch.ones(1).half()), 'other_dtype'),
     (dict(b=dict(state=1)), dict(b=dict(state=2)), 'other_value'),
+    (dict(b=None), dict(a=1), 'only_in_one'),
+    (dict(b=[torch.ones(2)]), dict(b=[torch.zeros(2)]), 'other_value'),
+    (dict(b=torch.ones(1)), dict(b=1), 'other_value'),
 ])
 def test_what_differs_is_named(file, one, other, where):
     found = compare(file('one', **one), file('other', **other))
@@ -52,6 +67,17 @@ def test_nan_at_the_same_place_is_equal(file):
     found = compare(file('a', weight=nan), file('b', weight=torch.tensor([1., 2., float('inf')])))
     assert not found.are_equal
     assert found.groups[0].relative is None
+
+
+@pytest.mark.parametrize('value', [None, float('nan'), dict(a=[torch.ones(2), np.arange(2.)]), np.float64('nan')])
+def test_other_values_than_tensors_are_equal_to_themselves(file, value):
+    assert compare(file('a', extra=value), file('b', extra=value)).are_equal
+
+
+def test_tensors_without_numbers_are_refused(file):
+    sparse = file('a', weight=torch.eye(2).to_sparse())
+    with pytest.raises(ValueError, match='weight cannot be compared: it is not a dense tensor'):
+        compare(sparse, sparse)
 
 
 def test_prefix_of_a_wrapper_is_no_difference(file):

@@ -88,6 +88,47 @@ def test_file_without_average_and_config_is_told(tmp_path):
     assert (weights.kind, weights.tensors, weights.numbers, weights.dtypes) == ('only', 1, 4, ['bfloat16'])
 
 
+def test_sets_that_do_not_match_are_told(tmp_path):
+    stored = {'steps': torch.tensor(3), 'module.a': torch.ones(1), 'module.b': torch.ones(2), 'module.c': torch.ones(1)}
+    torch.save(dict(state_dict=dict(a=torch.ones(1), b=torch.ones(3)), ema_state_dict=stored), tmp_path / 'a.pth')
+    assert inspect(tmp_path / 'a.pth').unmatched == ['b', 'c']
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), ema_state_dict=dict(steps=1)), tmp_path / 'b.pth')
+    found = inspect(tmp_path / 'b.pth')
+    assert (found.unmatched, found.distance) == (['a'], None)
+
+
+@pytest.mark.parametrize('steps', [-5, 2**62, 10**30, float('inf'), torch.tensor(float('nan')), torch.ones(2), 'many'])
+def test_count_that_cannot_be_gives_no_age(trained, tmp_path, steps):
+    content = checkpoint.read(trained)
+    content['ema_state_dict']['steps'] = steps
+    torch.save(content, tmp_path / 'a.pth')
+    assert inspect(tmp_path / 'a.pth').average.mean_age is None
+
+
+def test_tensors_of_other_kinds_are_no_obstacle(tmp_path):
+    weights = dict(
+        sparse=torch.eye(2).to_sparse(),
+        meta=torch.ones(2, device='meta'),
+        empty=torch.ones(0),
+        scalar=torch.tensor(1),
+        eight=torch.ones(2, 2).to(torch.float8_e4m3fn),
+        conjugate=torch.randn(2, 2, dtype=torch.complex64).conj())
+    stored = {f'module.{name}': value for name, value in weights.items()}
+    torch.save(dict(state_dict=weights, ema_state_dict=stored, optimizer=torch.ones(3)), tmp_path / 'a.pth')
+    found = inspect(tmp_path / 'a.pth')
+    assert found.distance.relative == 0
+    assert not found.has_optimizer
+
+
+def test_extracted_average_tells_its_updates(trained, tmp_path):
+    checkpoint.extract(trained, tmp_path / 'ema.pth')
+    found = inspect(tmp_path / 'ema.pth')
+    assert found.average == inspect(trained).average
+    assert [weights.kind for weights in found.weights] == ['ema']
+    checkpoint.extract(trained, tmp_path / 'raw.pth', 'raw')
+    assert inspect(tmp_path / 'raw.pth').average is None
+
+
 def test_average_that_has_not_begun_is_told(trained, tmp_path):
     content = checkpoint.read(trained)
     for name, value in content['state_dict'].items():

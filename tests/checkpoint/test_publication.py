@@ -1,7 +1,7 @@
 import hashlib
 import subprocess
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -58,12 +58,30 @@ def test_safetensors_hold_each_tensor_and_the_meta(trained, weights, tmp_path, a
 
 def test_safetensors_refuse_what_is_no_tensor(tmp_path):
     torch.save(dict(state_dict=dict(weight=torch.ones(1), extra=dict(a=1))), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='holds tensors only, but extra is a dict'):
+    with pytest.raises(ValueError, match='holds dense tensors only, but extra is a dict'):
         extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 
+@pytest.mark.parametrize('shared', [
+    lambda weight: weight, lambda weight: weight.to(memory_format=torch.channels_last), lambda weight: weight.conj()])
+def test_safetensors_hold_shared_tensors_of_any_form(tmp_path, shared):
+    weight = shared(torch.randn(4, 3, 2, 2, dtype=torch.complex64))
+    torch.save(dict(state_dict=dict(a=weight, b=weight, c=weight.transpose(0, 1))), tmp_path / 'a.pth')
+    extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
+    assert checkpoint.compare(tmp_path / 'a.pth', tmp_path / 'b.safetensors').are_equal
+
+
+def test_extra_state_keeps_its_precision(tmp_path):
+    torch.save(dict(state_dict={'a': torch.ones(1), 'a._extra_state': torch.tensor([1e9])}), tmp_path / 'a.pth')
+    done = publish(tmp_path / 'a.pth', tmp_path / 'b', dtype=torch.float16)
+    stored = torch.load(done.path, weights_only=True)['state_dict']
+    assert (stored['a'].dtype, stored['a._extra_state'].dtype) == (torch.float16, torch.float32)
+
+
 def test_published_name_tells_the_content(trained, weights, tmp_path, assert_equal):
+    with pytest.raises(ValueError, match=r'a published file is a \.pth file, but got .*rtmdet\.safetensors'):
+        publish(trained, tmp_path / 'rtmdet.safetensors')
     done = publish(trained, tmp_path / 'rtmdet.pth')
     content = done.path.read_bytes()
     assert done.path.name == f'rtmdet-{hashlib.sha256(content).hexdigest()[:8]}.pth'
@@ -98,7 +116,7 @@ def test_half_precision_tells_what_it_costs(trained, weights, tmp_path, dtype):
 
 def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.tensor([1e5]), b=torch.tensor([float('inf')]))), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='holds weights that are too large for float16: a; bfloat16 or float32 can'):
+    with pytest.raises(ValueError, match='holds weights that are too large for float16: a; choose a wider one'):
         publish(tmp_path / 'a.pth', tmp_path / 'b', dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
@@ -107,7 +125,7 @@ def test_extracted_raw_weights_are_not_taken_for_averaged_ones(trained, tmp_path
     extract(trained, tmp_path / 'raw.pth', 'raw')
     with pytest.raises(ValueError, match='it holds the raw weights only, so that there is nothing for --weights ema'):
         extract(tmp_path / 'raw.pth', tmp_path / 'b.pth', 'ema')
-    extract(tmp_path / 'raw.pth', tmp_path / 'b.pth', 'raw')
+    extract(tmp_path / 'raw.pth', tmp_path / 'b.pth')
     assert checkpoint.read(tmp_path / 'b.pth')['meta']['mmyolo_ema'] == dict(weights='raw', updates=8)
 
 
@@ -119,10 +137,16 @@ def test_raw_weights_of_a_file_without_average_are_refused(tmp_path):
 
 def test_numbers_of_numpy_become_plain(tmp_path):
     meta = dict(epoch=np.int64(3), array=np.arange(2), nested=[dict(a=(np.float32(0.5), ))], ordered=OrderedDict(b=1))
-    torch.save(dict(meta=meta, state_dict=dict(a=torch.ones(1))), tmp_path / 'a.pth')
+    meta |= dict(keys={np.int64(3): 1}, members={np.int64(4)}, counts=Counter('aab'))
+    weights = OrderedDict(a=torch.ones(1))
+    weights._metadata = {'': dict(version=np.int64(2)), 3: 4}
+    torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'a.pth')
     extract(tmp_path / 'a.pth', tmp_path / 'b.pth')
-    stored = torch.load(tmp_path / 'b.pth', weights_only=True)['meta']
-    assert stored == dict(epoch=3, array=[0, 1], nested=[dict(a=(0.5, ))], ordered=dict(b=1))
+    stored = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert stored['meta'] == dict(epoch=3, array=[0, 1], nested=[dict(a=(0.5, ))], ordered=dict(b=1), keys={3: 1},
+                                  members={4}, counts=dict(a=2, b=1))
+    assert stored['state_dict']._metadata == {'': dict(version=2)}
+    extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
 
 
 def test_file_that_is_there_is_left(trained, tmp_path):

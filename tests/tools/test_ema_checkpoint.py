@@ -46,6 +46,25 @@ def test_inspection_as_json_can_be_read(tool, checkpoint_file, capsys):
     assert broken['weights'][0]['nonfinite'] == ['backbone.stem.0.conv.weight']
 
 
+def test_odd_names_and_values_are_shown_as_they_are(tool, capsys, tmp_path):
+    weights = {'[red].weight': torch.ones(2), '[/x].weight': torch.ones(2)}
+    stored = {f'module.{name}': value + 1 for name, value in weights.items()}
+    meta = dict(cfg="custom_hooks = [dict(type='EMAHook', momentum=1e999, a={(1, 2): 3})]")
+    torch.save(dict(meta=meta, state_dict=weights, ema_state_dict=dict(stored, steps=3)), tmp_path / '[red].pth')
+    assert tool('ema_checkpoint', 'inspect', '[red].pth') == 0
+    said = capsys.readouterr().out
+    assert '| [red] | ' in said
+    assert '| [/x]  | ' in said
+    assert tool('ema_checkpoint', 'inspect', '--json', '[red].pth') == 0
+    assert json.loads(capsys.readouterr().out)[0]['average']['hook']['momentum'] == 'inf'
+
+
+def test_what_is_broken_is_said_when_it_is_handed_on(tool, capsys):
+    torch.save(dict(state_dict=dict(a=torch.tensor([float('nan')]))), 'nan.pth')
+    tool('ema_checkpoint', 'publish', 'nan.pth', '-o', 'a')
+    assert 'warning: NaN or infinity in the weights: a\n' in capsys.readouterr().out
+
+
 def test_a_broken_file_does_not_hide_the_others(tool, checkpoint_file, capsys):
     assert tool('ema_checkpoint', 'inspect', 'nowhere.pth', checkpoint_file) == 2
     said = capsys.readouterr()
@@ -75,7 +94,7 @@ def test_file_without_average_is_handed_on_and_said_so(tool, checkpoint_file, ca
     content = checkpoint.read(checkpoint_file)
     torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
     tool('ema_checkpoint', 'extract', 'plain.pth', '-o', 'a.pth')
-    assert 'plain.pth holds no average: its only weights are taken' in capsys.readouterr().out
+    assert 'plain.pth holds one set of weights only, without saying which: it is taken' in capsys.readouterr().out
 
 
 def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
@@ -84,7 +103,7 @@ def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
     assert '\nequal\n' in capsys.readouterr().out
     assert tool('ema_checkpoint', 'compare', checkpoint_file, 'raw.pth') == 1
     said = capsys.readouterr().out
-    assert 'epoch_9.pth (ema), raw.pth (the only weights)' in said
+    assert 'epoch_9.pth (ema), raw.pth (raw)' in said
     assert '\nnot equal\n' in said
 
 
@@ -117,7 +136,8 @@ def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', [['extract', '-o', 'out/a.pth'], ['extract', '-o', 'out/a.safetensors'],
                                      ['publish', '-o', 'out/a', '--dtype', 'bfloat16']])
-def test_interrupted_run_leaves_no_half_file(command, tmp_path, root):
+@pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path, root):
     stored = {f'{index}': torch.rand(2, 10**6) for index in range(40)}
     torch.save(dict(state_dict=stored), tmp_path / 'large.pth')
     program = [sys.executable, root / 'tools' / 'ema_checkpoint.py', command[0], 'large.pth', *command[1:]]
@@ -125,9 +145,9 @@ def test_interrupted_run_leaves_no_half_file(command, tmp_path, root):
     while not list((tmp_path / 'out').glob('.*/*')):
         assert process.poll() is None, 'it ended before it was interrupted'
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     said = process.communicate()[1]
-    assert (process.returncode, said) == (130, 'interrupted\n')
+    assert (process.returncode, said) == ((130, 'interrupted\n') if kind == signal.SIGINT else (143, ''))
     assert list((tmp_path / 'out').iterdir()) == []
 
 

@@ -27,7 +27,7 @@ def test_report_of_a_config_counts_its_run(tool, config, capsys):
     table = rows(said, 'config: ramp momentum=0.05, gamma=40')
     assert [row[0] for row in table] == ['5', '24', '48', '120', '240', '360', '480']
     assert table[-1] == ['480', '24', '0.05', '20', '19', '0.95', '3.96%', '39', '0.0%']
-    assert 'after 480 updates, the end, the average holds about 39 of them: an average as published recipes' in said
+    assert 'after 480 updates, the end, the average holds about 39 of them: its mean age is between 1% and 20% ' in said
     recipes = {row[0]: row[1:] for row in rows(said, 'At the end, beside the recipes')}
     assert recipes['RTMDet'] == ['138,618', '5,000', '10.8', '3.61%', '3.61%']
     assert recipes['this run, config'][:3] == ['480', '20', '1']
@@ -37,7 +37,7 @@ def test_defaults_in_a_short_run_are_the_raw_weights(tool, capsys):
     tool('ema_schedule', '--momentum', '0.0001', '0.01', '--gamma', '2000', '100', '--iters', '2001')
     said = capsys.readouterr().out
     assert 'after 2,001 updates, the end, the average holds about 4 of them: practically the raw weights. ' in said
-    assert 'momentum=0.012 and gamma=114 would make it 4 % of the run old' in said
+    assert 'momentum=0.0123 and gamma=114 would make it 4% of the run old' in said
     assert rows(said, 'setting 1')[-1][4] == f'{mean_age(2001, 0.0001, 2000):.3g}'
     assert rows(said, 'setting 2')[-1][4] == f'{mean_age(2001, 0.01, 100):.3g}'
 
@@ -45,7 +45,7 @@ def test_defaults_in_a_short_run_are_the_raw_weights(tool, capsys):
 def test_suggestion_for_a_mean_age_is_that_old(tool, config, capsys):
     tool('ema_schedule', config, '--mean-age', '2epochs')
     said = capsys.readouterr().out
-    assert rows(said, 'suggestion for a mean age of 2epochs')[-1][4:7] == ['40', '2', '8.33%']
+    assert rows(said, 'suggestion for a mean age of 40 updates (2epochs)')[-1][4:7] == ['40', '2', '8.33%']
     options = re.search(r'--cfg-options (.*)', said)[1]
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(dict(option.split('=') for option in options.split()))
@@ -61,6 +61,41 @@ def test_suggestion_for_another_batch_size_averages_as_many_images(tool, config,
     assert 'For 16 images in an update instead of 8:' in said
     # 1 - 0.95 ** 2
     assert 'custom_hooks.0.momentum=0.0975 custom_hooks.0.gamma=20' in said
+
+
+def test_config_without_average_gets_a_first_one(tool, config, capsys):
+    tool('ema_schedule', config, '--cfg-options', 'custom_hooks=[]', '--mean-age', '4%')
+    said = capsys.readouterr().out
+    assert "dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.0495, gamma=39.9)" in said
+    assert '--cfg-options' not in said
+    assert 'config: ' not in said
+
+
+def test_classes_in_a_config_are_named_as_their_registry_knows_them(tool, root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
+    tool('ema_schedule', 'configs/demo/rtmdet_nuclei_pure_python.py', '--mean-age', '10%', '--dataset-size', '160')
+    hook = eval(re.search(r'    (dict\(.*\))', capsys.readouterr().out)[1])
+    assert (hook['type'], hook['ema_type']) == ('mmyolo_ema.EMAHook', 'mmyolo_ema.ExpMomentumEMA')
+
+
+def test_narrow_terminal_gets_whole_numbers(root):
+    command = f'stty cols 60; {sys.executable} {root}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
+    said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
+    assert '…' not in said
+    assert '| 277,235 |' in said
+
+
+@pytest.mark.parametrize('redirection', ['>&-', '>/dev/full'])
+def test_output_that_cannot_be_written_gets_no_traceback(root, redirection):
+    command = f'{sys.executable} {root}/tools/ema_schedule.py --momentum 0.1 --iters 100 {redirection}'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert 'Traceback' not in done.stderr
+
+
+def test_settings_beside_a_config_differ_in_what_is_given_only(tool, config, capsys):
+    tool('ema_schedule', config, '--momentum', '0.02', '0.03', '--cfg-options', 'custom_hooks.0.interval=2')
+    said = capsys.readouterr().out
+    assert 'setting 2: ramp momentum=0.03, gamma=40, interval=2\n' in said
 
 
 def test_settings_are_drawn_side_by_side(tool, config, tmp_path, capsys):
@@ -82,15 +117,21 @@ def test_terminal_gets_tables_with_lines(root, config):
     (['--momentum', '1.5', '--iters', '100'], 'argument --momentum: must be above 0 and below 1, but got 1.5'),
     (['--momentum', 'x', '--iters', '100'], "argument --momentum: invalid fraction value: 'x'"),
     (['--momentum', '0.1', '--gamma', '0', '--iters', '100'], 'argument --gamma: must be above 0, but got 0'),
+    (['small.py', '--gamma', '1'], '--gamma goes with --momentum'),
+    (['small.py', '--momentum', '0.1', '--cfg-options', 'custom_hooks.0.ema_type=StochasticWeightAverage'],
+     "--momentum: the average of small.py, uniform, doesn't have that"),
+    (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
+    (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),
+    (['small.py', '--mean-age', '0.04'], "--mean-age: '0.04' is less than one update"),
     (['--momentum', '0.1', '--gamma', '1', '2', '--iters', '100'], '--gamma takes one number, or one for each of 1'),
-    (['--momentum', '0.1', '--iters', '0'], 'argument --iters: must be at least 1, but got 0'),
+    (['--momentum', '0.1', '--iters', '0'], 'argument --iters: must be 1 to 20000000, but got 0'),
     (['--momentum', '0.1', '--iters', '9', '--mean-age', '2epochs'], "'2epochs' needs the number of updates"),
     (['--momentum', '0.1', '--iters', '9', '--mean-age', '200%'], '--mean-age: no momentum makes the average 18'),
     (['--momentum', '0.1', '--iters', '9', '--scale-from-batch', '8'], '--scale-from-batch needs a config'),
     (['small.py', '--mean-age', 'old'], "--mean-age: a length of training is written as '500' (updates)"),
     (['small.py', '--plot', 'a.docx'], '--plot must name a picture such as F.png, but got a.docx'),
     (['small.py', '--plot', 'small.py'], '--plot must name a picture such as F.png, but got small.py'),
-    (['small.py', '--cfg-options', 'custom_hooks=[]'], 'cannot be reported on: it has no EMAHook in custom_hooks'),
+    (['small.py', '--cfg-options', 'custom_hooks=[]'], 'small.py has no EMAHook in custom_hooks: pass --mean-age'),
     (['small.py', '--cfg-options', 'custom_hooks.0.momentum=2'], 'above 0 and below 1, but got 2'),
     (['small.py', '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'], 'training set cannot be read (File'),
     (['small.py', '--scale-from-batch', '1', '--cfg-options', 'train_dataloader.batch_size=99'], 'would be above 0.99'),
