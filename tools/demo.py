@@ -21,10 +21,9 @@ import mmcv
 import numpy as np
 from mmengine.fileio import load
 from pycocotools.coco import COCO
-from rich.console import Console
 from rich.table import Table
 
-from mmyolo_ema.command_line import OneLineParser, stop
+from mmyolo_ema.command_line import OneLineParser, show, stop
 from mmyolo_ema.plots import Detections, draw_detections
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +79,7 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
     table = Table('weights', *METRICS)
     for name, metrics in rows.items():
         table.add_row(name, *(f'{metrics[metric]:.3f}' for metric in METRICS))
-    Console().print(table)
+    show(table)
 
 
 def main() -> None:

@@ -156,10 +156,12 @@ def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    # torch puts the name of the file into it, which would make the hash of the same weights another one.
+    # torch puts the name of the file into it, which would make the hash of the same weights another one. An open file,
+    # which has no name, would hide an interruption: torch makes another error of it.
+    nameless = path.with_name('archive')
     try:
-        with open(path, 'wb') as file:
-            torch.save(content, file)
+        torch.save(content, nameless)
+        nameless.replace(path)
     except RuntimeError as error:  # a full disk, in torch's words
         raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
 

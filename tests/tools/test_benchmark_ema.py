@@ -14,7 +14,7 @@ def test_tables_numbers_and_picture(tool, config_file, tmp_path, capsys):
     assert 'They compute the same average' in said
     assert '\x1b' not in said, 'plain text in a pipe'
     for name in (*CLASSES, 'limit'):
-        assert f'│ {name} ' in said
+        assert f'| {name} ' in said
     content = json.loads((tmp_path / 'out' / 'steps.json').read_text())
     assert content['measured'] == 'steps'
     assert content['packages']['torch']

@@ -13,7 +13,7 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'The file gives what was measured in training, in every digit.' in done.stdout
     rows = [line for line in done.stdout.splitlines() if 'in training' in line]
-    map_50 = float(rows[0].split('│')[3])
+    map_50 = float(rows[0].split('|')[3])
     assert map_50 > 0.8
     folder = next((tmp_path / 'work_dirs').iterdir())
     assert matplotlib.image.imread(folder / 'detections.png').shape[0] > 500

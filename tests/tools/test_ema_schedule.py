@@ -79,7 +79,7 @@ def test_classes_in_a_config_are_named_as_their_registry_knows_them(tool, root, 
 
 
 def test_narrow_terminal_gets_whole_numbers(root):
-    command = f'stty cols 60; {sys.executable} {root}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
+    command = f'COLUMNS=60 {sys.executable} {root}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
     assert '…' not in said
     assert '| 277,235 |' in said
@@ -105,7 +105,7 @@ def test_settings_are_drawn_side_by_side(tool, config, tmp_path, capsys):
 
 
 def test_terminal_gets_tables_with_lines(root, config):
-    command = f'{sys.executable} {root}/tools/ema_schedule.py {config}'
+    command = f'COLUMNS=200 {sys.executable} {root}/tools/ema_schedule.py {config}'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
     assert '┃' in said
 
