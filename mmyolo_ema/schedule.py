@@ -13,11 +13,12 @@ steps, without an array of all steps.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 __all__ = [
-    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Profile', 'Ramp', 'Schedule', 'Uniform', 'aged',
-    'figures', 'mean_age', 'momentum_at', 'of_age', 'profile', 'rescaled', 'suited'
+    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp', 'Restarted',
+    'Schedule', 'Triangular', 'Uniform', 'aged', 'figures', 'mean_age', 'momentum_at', 'of_age', 'profile', 'rescaled',
+    'suited'
 ]
 
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
@@ -239,6 +240,55 @@ class Uniform(Schedule):
 
     def momentum_at(self, step: int) -> float:
         return 1 / (step // self.interval + 1)
+
+
+@dataclass(frozen=True)
+class Power(Schedule):
+    """Weights that grow with a power of the step: ``w(t) = ((t + 1) / T) ** (g + 1) - (t / T) ** (g + 1)``.
+
+    Here g is the exponent. The age of the average is the same share of the run at each point of it. From Karras et al., "Analyzing and
+    Improving the Training Dynamics of Diffusion Models", 2023.
+    """
+
+    exponent: float
+    interval: int = 1
+
+    def momentum_at(self, step: int) -> float:
+        return 1 - (step / (step + self.interval))**(self.exponent + 1)
+
+
+@dataclass(frozen=True)
+class Triangular(Schedule):
+    """Weights that rise evenly over the first half of a number of updates, and fall evenly over the second.
+
+    For the last ``length`` updates of a run: see :class:`Restarted`. Beyond them the average is the model itself.
+    """
+
+    length: int
+    interval: ClassVar[int] = 1
+
+    def momentum_at(self, step: int) -> float:
+        left = self.length - step - 1
+        if left < 0:
+            return 1.0
+        if step < left:
+            return 2 / (step + 2)
+        return (left + 1) / ((self.length + 1)**2 // 4 - left * (left + 1) // 2)
+
+
+@dataclass(frozen=True)
+class Restarted(Schedule):
+    """A schedule that begins anew at a step: until then the average is the model itself."""
+
+    schedule: Schedule
+    start: int
+
+    @property
+    def interval(self) -> int:  # type: ignore[override]
+        return self.schedule.interval
+
+    def __call__(self, step: int) -> float:
+        return 1.0 if step <= self.start else self.schedule(step - self.start)
 
 
 class Figures(NamedTuple):

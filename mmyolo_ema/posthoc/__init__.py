@@ -1,0 +1,6 @@
+"""The average of another horizon, made of a run's checkpoints after the training."""
+
+from mmyolo_ema.posthoc.fit import Fit, Snapshot, fit
+from mmyolo_ema.posthoc.gram import Gram, gram
+
+__all__ = ['Fit', 'Gram', 'Snapshot', 'fit', 'gram']

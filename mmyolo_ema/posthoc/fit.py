@@ -1,0 +1,113 @@
+"""The average of one schedule, made of snapshots of others.
+
+What a snapshot holds is ``sum_t w_i(t) * source_t``. A sum of snapshots with coefficients c is such an average too,
+with the weights ``sum_i c_i w_i``, so the coefficients that bring these nearest to the wanted weights are found by
+least squares, from inner products alone. Two constraints hold exactly: the coefficients sum to 1, and the mean time is
+the wanted one, so that what does not change, and what changes at an even rate, is reproduced without error. Karras et al.,
+"Analyzing and Improving the Training Dynamics of Diffusion Models", 2023, do so without the second constraint for power
+functions.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from mmyolo_ema.posthoc.gram import Gram, Momenta, gram
+
+__all__ = ['Fit', 'Snapshot', 'fit']
+
+# Below this, relative to the target, what a snapshot lacks is rounding.
+_SAME = 1e-12
+
+
+class Snapshot(NamedTuple):
+    """A stored average: which of the schedules made it, and how many updates it had."""
+
+    track: int
+    updates: int
+
+
+class Fit(NamedTuple):
+    """An average made of others.
+
+    Attributes:
+        coefficients: One for each snapshot, of shape (n,), float64; they sum to 1.
+        error: Norm of what the weights lack, relative to that of the wanted weights; 0 is exact.
+        rounding: Sum of the coefficients' magnitudes, by which rounding errors of the snapshots grow.
+        mean_age: Mean age of the result, in updates before the end of the target.
+        wanted_age: That of the target. They are equal but for rounding, unless one snapshot is all there is.
+    """
+
+    coefficients: np.ndarray
+    error: float
+    rounding: float
+    mean_age: float
+    wanted_age: float
+
+
+def fit(tracks: Sequence[Momenta], snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
+    """Returns the coefficients that make the average of one schedule of snapshots of others.
+
+    Args:
+        tracks: The schedules that the snapshots were made with.
+        snapshots: What is stored, n of them.
+        target: The wanted schedule.
+        updates: Number of updates after which its average is wanted, at least 1.
+
+    Returns:
+        The coefficients and how good they are.
+
+    Raises:
+        ValueError: If there are no snapshots.
+
+    Example:
+        >>> from mmyolo_ema.schedule import Constant
+        >>> stored = [Snapshot(0, updates) for updates in range(500, 1001, 25)]
+        >>> found = fit([Constant(0.01)], stored, Constant(0.02), updates=1000)
+        >>> round(found.error, 2), round(found.mean_age)
+        (0.07, 49)
+    """
+    if not snapshots:
+        raise ValueError('there are no snapshots to make an average of')
+    inner = gram([*tracks, target], [*snapshots, (len(tracks), updates)])
+    coefficients = _exact(inner)
+    if coefficients is None:
+        coefficients = _least_squares(inner)
+    error = np.sqrt(max(_squared_error(inner, coefficients), 0) / inner.products[-1, -1])
+    end = updates - 1
+    return Fit(coefficients, float(error), float(np.abs(coefficients).sum()),
+               float(end - coefficients @ inner.times[:-1]), float(end - inner.times[-1]))
+
+
+def _exact(inner: Gram) -> Optional[np.ndarray]:
+    """Returns the coefficients if one snapshot is the wanted average itself, which is then taken as it is."""
+    products = inner.products
+    distances = products.diagonal()[:-1] - 2 * products[:-1, -1] + products[-1, -1]
+    nearest = int(np.argmin(distances))
+    if distances[nearest] > _SAME * products[-1, -1]:
+        return None
+    return np.eye(len(distances))[nearest]
+
+
+def _least_squares(inner: Gram) -> np.ndarray:
+    products, wanted = inner.products[:-1, :-1], inner.products[:-1, -1]
+    # Weights of averages of very different width have very different norms.
+    scale = 1 / np.sqrt(products.diagonal())
+    constraints, sums = [scale], [1.0]
+    spread = np.ptp(inner.times[:-1])
+    if spread > 0:  # otherwise there is one mean time only
+        constraints.append((inner.times[:-1] - inner.times[-1]) / spread * scale)
+        sums.append(0.0)
+    size, count = len(wanted), len(sums)
+    system = np.zeros((size + count, size + count))
+    system[:size, :size] = products * scale[:, None] * scale
+    system[size:, :size] = constraints
+    system[:size, size:] = np.transpose(constraints)
+    solution = np.linalg.lstsq(system, np.concatenate([wanted * scale, sums]), rcond=None)[0]
+    return solution[:size] * scale
+
+
+def _squared_error(inner: Gram, coefficients: np.ndarray) -> float:
+    with_target = np.append(coefficients, -1.0)
+    return float(with_target @ inner.products @ with_target)

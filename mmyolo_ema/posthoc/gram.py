@@ -1,0 +1,93 @@
+"""Inner products of the weights that averages put on the updates of a run.
+
+An average at update T is ``sum_t w(t) * source_t``. Its weights form a vector over the updates; what two averages have
+in common, and how well some make up for another, follows from the inner products of these vectors. They are computed
+here by recursions over the updates, without the vectors:
+
+.. code-block:: none
+
+    G_ab(t) = (1 - mu^a_t) (1 - mu^b_t) G_ab(t - 1) + mu^a_t mu^b_t            both at update t
+    <w_a(t_i), w_b(t_j)> = G_ab(t_i) * prod_(t_i < s <= t_j) (1 - mu^b_s)      t_i <= t_j: what b keeps of its past
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ['Gram', 'Momenta', 'gram']
+
+Momenta = Callable[[int], float]
+
+
+class Gram(NamedTuple):
+    """Inner products and mean times of some averages, each at a point of its own.
+
+    Attributes:
+        products: Inner product of the weights of each two, of shape (n, n).
+        times: Mean of the update's number under the weights of each, counted from 0, of shape (n,).
+    """
+
+    products: np.ndarray
+    times: np.ndarray
+
+
+def gram(schedules: Sequence[Momenta], points: Sequence[tuple[int, int]]) -> Gram:
+    """Returns the inner products of averages.
+
+    Args:
+        schedules: The momentum of each update, by the number of updates before it; J of them.
+        points: For each of n averages, the index of its schedule and the number of updates that it had, at least 1.
+
+    Returns:
+        The products in the order of the points, in float64.
+
+    Example:
+        >>> from mmyolo_ema.schedule import Constant, Uniform
+        >>> gram([Constant(0.5), Uniform()], [(0, 2), (1, 4)]).products
+        array([[0.5 , 0.25],
+               [0.25, 0.25]])
+    """
+    moments = {updates: place for place, updates in enumerate(sorted({updates for _, updates in points}))}
+    count = len(schedules)
+    pairs = [(one, other) for one in range(count) for other in range(one, count)]
+    found = _Moments(np.zeros((len(moments), count, count)), np.zeros((len(moments), count)), np.zeros(
+        (len(moments), count)))
+    together, kept, times = [0.0] * len(pairs), [1.0] * count, [0.0] * count
+    for step in range(max(moments)):
+        momenta = [schedule(step) for schedule in schedules]
+        for place, (one, other) in enumerate(pairs):
+            left, right = momenta[one], momenta[other]
+            together[place] = together[place] * (1 - left) * (1 - right) + left * right
+        for place, momentum in enumerate(momenta):
+            kept[place] *= 1 - momentum
+            times[place] += momentum * (step - times[place])
+        moment = moments.get(step + 1)
+        if moment is not None:
+            for place, (one, other) in enumerate(pairs):
+                found.together[moment, one, other] = found.together[moment, other, one] = together[place]
+            found.kept[moment], found.times[moment] = kept, times
+            kept = [1.0] * count
+    return _at(found, [(track, moments[updates]) for track, updates in points])
+
+
+class _Moments(NamedTuple):
+    """What is known at each moment, in order: products of all pairs, what was kept since the last one, mean times."""
+
+    together: np.ndarray
+    kept: np.ndarray
+    times: np.ndarray
+
+
+def _at(found: _Moments, points: list[tuple[int, int]]) -> Gram:
+    tracks, moments = np.array(points).T
+    products = np.zeros((len(points), len(points)))
+    for row, (track, moment) in enumerate(points):
+        # What each average that is later by some moments has kept of this one's time.
+        later = moments >= moment
+        passed = np.cumprod(found.kept[moment + 1:], axis=0)
+        kept = np.vstack([np.ones(found.kept.shape[1]), passed])[moments[later] - moment, tracks[later]]
+        products[row, later] = found.together[moment, track, tracks[later]] * kept
+    # Each pair of different moments was filled from the earlier one.
+    products = np.where(moments[:, None] <= moments[None, :], products, products.T)
+    return Gram(products, found.times[moments, tracks])
