@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 __all__ = [
-    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp', 'Restarted',
-    'Schedule', 'Triangular', 'Uniform', 'aged', 'figures', 'mean_age', 'momentum_at', 'of_age', 'profile', 'rescaled',
-    'suited'
+    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp', 'Repeated',
+    'Restarted', 'Schedule', 'Triangular', 'Uniform', 'aged', 'figures', 'mean_age', 'momentum_at', 'of_age', 'profile',
+    'rescaled', 'suited'
 ]
 
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
@@ -246,8 +246,8 @@ class Uniform(Schedule):
 class Power(Schedule):
     """Weights that grow with a power of the step: ``w(t) = ((t + 1) / T) ** (g + 1) - (t / T) ** (g + 1)``.
 
-    Here g is the exponent. The age of the average is the same share of the run at each point of it. From Karras et al., "Analyzing and
-    Improving the Training Dynamics of Diffusion Models", 2023.
+    Here g is the exponent. The age of the average is the same share of the run at each point of it. From Karras et al.,
+    "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023.
     """
 
     exponent: float
@@ -289,6 +289,21 @@ class Restarted(Schedule):
 
     def __call__(self, step: int) -> float:
         return 1.0 if step <= self.start else self.schedule(step - self.start)
+
+
+@dataclass(frozen=True)
+class Repeated(Schedule):
+    """A schedule whose updates are made several times each, as by a class that averages a tensor once a name."""
+
+    schedule: Schedule
+    times: int
+
+    @property
+    def interval(self) -> int:  # type: ignore[override]
+        return self.schedule.interval
+
+    def __call__(self, step: int) -> float:
+        return 1 - (1 - self.schedule(step))**self.times
 
 
 class Figures(NamedTuple):

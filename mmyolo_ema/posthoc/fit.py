@@ -3,9 +3,9 @@
 What a snapshot holds is ``sum_t w_i(t) * source_t``. A sum of snapshots with coefficients c is such an average too,
 with the weights ``sum_i c_i w_i``, so the coefficients that bring these nearest to the wanted weights are found by
 least squares, from inner products alone. Two constraints hold exactly: the coefficients sum to 1, and the mean time is
-the wanted one, so that what does not change, and what changes at an even rate, is reproduced without error. Karras et al.,
-"Analyzing and Improving the Training Dynamics of Diffusion Models", 2023, do so without the second constraint for power
-functions.
+the wanted one, so that what does not change, and what changes at an even rate, is reproduced without error. Karras et
+al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023, fit power functions so, without the
+constraints.
 """
 
 from collections.abc import Sequence

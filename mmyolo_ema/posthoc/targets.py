@@ -1,0 +1,79 @@
+"""The averages that can be asked for, as users write them."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import NamedTuple, Optional
+
+from scipy.optimize import brentq
+
+from mmyolo_ema.durations import in_updates
+from mmyolo_ema.schedule import Power, Ramp, Restarted, Schedule, Triangular, Uniform
+
+__all__ = ['Target', 'target']
+
+
+class Target(NamedTuple):
+    """An average that is wanted, and what the user called it."""
+
+    name: str
+    schedule: Schedule
+
+
+def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[float] = None) -> Target:
+    """Returns the schedule of an average that is wanted.
+
+    Args:
+        text: A horizon, in the form that :func:`mmyolo_ema.durations.in_updates` reads: the run's schedule with the
+            momentum ``1 / horizon``. Or ``last:LENGTH``, the plain mean of the last updates; ``triangle:LENGTH``,
+            weights that rise and fall over the last updates; ``power:SPREAD``, the power function whose age has this
+            standard deviation, as a share of the run.
+        like: The run's schedule, whose ramp and interval are kept.
+        updates: Number of updates in the run.
+        updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
+
+    Raises:
+        ValueError: If the text is of another form, or longer than the run.
+
+    Example:
+        >>> target('2epochs', Ramp(momentum=0.05, gamma=40), updates=480, updates_per_epoch=20).schedule
+        Ramp(momentum=0.025, gamma=40, interval=1)
+        >>> target('last:10%', Ramp(), updates=480).schedule
+        Restarted(schedule=Uniform(interval=1), start=432)
+    """
+    kind, _, length = text.rpartition(':')
+    if kind == 'power':
+        return Target(text, Power(_exponent(text, length)))
+    horizon = in_updates(length, updates, updates_per_epoch)
+    if kind in _WINDOWS:
+        count = round(horizon)
+        if not 1 <= count <= updates:
+            raise ValueError(f'{text!r} is not within the run of {updates:,} updates')
+        return Target(text, Restarted(_WINDOWS[kind](count), updates - count))
+    if kind:
+        raise ValueError(f"{text!r} is none of a horizon, {', '.join(f'{name}:LENGTH' for name in _WINDOWS)} and "
+                         'power:SPREAD')
+    if horizon <= 1:
+        raise ValueError(f'a horizon of {text!r} is the raw weights: it must be above 1 update')
+    if 'momentum' in (field.name for field in fields(like)):
+        return Target(text, replace(like, momentum=1 / horizon))
+    return Target(text, Ramp(1 / horizon))
+
+
+_WINDOWS: dict[str, Callable[[int], Schedule]] = dict(last=lambda count: Uniform(), triangle=Triangular)
+
+
+def _exponent(text: str, spread: str) -> float:
+    """Returns the exponent of a power function by its spread: ``sqrt((g + 1) / ((g + 2) ** 2 (g + 3)))``."""
+    try:
+        wanted = float(spread)
+    except ValueError:
+        wanted = 0.0
+    # A plain mean has the largest spread.
+    if not 1e-4 <= wanted <= 12**-0.5:
+        raise ValueError(f'{text!r}: the spread of a power function is 0.0001 to {12**-0.5:.4f} of the run')
+    return brentq(partial(_lacks, wanted), 0, 1 / wanted)
+
+
+def _lacks(wanted: float, exponent: float) -> float:
+    return ((exponent + 1) / ((exponent + 2)**2 * (exponent + 3)))**0.5 - wanted

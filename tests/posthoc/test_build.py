@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmyolo_ema import ExpMomentumEMA, checkpoint
+from mmyolo_ema.posthoc import fit
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.posthoc.snapshots import read_run
+from mmyolo_ema.schedule import Ramp
+
+HORIZON, GAMMA = 10, 2
+
+
+class Track(Hook):
+    """Keeps an average of half the horizon in the same run, and how far the weights moved about their mean."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.average = ExpMomentumEMA(runner.model, momentum=2 / HORIZON, gamma=GAMMA, update_buffers=True)
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.average.update_parameters(runner.model)
+        self.seen.append(flat(runner.model.state_dict()))
+
+
+def flat(weights):
+    values = [value.double().reshape(-1) for name, value in weights.items() if value.is_floating_point()]
+    return torch.cat(values)
+
+
+def train(cfg):
+    runner, track = Runner.from_cfg(cfg), Track()
+    runner.register_hook(track)
+    runner.train()
+    return track
+
+
+@pytest.fixture
+def config(demo_config):
+
+    def make(name='run', interval=1, **average):
+        hook = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
+                    update_buffers=True, **average)
+        return demo_config(name, **{'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 20, 'custom_hooks': [hook],
+                                    'default_hooks.checkpoint.interval': interval,
+                                    'default_hooks.checkpoint.max_keep_ckpts': -1})
+
+    return make
+
+
+def fits(run, target, **options):
+    return {count: fit(run.tracks(count), run.snapshots, target, run.updates) for count in run.multiplicities}
+
+
+@pytest.mark.parametrize('interval', [1, 3])
+def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval):
+    cfg = config(interval=interval)
+    track = train(cfg)
+    run = read_run(cfg.work_dir)
+    assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, 12 // interval, [1, 3], 2)
+    found = fits(run, Ramp(2 / HORIZON, GAMMA))
+    built = build(run, dict(half={count: one.coefficients for count, one in found.items()}))['half']
+    tracked = track.average.module.state_dict()
+    assert list(built) == list(tracked)
+    apart = (flat(built) - flat(tracked)).norm()
+    # What the weights of the updates lack, times how far the model moved.
+    seen = torch.stack(track.seen)
+    wanted = np.array([Ramp(2 / HORIZON, GAMMA)(step) for step in range(24)])
+    wanted *= np.append(np.cumprod((1 - wanted[1:])[::-1])[::-1], 1)
+    bound = found[1].error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
+    assert apart <= bound + 1e-5 * flat(tracked).norm()
+    # The raw weights beside the averages make up for what two updates an epoch leave out.
+    assert (found[1].error < 1e-6) is (interval == 1)
+    nearest = min((flat(checkpoint.read(file.path)['state_dict']) - flat(tracked)).norm() for file in run.files)
+    assert apart < 0.5 * nearest
+
+
+def test_stored_snapshot_is_given_back_bit_for_bit(config, assert_equal):
+    cfg = config()
+    train(cfg)
+    run = read_run(cfg.work_dir)
+    built = build(run, dict(same={count: one.coefficients for count, one in fits(run, run.schedule).items()}))['same']
+    assert_equal(built, dict(checkpoint.read(run.files[-1].path)['state_dict']))
