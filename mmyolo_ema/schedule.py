@@ -13,7 +13,7 @@ steps, without an array of all steps.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 __all__ = [
     'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp', 'Repeated',
@@ -264,8 +264,8 @@ class Triangular(Schedule):
     For the last ``length`` updates of a run: see :class:`Restarted`. Beyond them the average is the model itself.
     """
 
+    interval = 1
     length: int
-    interval: ClassVar[int] = 1
 
     def momentum_at(self, step: int) -> float:
         left = self.length - step - 1

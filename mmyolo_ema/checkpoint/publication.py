@@ -17,7 +17,7 @@ from mmyolo_ema.checkpoint.streaming import stream
 from mmyolo_ema.checkpoint.weights import PREFIX, first_names, has_ema, is_dense, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
-__all__ = ['SUFFIXES', 'Published', 'extract', 'publish']
+__all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
 
 #: What the name of an extracted file may end in.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
@@ -60,7 +60,7 @@ def extract(path: Path, out: Path, kind: Optional[str] = None) -> None:
     if out.suffix == '.safetensors':
         write_new(out, partial(_save_safetensors, _single_tensors(content['state_dict']), content['meta']))
     else:
-        write_new(out, partial(_save, content))
+        write_new(out, partial(save, content))
 
 
 def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[torch.dtype] = None) -> Published:
@@ -86,7 +86,7 @@ def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[
     if dtype is not None:
         converted, worst, error = _converted(path, kind, dtype)
         content['state_dict'].update(converted)
-    return Published(write_named_by_content(stem, '.pth', partial(_save, content)), worst, error)
+    return Published(write_named_by_content(stem, '.pth', partial(save, content)), worst, error)
 
 
 def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
@@ -96,21 +96,21 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     meta = content.get('meta')
-    meta = _plain(meta) if isinstance(meta, dict) else {}
+    meta = plain(meta) if isinstance(meta, dict) else {}
     if has_ema(content):
         meta['mmyolo_ema'] = dict(weights=kind or 'ema', updates=updates_in(content))
-    state = OrderedDict((name, _plain(value)) for name, value in weights.items())
+    state = OrderedDict((name, plain(value)) for name, value in weights.items())
     stored = content['ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict']
     versions = getattr(stored, '_metadata', None)
     if isinstance(versions, dict):
         # By module; a module that changed its names looks there when it is loaded.
-        versions = OrderedDict((name.removeprefix(PREFIX), _plain(value)) for name, value in versions.items()
+        versions = OrderedDict((name.removeprefix(PREFIX), plain(value)) for name, value in versions.items()
                                if isinstance(name, str))
         vars(state)['_metadata'] = versions
     return dict(meta=meta, state_dict=state)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a value without the classes that torch's safe reader refuses: those of numpy."""
     if isinstance(value, np.generic):
         return value.item()
@@ -118,9 +118,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, dict):
         return (OrderedDict if isinstance(value, OrderedDict) else dict)(
-            (_plain(key), _plain(item)) for key, item in value.items())
+            (plain(key), plain(item)) for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(plain(item) for item in value)
     return value
 
 
@@ -155,7 +155,12 @@ def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
     return weights_of(read(path, mmap=True), kind)
 
 
-def _save(content: dict[str, Any], path: Path) -> None:
+def save(content: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint to a path in a folder of its own; the name is not in it, so that the same gives the same.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     # torch puts the name of the file into it, which would make the hash of the same weights another one. An open file,
     # which has no name, would hide an interruption: torch makes another error of it.
     nameless = path.with_name('archive')

@@ -89,5 +89,5 @@ def _at(found: _Moments, points: list[tuple[int, int]]) -> Gram:
         kept = np.vstack([np.ones(found.kept.shape[1]), passed])[moments[later] - moment, tracks[later]]
         products[row, later] = found.together[moment, track, tracks[later]] * kept
     # Each pair of different moments was filled from the earlier one.
-    products = np.where(moments[:, None] <= moments[None, :], products, products.T)
-    return Gram(products, found.times[moments, tracks])
+    is_filled = moments[:, None] <= moments[None, :]
+    return Gram(np.where(is_filled, products, products.T), found.times[moments, tracks])

@@ -1,9 +1,9 @@
 """The averages that can be asked for, as users write them."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from scipy.optimize import brentq
 
@@ -55,9 +55,8 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
                          'power:SPREAD')
     if horizon <= 1:
         raise ValueError(f'a horizon of {text!r} is the raw weights: it must be above 1 update')
-    if 'momentum' in (field.name for field in fields(like)):
-        return Target(text, replace(like, momentum=1 / horizon))
-    return Target(text, Ramp(1 / horizon))
+    ramps: Any = like if hasattr(like, 'momentum') else Ramp()
+    return Target(text, replace(ramps, momentum=1 / horizon))
 
 
 _WINDOWS: dict[str, Callable[[int], Schedule]] = dict(last=lambda count: Uniform(), triangle=Triangular)

@@ -1,0 +1,78 @@
+"""An average that a run did not keep, made of what it kept: how well that goes, and the file."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmyolo_ema.checkpoint import read
+from mmyolo_ema.checkpoint.publication import plain, save
+from mmyolo_ema.files import write_new
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.posthoc.fit import Fit, fit
+from mmyolo_ema.posthoc.snapshots import StoredRun
+from mmyolo_ema.posthoc.targets import Target
+
+__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'write']
+
+#: Errors beyond which an average is not made, and up to which a detector's metric has been seen to agree with that of
+#: the tracked average.
+MOST_ERROR, USUAL_ERROR = 0.5, 0.17
+
+
+class Reconstruction(NamedTuple):
+    """A wanted average, and the fit for the tensors with each number of names."""
+
+    target: Target
+    fits: dict[int, Fit]
+
+    @property
+    def worst(self) -> Fit:
+        return max(self.fits.values(), key=lambda fit: fit.error)
+
+
+def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
+    """Finds how an average is made of the snapshots of a run. Reads no tensors."""
+    return Reconstruction(
+        target, {count: fit(run.tracks(count), run.snapshots, target.schedule, run.updates)
+                 for count in run.multiplicities})
+
+
+def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter) -> None:
+    """Makes averages and writes each to a checkpoint of its own, with coefficients and errors in its ``meta``.
+
+    Args:
+        run: The run.
+        wanted: What to write to which file.
+        progress: As for :func:`mmyolo_ema.posthoc.build.build`.
+
+    Raises:
+        FileExistsError: If there is such a file already.
+        ValueError: If an error is above :data:`MOST_ERROR`, before anything is read; or if a file holds NaN.
+    """
+    for one in wanted.values():
+        if one.worst.error > MOST_ERROR:
+            raise ValueError(f'the average {one.target.name} cannot be made of these checkpoints: its error would be '
+                             f'{one.worst.error:.0%}, and {MOST_ERROR:.0%} is the most that is written')
+    built = build(run, {str(path): {count: fit.coefficients for count, fit in one.fits.items()}
+                        for path, one in wanted.items()}, progress)
+    meta = read(run.files[-1].path, mmap=True).get('meta')
+    for path, one in wanted.items():
+        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one)), state_dict=built[str(path)])
+        write_new(path, partial(save, content))
+
+
+def _told(run: StoredRun, one: Reconstruction) -> dict[str, Any]:
+    """Returns what a written file says about itself."""
+    fit = one.worst
+    names = [f'{file.path.name} {kind}' for kind in ('ema', 'raw') for file in run.files]
+    return dict(
+        weights='ema',
+        updates=run.updates,
+        posthoc=dict(
+            target=one.target.name,
+            schedule=str(one.target.schedule),
+            error=fit.error,
+            rounding=fit.rounding,
+            mean_age=fit.mean_age,
+            coefficients={name: float(value) for name, value in zip(names, fit.coefficients) if value}))
