@@ -65,7 +65,8 @@ def fit(args: argparse.Namespace) -> None:
                       rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
     show(table)
     print(f'\nerror: what the weights of the updates lack, relative to the wanted ones. Up to {USUAL_ERROR:.0%} is '
-          f'close; above {MOST_ERROR:.0%} no file is written.\nrounding: by how much rounding errors of the files grow.\n')
+          f'close; above {MOST_ERROR:.0%} no file is written.\n'
+          'rounding: by how much rounding errors of the files grow.\n')
     show(coefficients_table(stored, found))
 
 

@@ -43,8 +43,9 @@ def train(cfg):
 def config(demo_config):
 
     def make(name='run', interval=1, **average):
-        hook = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
-                    update_buffers=True, **average)
+        hook = dict(
+            dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
+                 update_buffers=True), **average)
         return demo_config(name, **{'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 20, 'custom_hooks': [hook],
                                     'default_hooks.checkpoint.interval': interval,
                                     'default_hooks.checkpoint.max_keep_ckpts': -1})
@@ -52,18 +53,23 @@ def config(demo_config):
     return make
 
 
-def fits(run, target, **options):
+def fits(run, target):
     return {count: fit(run.tracks(count), run.snapshots, target, run.updates) for count in run.multiplicities}
 
 
-@pytest.mark.parametrize('interval', [1, 3])
-def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval):
-    cfg = config(interval=interval)
+def half(run, target):
+    return build(run, dict(half={count: one.coefficients for count, one in fits(run, target).items()}))['half']
+
+
+@pytest.mark.parametrize(('interval', 'average'), [
+    (1, {}), (3, {}), (3, dict(type='EMAHook', ema_type='mmdet.ExpMomentumEMA'))])
+def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval, average):
+    cfg = config(interval=interval, **average)
     track = train(cfg)
     run = read_run(cfg.work_dir)
     assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, 12 // interval, [1, 3], 2)
     found = fits(run, Ramp(2 / HORIZON, GAMMA))
-    built = build(run, dict(half={count: one.coefficients for count, one in found.items()}))['half']
+    built = half(run, Ramp(2 / HORIZON, GAMMA))
     tracked = track.average.module.state_dict()
     assert list(built) == list(tracked)
     apart = (flat(built) - flat(tracked)).norm()
@@ -83,5 +89,38 @@ def test_stored_snapshot_is_given_back_bit_for_bit(config, assert_equal):
     cfg = config()
     train(cfg)
     run = read_run(cfg.work_dir)
-    built = build(run, dict(same={count: one.coefficients for count, one in fits(run, run.schedule).items()}))['same']
-    assert_equal(built, dict(checkpoint.read(run.files[-1].path)['state_dict']))
+    assert_equal(half(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
+
+
+def test_resumed_run_gives_the_same(config, assert_equal):
+    target = Ramp(2 / HORIZON, GAMMA)
+    whole, parts = config('whole', interval=3), config('parts', interval=3)
+    train(whole)
+    parts.train_cfg.max_epochs = 6
+    train(parts)
+    parts = config('parts', interval=3)
+    parts.update(resume=True)
+    train(parts)
+    assert_equal(*(half(read_run(cfg.work_dir), target) for cfg in (whole, parts)))
+
+
+def test_what_is_not_averaged_is_that_of_the_newest(config):
+    cfg = config(interval=3, update_buffers=False)
+    train(cfg)
+    run = read_run(cfg.work_dir)
+    built = half(run, Ramp(0.2, 2))
+    newest = checkpoint.read(run.files[-1].path)['state_dict']
+    same = [name for name, value in built.items() if torch.equal(value, newest[name])]
+    assert all(name in same for name in built if name.endswith(('running_mean', 'running_var', 'num_batches_tracked')))
+    assert len(same) < len(built)
+
+
+def test_nan_in_a_file_is_named(config):
+    cfg = config(interval=6)
+    train(cfg)
+    run = read_run(cfg.work_dir)
+    content = checkpoint.read(run.files[0].path)
+    content['state_dict']['neck.out_convs.0.conv.weight'][0] = float('nan')
+    torch.save(content, run.files[0].path)
+    with pytest.raises(ValueError, match=r'epoch_6\.pth holds NaN or infinity: neck\.out_convs\.0\.conv\.weight'):
+        half(run, Ramp(0.2, 2))

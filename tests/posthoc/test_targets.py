@@ -1,0 +1,35 @@
+import pytest
+
+from mmyolo_ema.posthoc.targets import target
+from mmyolo_ema.schedule import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
+
+
+@pytest.mark.parametrize(('text', 'schedule'), [
+    ('50', Ramp(0.02, 7, 2)), ('2epochs', Ramp(0.025, 7, 2)), ('4%', Ramp(0.025, 7, 2)),
+    ('last:5epochs', Restarted(Uniform(), 900)), ('last:1000', Restarted(Uniform(), 0)),
+    ('triangle:10%', Restarted(Triangular(100), 900))])
+def test_text_names_an_average(text, schedule):
+    assert target(text, Ramp(0.1, 7, 2), updates=1000, updates_per_epoch=20).schedule == schedule
+
+
+def test_class_of_the_run_is_kept():
+    assert target('50', Constant(0.1), updates=1000).schedule == Constant(0.02)
+    assert target('50', Uniform(), updates=1000).schedule == Ramp(0.02)
+
+
+@pytest.mark.parametrize(('spread', 'exponent'), [(0.05, 16.9722), (0.1, 6.9372)])
+def test_power_function_has_the_spread_that_it_is_named_by(spread, exponent):
+    schedule = target(f'power:{spread}', Ramp(), updates=1000).schedule
+    assert schedule == Power(pytest.approx(exponent, rel=1e-5))
+    found, = figures(schedule, [100_000])
+    assert found.spread / 100_000 == pytest.approx(spread, rel=1e-3)
+
+
+@pytest.mark.parametrize(('text', 'said'), [
+    ('old', 'a length of training is written as'), ('1', 'is the raw weights: it must be above 1 update'),
+    ('sum:50', "'sum:50' is none of a horizon, last:LENGTH, triangle:LENGTH and power:SPREAD"),
+    ('last:2000', 'is not within the run of 1,000 updates'), ('2epochs', 'needs the number of updates in an epoch'),
+    ('power:1', 'the spread of a power function is 0.0001 to 0.2887 of the run'), ('power:x', 'the spread of a power')])
+def test_other_text_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        target(text, Ramp(), updates=1000)
