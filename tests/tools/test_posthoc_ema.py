@@ -53,7 +53,7 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
     (['build', 'run', '-o', 'a.pth'], 'the following arguments are required: --horizon'),
     (['build', 'run', '--horizon', '8', '-o', 'a.safetensors'], '-o must name a .pth file, but got a.safetensors'),
     (['build', 'run', '--horizon', '8', '-o', 'small.py'], '-o must name a .pth file, but got small.py'),
-    (['build', 'run', '--horizon', 'power:0.01', '-o', 'a.pth'], 'the average power:0.01 cannot be made of these checkpoints'),
+    (['build', 'run', '--horizon', 'last:2', '-o', 'a.pth'], 'the average last:2 cannot be made of these checkpoints'),
     (['build', 'run', '--horizon', '8', '-o', 'run/epoch_2.pth'], 'run/epoch_2.pth exists: name another file for -o'),
 ])
 def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):
