@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import distributed, nn
 
 __all__ = [
-    'OneLineParser', 'Parser', 'add_cfg_options', 'build_model', 'build_runner', 'load_config', 'read_config',
-    'report_error', 'run', 'show', 'stop'
+    'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'build_model', 'build_runner', 'check_new',
+    'load_config', 'read_config', 'report_error', 'run', 'show', 'stop'
 ]
 
 
@@ -100,6 +100,19 @@ class Parser(OneLineParser):
                           help='how the processes of a distributed run were started (default: none)')
         # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
         self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
+    """Adds a command to those of a tool; the example is what follows the tool's name."""
+    tool = Path(sys.argv[0]).name
+    return commands.add_parser(name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\nExample:\n'
+                               f'    python tools/{tool} {example}')
+
+
+def check_new(path: Union[str, Path], flag: str) -> None:
+    """Stops if there is a file already that a flag names to be written."""
+    if os.path.lexists(path):
+        stop(f'{path} exists: name another file for {flag}, or remove it')
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
 
-__all__ = ['ema_hook_in', 'hooks_in_text', 'schedule_of']
+__all__ = ['averages_by_name', 'ema_hook_in', 'ema_hooks_in', 'hooks_in_text', 'schedule_of', 'stored_hook']
 
 _SCHEDULES: dict[str, Any] = {
     'ExpMomentumEMA': Ramp,
@@ -15,6 +15,12 @@ _SCHEDULES: dict[str, Any] = {
     'MomentumAnnealingEMA': Annealing,
     'StochasticWeightAverage': Uniform,
 }
+
+
+def ema_hooks_in(hooks: Any) -> list[tuple[int, dict]]:
+    """Returns the places of the EMAHooks in a config's ``custom_hooks``, and their options."""
+    return [(place, hook) for place, hook in enumerate(hooks or [])
+            if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
 
 
 def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
@@ -25,8 +31,7 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
     """
     if not isinstance(hooks, (list, tuple, type(None))):
         raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
-    found = [(place, hook) for place, hook in enumerate(hooks or [])
-             if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
+    found = ema_hooks_in(hooks)
     if len(found) > 1:
         raise ValueError(f'it has {len(found)} EMAHooks in custom_hooks, which undo each other\'s work')
     return found[0] if found else None
@@ -58,6 +63,22 @@ def schedule_of(hook: dict) -> Schedule:
             raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
                              f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
     return schedule(**options)
+
+
+def averages_by_name(hook: dict) -> bool:
+    """Whether the average of an EMAHook averages a tensor once for each of its names: those of all classes but ours."""
+    is_ours = str(hook.get('ema_type', 'ExponentialMovingAverage')).startswith('mmyolo_ema.')
+    return hook.get('update_buffers') is True and not is_ours
+
+
+def stored_hook(meta: dict) -> dict[str, Any]:
+    """Returns the options of the EMAHook in the config that a checkpoint holds; empty if there is none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    found = ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))
+    return found[1] if found else {}
 
 
 def hooks_in_text(text: str) -> list:

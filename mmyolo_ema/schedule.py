@@ -277,30 +277,31 @@ class Triangular(Schedule):
 
 
 @dataclass(frozen=True)
-class Restarted(Schedule):
-    """A schedule that begins anew at a step: until then the average is the model itself."""
+class _Changed(Schedule):
+    """A schedule made of another one."""
 
     schedule: Schedule
-    start: int
 
     @property
     def interval(self) -> int:  # type: ignore[override]
         return self.schedule.interval
+
+
+@dataclass(frozen=True)
+class Restarted(_Changed):
+    """A schedule that begins anew at a step: until then the average is the model itself."""
+
+    start: int
 
     def __call__(self, step: int) -> float:
         return 1.0 if step <= self.start else self.schedule(step - self.start)
 
 
 @dataclass(frozen=True)
-class Repeated(Schedule):
+class Repeated(_Changed):
     """A schedule whose updates are made several times each, as by a class that averages a tensor once a name."""
 
-    schedule: Schedule
     times: int
-
-    @property
-    def interval(self) -> int:  # type: ignore[override]
-        return self.schedule.interval
 
     def __call__(self, step: int) -> float:
         return 1 - (1 - self.schedule(step))**self.times

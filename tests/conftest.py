@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from mmdet.visualization import DetLocalVisualizer
@@ -65,6 +66,20 @@ def compare(one, other, path=''):
 def assert_equal():
     """Returns a function that compares nested states: every tensor bit for bit."""
     return compare
+
+
+def explicit_weights(schedule, updates, length=None):
+    mu = np.array([schedule(step) for step in range(updates)])
+    weights = np.zeros(length or updates)
+    weights[:updates] = mu * np.append(np.cumprod((1 - mu[1:])[::-1])[::-1], 1)
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    return weights
+
+
+@pytest.fixture(scope='session')
+def weights_of():
+    """Returns a function that gives the weights of the updates in an average, by the product formula."""
+    return explicit_weights
 
 
 @pytest.fixture

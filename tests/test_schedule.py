@@ -28,14 +28,6 @@ schedules = st.one_of(st.builds(Ramp, momenta, gammas, intervals), st.builds(Con
                       st.builds(Annealing, momenta, gammas, intervals), st.builds(Uniform, intervals))
 
 
-def explicit_weights(schedule, updates):
-    """Returns the weight of each update in the average, by the product formula."""
-    mu = np.array([schedule(step) for step in range(updates)])
-    weights = mu * np.append(np.cumprod((1 - mu[1:])[::-1])[::-1], 1)
-    assert weights.sum() == pytest.approx(1, abs=1e-12)
-    return weights
-
-
 @given(st.integers(0, 10**7), momenta, gammas)
 def test_retained_share_is_the_product_form(step, momentum, gamma):
     # 1 - mu_t = (1 - m) (1 - q^(1+t)), q = exp(-1 / gamma)
@@ -62,8 +54,8 @@ def test_mean_age_of_the_yolov5_defaults(last_step, age):
 
 
 @pytest.mark.parametrize('interval', [1, 3])
-def test_mean_age_equals_the_age_under_the_explicit_weights(interval):
-    weights = explicit_weights(Ramp(0.02, 30, interval), 300)
+def test_mean_age_equals_the_age_under_the_weights_of(weights_of, interval):
+    weights = weights_of(Ramp(0.02, 30, interval), 300)
     expected = (weights * np.arange(300)[::-1]).sum()
     assert mean_age(300, 0.02, 30, interval) == pytest.approx(expected, rel=1e-12)
 
@@ -77,8 +69,8 @@ def test_suited_schedule_makes_the_average_as_old_as_asked(updates, share):
 
 
 @given(schedules, st.integers(1, 300), st.integers(1, 300))
-def test_figures_are_those_of_the_explicit_weights(schedule, updates, start):
-    weights, ages = explicit_weights(schedule, updates), np.arange(updates)[::-1]
+def test_figures_are_those_of_the_weights_of(weights_of, schedule, updates, start):
+    weights, ages = weights_of(schedule, updates), np.arange(updates)[::-1]
     found, = figures(schedule, [updates], start)
     age = (weights * ages).sum()
     assert found.mean_age == pytest.approx(age, rel=1e-9, abs=1e-9)
@@ -107,8 +99,8 @@ def test_figures_come_in_order_and_once():
 
 
 @given(schedules, st.integers(1, 300), st.integers(1, 50))
-def test_profile_holds_the_explicit_weights(schedule, updates, groups):
-    found, weights = profile(schedule, updates, groups), explicit_weights(schedule, updates)
+def test_profile_holds_the_weights_of(weights_of, schedule, updates, groups):
+    found, weights = profile(schedule, updates, groups), weights_of(schedule, updates)
     groups = min(groups, updates)
     ends = [updates * (group + 1) // groups for group in range(groups)]
     sizes = np.diff([0, *ends])
@@ -121,14 +113,14 @@ def test_profile_holds_the_explicit_weights(schedule, updates, groups):
     ('ExponentialMovingAverage', Constant(0.1, interval=2)), ('MomentumAnnealingEMA', Annealing(0.1, 5, interval=2)),
     ('StochasticWeightAverage', Uniform(interval=2)), ('mmyolo_ema.ExpMomentumEMA', Ramp(0.1, 5, interval=2)),
     ('mmdet.ExpMomentumEMA', Ramp(0.1, 5))])
-def test_schedules_are_those_of_the_classes(name, schedule):
+def test_schedules_are_those_of_the_classes(weights_of, name, schedule):
     model = nn.Linear(1, 1, bias=False).double()
     averaged = MODELS.build(dict(type=name, **vars(schedule)), default_args=dict(model=model))
     updates = 30
     for step in range(updates):
         nn.init.constant_(model.weight, step**2)
         averaged.update_parameters(model)
-    expected = (explicit_weights(schedule, updates) * np.arange(updates)**2).sum()
+    expected = (weights_of(schedule, updates) * np.arange(updates)**2).sum()
     assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-9)
 
 

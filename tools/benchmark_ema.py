@@ -36,7 +36,7 @@ from mmyolo_ema.benchmark.scale import SIZES, fits, measure_scale
 from mmyolo_ema.benchmark.steps import LIMIT, measure_steps
 from mmyolo_ema.benchmark.timing import Timing
 from mmyolo_ema.benchmark.training import measure_runs, measure_training_step
-from mmyolo_ema.command_line import OneLineParser, show, stop
+from mmyolo_ema.command_line import OneLineParser, check_new, show, stop
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import Growth, StepTimes, draw_growth, draw_step_times
 
@@ -83,8 +83,7 @@ def check_files(numbers: Path, picture: Path) -> None:
     if numbers.suffix != '.json':
         stop(f'--json must name a .json file, but got {numbers}')
     for path in (numbers, picture):
-        if os.path.lexists(path):
-            stop(f'{path} exists: name another file for --json, or remove it')
+        check_new(path, '--json')
     folder = next(parent for parent in numbers.absolute().parents if os.path.lexists(parent))
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         stop(f'{numbers} cannot be written: {folder} is not a folder to write to')

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -31,17 +32,14 @@ from mmyolo_ema.checkpoint.report import (
     problems,
     weights_table,
 )
-from mmyolo_ema.command_line import OneLineParser, report_error, run, show, stop
+from mmyolo_ema.command_line import OneLineParser, add_command, check_new, report_error, run, show, stop
 
 
 def parse_args() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def add(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\n'
-                                   f'Example:\n    python tools/ema_checkpoint.py {example}')
-
+    add = partial(add_command, commands)
     inspected = add('inspect', 'tell what files hold, how far average and raw weights are apart, and what is wrong',
                     'inspect work_dirs/run/epoch_*.pth')
     inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, or .safetensors file')
@@ -114,7 +112,7 @@ def print_inspection(found: checkpoint.Inspection) -> None:
 
 
 def extract(args: argparse.Namespace) -> None:
-    check_new(args.out)
+    check_new(args.out, '-o')
     say_what_is_taken(args)
     checkpoint.extract(args.file, args.out, args.weights)
     print(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
@@ -133,9 +131,11 @@ def publish(args: argparse.Namespace) -> None:
 
 def say_what_is_taken(args: argparse.Namespace) -> None:
     """Tells which weights are handed on where that is not obvious, and what is wrong with them."""
-    if not checkpoint.has_ema(checkpoint.read(args.file, mmap=True)):
-        print(f'{args.file} holds one set of weights only, {KINDS[kind_of(args.file, None)]}: it is taken')
-    for line in broken(checkpoint.inspect(args.file), kind_of(args.file, args.weights)):
+    found = checkpoint.inspect(args.file)
+    kinds = [weights.kind for weights in found.weights]
+    if len(kinds) == 1:
+        print(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
+    for line in broken(found, args.weights if args.weights in kinds else kinds[0]):
         print(f'warning: {line}')
 
 
@@ -154,11 +154,6 @@ def compare(args: argparse.Namespace) -> int:
     show(difference_table(sets, found.groups))
     print('\n'.join(['', 'equal' if found.are_equal else 'not equal', *comparison_lines(found)]))
     return 0 if found.are_equal else 1
-
-
-def check_new(path: Path) -> None:
-    if os.path.lexists(path):
-        stop(f'{path} exists: name another file for -o, or remove it')
 
 
 COMMANDS = dict(inspect=inspect, extract=extract, publish=publish, compare=compare)

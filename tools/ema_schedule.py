@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 from matplotlib.figure import Figure
 
-from mmyolo_ema.command_line import OneLineParser, add_cfg_options, read_config, run, show, stop
+from mmyolo_ema.command_line import OneLineParser, add_cfg_options, check_new, read_config, run, show, stop
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
@@ -91,8 +90,7 @@ class Suggestion(NamedTuple):
 def check_plot(path: Path) -> None:
     if path.suffix[1:] not in Figure().canvas.get_supported_filetypes():
         stop(f'--plot must name a picture such as F.png, but got {path}')
-    if os.path.lexists(path):
-        stop(f'{path} exists: name another file for --plot, or remove it')
+    check_new(path, '--plot')
 
 
 def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:

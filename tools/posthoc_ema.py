@@ -6,7 +6,6 @@ Examples:
 """
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 from rich.table import Table
 from tqdm import tqdm
 
-from mmyolo_ema.command_line import OneLineParser, run, show, stop
+from mmyolo_ema.command_line import OneLineParser, add_command, check_new, run, show, stop
 from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, Reconstruction, reconstruct, write
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
 from mmyolo_ema.posthoc.targets import target
@@ -31,13 +30,12 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\n'
-                                      f'Example:\n    python tools/posthoc_ema.py {example}')
+        command = add_command(commands, name, help_text, example)
         command.add_argument('work_dir', type=Path, metavar='WORK_DIR', help="folder with a run's checkpoints")
         return command
 
     fitted = add('fit', 'tell how well averages can be made of the checkpoints, without reading weights',
-                 'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs'.replace('%', '%%'))
+                 'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs')
     fitted.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: a quarter, half, twice and '
                         "four times the run's)")
     built = add('build', 'make an average of the checkpoints, and write it to a checkpoint of its own',
@@ -92,8 +90,7 @@ def usual_horizons(stored: StoredRun) -> list[str]:
 def build(args: argparse.Namespace) -> None:
     if args.out.suffix != '.pth':
         stop(f'-o must name a .pth file, but got {args.out}')
-    if os.path.lexists(args.out):
-        stop(f'{args.out} exists: name another file for -o, or remove it')
+    check_new(args.out, '-o')
     stored = read_run(args.work_dir)
     print_run(stored)
     one, = reconstructions(stored, [args.horizon])

@@ -6,7 +6,6 @@ Example:
 """
 
 import argparse
-import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, check_new, load_config, stop
 from mmyolo_ema.hooks import RawWeightsHook
 
 
@@ -38,8 +37,7 @@ def parse_args() -> argparse.Namespace:
 def check_out(out: str) -> None:
     if not out.endswith(('.pkl', '.pickle')):
         stop(f'--out must name a .pkl file, but got {out}')
-    if os.path.lexists(out):
-        stop(f'{out} exists: name another file for --out, or remove it')
+    check_new(out, '--out')
     if not Path(out).parent.is_dir():
         stop(f'--out cannot be written: there is no folder {Path(out).parent}')
 

@@ -16,6 +16,7 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
+from mmyolo_ema.ema_config import ema_hooks_in
 from mmyolo_ema.files import use_whole_files
 
 
@@ -30,9 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def check_hooks(cfg: Config) -> None:
     """Stops if a config has two EMAHooks: after validation one leaves the other's average in the model."""
-    kinds = [hook.get('type') for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)]
-    names = [getattr(kind, '__name__', str(kind)).split('.')[-1] for kind in kinds]
-    if names.count('EMAHook') > 1:
+    if len(ema_hooks_in(cfg.get('custom_hooks'))) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
 

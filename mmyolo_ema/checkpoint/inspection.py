@@ -32,7 +32,7 @@ from mmyolo_ema.checkpoint.weights import (
     state_dict_kind,
     updates_in,
 )
-from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
+from mmyolo_ema.ema_config import schedule_of, stored_hook
 from mmyolo_ema.schedule import figures
 
 __all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
@@ -290,8 +290,7 @@ def _size(value: Any, seen: set[int]) -> int:
 def _hook(meta: dict) -> dict[str, Any]:
     """Returns the options of the EMAHook in the config that a file holds, if it holds one."""
     with suppress(ValueError):
-        found = ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))
-        return found[1] if found else {}
+        return stored_hook(meta)
     return {}
 
 

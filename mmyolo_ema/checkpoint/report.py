@@ -8,6 +8,7 @@ from mmyolo_ema.checkpoint.comparison import Comparison
 from mmyolo_ema.checkpoint.difference import GroupDifference
 from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
 from mmyolo_ema.checkpoint.misfits import listed
+from mmyolo_ema.ema_config import averages_by_name
 
 __all__ = [
     'apart', 'broken', 'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems',
@@ -74,7 +75,7 @@ def problems(found: Inspection) -> list[str]:
         lines.append("BatchNorm's counts of batches stand still in the average, as in MMDetection's and MMEngine's "
                      'classes with update_buffers=True. Nothing reads them, unless its momentum is None')
     together = [*found.shared, *found.repeated]
-    if together and found.average and _averages_by_name(found.average.hook):
+    if together and found.average and averages_by_name(found.average.hook):
         lines.append('tensors under several names were averaged once for each of them in each update, so that the '
                      f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them, by '
                      f'{_ema_type(found.average.hook)} with update_buffers=True')
@@ -83,11 +84,6 @@ def problems(found: Inspection) -> list[str]:
     for names in found.repeated:
         lines.append(f'the same content stored under {len(names)} names' + listed(': ', names))
     return lines
-
-
-def _averages_by_name(hook: dict) -> bool:
-    """Whether the average was made by a class that averages a tensor once for each of its names: all but ours."""
-    return hook.get('update_buffers') is True and not _ema_type(hook).startswith('mmyolo_ema.')
 
 
 def _ema_type(hook: dict) -> str:

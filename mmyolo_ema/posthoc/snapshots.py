@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
 from mmyolo_ema.checkpoint.weights import averaged_weights, first_names
-from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
+from mmyolo_ema.ema_config import averages_by_name, schedule_of, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
 from mmyolo_ema.schedule import Constant, Repeated, Schedule
 
@@ -102,9 +102,9 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     hook = first['hook']
     return StoredRun(
         files=files,
-        schedule=schedule_of(hook),
+        schedule=first['schedule'],
         update_buffers=hook.get('update_buffers') is True,
-        once=str(hook.get('ema_type', '')).startswith('mmyolo_ema.') or hook.get('update_buffers') is not True,
+        once=not averages_by_name(hook),
         multiplicity=first['multiplicity'],
         updates_per_epoch=_updates_per_epoch(told[files[-1].path]),
         left_out=left_out)
@@ -120,8 +120,7 @@ def _told(path: Path, content: dict) -> dict[str, Any]:
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     try:
-        found = ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))
-        hook = found[1] if found else {}
+        hook = stored_hook(meta)
         schedule = schedule_of(hook) if hook else None
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error

@@ -63,7 +63,7 @@ def half(run, target):
 
 @pytest.mark.parametrize(('interval', 'average'), [
     (1, {}), (3, {}), (3, dict(type='EMAHook', ema_type='mmdet.ExpMomentumEMA'))])
-def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval, average):
+def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, weights_of, interval, average):
     cfg = config(interval=interval, **average)
     track = train(cfg)
     run = read_run(cfg.work_dir)
@@ -75,8 +75,7 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interva
     apart = (flat(built) - flat(tracked)).norm()
     # What the weights of the updates lack, times how far the model moved.
     seen = torch.stack(track.seen)
-    wanted = np.array([Ramp(2 / HORIZON, GAMMA)(step) for step in range(24)])
-    wanted *= np.append(np.cumprod((1 - wanted[1:])[::-1])[::-1], 1)
+    wanted = weights_of(Ramp(2 / HORIZON, GAMMA), 24)
     bound = found[1].error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
     assert apart <= bound + 1e-5 * flat(tracked).norm()
     # The raw weights beside the averages make up for what two updates an epoch leave out.

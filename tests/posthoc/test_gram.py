@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc import gram
@@ -15,7 +15,6 @@ plain = st.one_of(
 schedules = st.one_of(plain, st.builds(Restarted, plain, st.integers(0, 300)), st.just(Constant(1.0)))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(schedules, min_size=1, max_size=3), st.data())
 def test_products_and_times_are_those_of_the_explicit_weights(weights_of, tracks, data):
     point = st.tuples(st.integers(0, len(tracks) - 1), st.integers(1, 200))
