@@ -21,7 +21,7 @@ from torch import distributed, nn
 
 __all__ = [
     'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'build_model', 'build_runner', 'check_new',
-    'load_config', 'read_config', 'report_error', 'run', 'show', 'stop'
+    'finish', 'load_config', 'read_config', 'report_error', 'run', 'show', 'stop'
 ]
 
 
@@ -185,8 +185,6 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine would select a GPU and wrap the model for it, which raises where there is none.
         distributed.init_process_group('gloo')
-        # A group whose threads still run when the process ends aborts it now and then.
-        atexit.register(_leave_process_group)
         cfg.setdefault(
             'model_wrapper_cfg',
             dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
@@ -194,6 +192,15 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _leave_process_group() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+def finish() -> None:
+    """Ends the process if gloo connects it to others; returns otherwise.
+
+    Leaving the group ends none of gloo's threads, and one that still holds a tensor while Python takes itself apart
+    aborts the process. So that part of the end is left out, and what was registered for the end is done.
+    """
+    if not distributed.is_initialized() or distributed.get_backend() != 'gloo':
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -17,7 +17,7 @@ import sys
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
-from mmyolo_ema.command_line import build_runner
+from mmyolo_ema.command_line import build_runner, finish
 
 class Remember(Hook):
 
@@ -32,6 +32,7 @@ runner.train()
 hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
 torch.save(hook.ema_model.state_dict(), f'average_{torch.distributed.get_rank()}.pth')
 torch.save(runner.model.module.state_dict(), f'raw_{torch.distributed.get_rank()}.pth')
+finish()
 """
 
 
@@ -111,6 +112,7 @@ def test_checkpoints_of_iterations_hold_the_common_average(train, tmp_path, demo
 ONE_BAD = """
 import torch
 from torch import distributed, nn
+from mmyolo_ema.command_line import finish
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 
 distributed.init_process_group('gloo')
@@ -124,7 +126,7 @@ passed += [check.passes(), check.names() == (['bias'] if rank == last else [])]
 model.bias.data[0] = 3e38
 passed += [check.passes()]
 assert passed == [True, False, True, True], passed
-distributed.destroy_process_group()
+finish()
 """
 
 

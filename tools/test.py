@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, check_new, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, check_new, finish, load_config, stop
 from mmyolo_ema.hooks import RawWeightsHook
 
 
@@ -109,6 +109,7 @@ def main() -> None:
         dump = dict(type='mmdet.DumpDetResults', out_file_path=args.out)
         runner.test_evaluator.metrics.append(METRICS.build(dump))
     runner.test()
+    finish()
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, load_config, stop
 from mmyolo_ema.ema_config import ema_hooks_in
 from mmyolo_ema.files import use_whole_files
 
@@ -114,6 +114,7 @@ def main() -> None:
     if note is not None:
         runner.logger.warning(note)
     runner.train()
+    finish()
 
 
 if __name__ == '__main__':
