@@ -69,14 +69,12 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def coefficients_table(stored: StoredRun, found: list[Reconstruction]) -> Table:
-    table = Table('file', 'updates', *(f'{one.target.name} {kind}' for one in found for kind in ('ema', 'raw')),
-                  title='Coefficients')
-    for column in table.columns[1:]:
+    table = Table('file', 'weights', 'updates', *(one.target.name for one in found), title='Coefficients')
+    for column in table.columns[2:]:
         column.justify = 'right'
-    count = len(stored.files)
-    for index, file in enumerate(stored.files):
-        cells = [f'{one.worst.coefficients[index + offset]:.4g}' for one in found for offset in (0, count)]
-        table.add_row(file.path.name, f'{file.updates:,}', *cells)
+    for index, (file, kind) in enumerate(stored.sources):
+        table.add_row(file.path.name, kind, f'{file.updates:,}', *(f'{one.worst.coefficients[index]:.4g}'
+                                                                  for one in found))
     return table
 
 

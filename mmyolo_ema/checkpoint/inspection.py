@@ -1,6 +1,5 @@
 """What a checkpoint holds, and what is wrong with it."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.difference import (
@@ -21,13 +19,12 @@ from mmyolo_ema.checkpoint.difference import (
     total,
 )
 from mmyolo_ema.checkpoint.reading import read
-from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, stream
+from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
     averaged_weights,
     first_names,
     has_ema,
     is_dense,
-    origin,
     raw_weights,
     state_dict_kind,
     updates_in,
@@ -140,7 +137,7 @@ def inspect(path: Path) -> Inspection:
     sets = _sets(content)
     average = None
     if 'ema' in sets:
-        updates = updates_in(content) if has_ema(content) else _integer(origin(content).get('updates'))
+        updates = updates_in(content)
         average = StoredAverage(updates, hook, _mean_age(hook, updates))
     parts = _sizes(content)
     found = Inspection(
@@ -186,8 +183,9 @@ def _compare_sets(path: Path, found: Inspection) -> None:
                 weights.nonfinite.append(name)
         # The raw weights tell which tensors a model shares: an average may have lost it.
         last = values[-1]
-        if isinstance(last, Tensor) and last.dim() > 1 and _has_numbers(last) and not _is_uniform(last):
-            names.setdefault(_digest(last), []).append(name)
+        content = fingerprint(last) if isinstance(last, Tensor) and last.dim() > 1 else None
+        if content:
+            names.setdefault(content, []).append(name)
         if any(value is ABSENT for value in values):
             found.unmatched.append(name)
         if len(values) == 2 and all(isinstance(value, Tensor) and _has_numbers(value) for value in values):
@@ -253,20 +251,6 @@ def _has_numbers(tensor: Tensor) -> bool:
 
 def _is_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part, in chunks(tensor))
-
-
-def _is_uniform(tensor: Tensor) -> bool:
-    """Whether all numbers are the same, as at the start of a training, so that tensors are equal by chance."""
-    first = tensor.reshape(-1)[0]
-    return all(bool((part == first).all()) for part, in chunks(tensor))
-
-
-def _digest(tensor: Tensor) -> bytes:
-    """Returns what tells the content of a tensor from others."""
-    digest = hashlib.blake2b(f'{tensor.dtype}{tuple(tensor.shape)}'.encode())
-    for part, in chunks(tensor):
-        digest.update(part.contiguous().view(torch.uint8).numpy().data)
-    return digest.digest()
 
 
 def _sizes(content: dict) -> dict[str, int]:

@@ -1,14 +1,16 @@
 """Going through weights that are too large to hold, a tensor at a time."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Optional
 
+import torch
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.weights import is_dense
 
-__all__ = ['ABSENT', 'chunks', 'stream']
+__all__ = ['ABSENT', 'chunks', 'fingerprint', 'stream']
 
 #: Stands for what a set does not hold.
 ABSENT = object()
@@ -44,3 +46,19 @@ def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     for parts in zip(*(tensor.resolve_conj().resolve_neg().reshape(-1).split(_CHUNK) for tensor in tensors)):
         # torch computes nothing in eight bits.
         yield tuple(part.float() if part.is_floating_point() and part.itemsize == 1 else part for part in parts)
+
+
+def fingerprint(tensor: Tensor) -> Optional[bytes]:
+    """Returns what tells the content of a tensor from others, and is the same for a copy.
+
+    None for one without numbers or with equal ones only, as at the start of a training, which others equal by chance.
+    """
+    if tensor.numel() == 0 or not is_dense(tensor):
+        return None
+    first = tensor.reshape(-1)[0]
+    if all(bool((part == first).all()) for part, in chunks(tensor)):
+        return None
+    digest = hashlib.blake2b(f'{tensor.dtype}{tuple(tensor.shape)}'.encode())
+    for part, in chunks(tensor):
+        digest.update(part.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 __all__ = [
-    'PREFIX', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin', 'raw_weights', 'state_dict_kind',
-    'tensors', 'updates_in', 'weights_of'
+    'PREFIX', 'SECOND', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin', 'raw_weights',
+    'second_weights', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
 PREFIX = 'module.'
+
+#: Where the second average of a SnapshotHook is.
+SECOND = 'second_ema_state_dict'
 
 
 def has_ema(checkpoint: dict) -> bool:
@@ -43,8 +46,18 @@ def raw_weights(checkpoint: dict) -> dict[str, Any]:
         return averaged_weights(checkpoint)
     if not has_ema(checkpoint):
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside its only ones")
-    stored = checkpoint['ema_state_dict'].items()
-    return {name[len(PREFIX):]: value for name, value in stored if isinstance(name, str) and name.startswith(PREFIX)}
+    return _without_prefix(checkpoint['ema_state_dict'])
+
+
+def second_weights(checkpoint: dict) -> dict[str, Any]:
+    """Returns the weights of the second average that a SnapshotHook keeps, as :func:`raw_weights`; may be empty."""
+    stored = checkpoint.get(SECOND)
+    return _without_prefix(stored) if isinstance(stored, dict) else {}
+
+
+def _without_prefix(stored: dict) -> dict[str, Any]:
+    return {name[len(PREFIX):]: value for name, value in stored.items()
+            if isinstance(name, str) and name.startswith(PREFIX)}
 
 
 def averaged_weights(checkpoint: dict) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def state_dict_kind(checkpoint: dict) -> str:
 
 
 def origin(checkpoint: dict) -> dict[str, Any]:
-    """Returns what an extracted file says about itself: ``weights``, and the ``updates`` of its average."""
+    """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``."""
     meta = checkpoint.get('meta')
     told = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
     return told if isinstance(told, dict) else {}
@@ -106,7 +119,7 @@ def first_names(weights: dict[str, Any]) -> dict[str, str]:
 
 def updates_in(checkpoint: dict) -> Optional[int]:
     """Returns how many updates the average in a checkpoint has had, None if it does not say."""
-    steps = checkpoint['ema_state_dict'].get('steps')
+    steps = checkpoint['ema_state_dict'].get('steps') if has_ema(checkpoint) else origin(checkpoint).get('updates')
     if isinstance(steps, Tensor) and steps.numel() == 1 and not (steps.is_floating_point() or steps.is_complex()):
         steps = int(steps)
     return steps if isinstance(steps, int) and steps >= 0 else None

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import listed, raw_weights, read
+from mmyolo_ema.checkpoint import listed, read
 from mmyolo_ema.checkpoint.difference import is_statistic
 from mmyolo_ema.checkpoint.streaming import chunks
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, is_dense
-from mmyolo_ema.posthoc.snapshots import SnapshotFile, StoredRun
+from mmyolo_ema.checkpoint.weights import averaged_weights, is_dense
+from mmyolo_ema.posthoc.snapshots import KINDS, SnapshotFile, StoredRun
 
 __all__ = ['build']
 
@@ -45,24 +45,23 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
         ValueError: If a file holds NaN or infinity in a tensor that counts.
     """
     newest = averaged_weights(read(run.files[-1].path, mmap=True))
-    firsts = first_names(raw_weights(read(run.files[-1].path, mmap=True)))
-    summed = [name for name, value in newest.items() if firsts[name] == name and _is_summed(name, value, run)]
+    summed = [name for name, value in newest.items() if run.firsts[name] == name and _is_summed(name, value, run)]
     built: dict[str, dict[str, Any]] = {name: {} for name in coefficients}
     groups = list(_groups(summed, newest))
-    steps = [(group, index) for group in groups for index in range(len(run.files))]
+    steps = [(group, file) for group in groups for file in run.files]
     sums: Sums = {}
-    for group, index in progress(steps):
-        if index == 0:
+    for group, file in progress(steps):
+        if file == run.files[0]:
             sums = {name: {each: torch.zeros_like(newest[each], dtype=torch.float64) for each in group}
                     for name in coefficients}
-        _add(sums, run, index, group, coefficients)
-        if index == len(run.files) - 1:
+        _add(sums, run, file, group, coefficients)
+        if file == run.files[-1]:
             for name, tensors in sums.items():
                 built[name].update((each, _finished(each, total, newest[each])) for each, total in tensors.items())
             sums = {}
     for weights in built.values():
         for name, value in newest.items():
-            first = firsts[name]
+            first = run.firsts[name]
             weights[name] = weights[first] if first in weights else _copy(value)
     return {name: {each: weights[each] for each in newest} for name, weights in built.items()}
 
@@ -86,14 +85,16 @@ def _groups(names: list[str], weights: Mapping[str, Tensor]) -> Iterable[list[st
         yield group
 
 
-def _add(sums: Sums, run: StoredRun, index: int, group: list[str],
+def _add(sums: Sums, run: StoredRun, file: SnapshotFile, group: list[str],
          coefficients: Mapping[str, Mapping[int, np.ndarray]]) -> None:
-    """Adds what a file contributes to a group of tensors: its average, and its raw weights."""
-    file = run.files[index]
-    content = read(file.path, mmap=True)
-    for place, weights in ((index, averaged_weights(content)), (len(run.files) + index, raw_weights(content))):
+    """Adds what a file contributes to a group of tensors."""
+    content, multiplicity = read(file.path, mmap=True), run.multiplicity
+    for place, (source, kind) in enumerate(run.sources):
+        if source != file:
+            continue
+        weights = KINDS[kind](content)
         for each in group:
-            count = run.multiplicity[each]
+            count = multiplicity[each]
             wanted = {name: float(parts[count][place]) for name, parts in coefficients.items()}
             if any(wanted.values()):
                 _check_finite(each, weights[each], file)

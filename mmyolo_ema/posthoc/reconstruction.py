@@ -65,7 +65,7 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
 def _told(run: StoredRun, one: Reconstruction) -> dict[str, Any]:
     """Returns what a written file says about itself."""
     fit = one.worst
-    names = [f'{file.path.name} {kind}' for kind in ('ema', 'raw') for file in run.files]
+    names = [f'{file.path.name} {kind}' for file, kind in run.sources]
     return dict(
         weights='ema',
         updates=run.updates,

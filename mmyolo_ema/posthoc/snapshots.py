@@ -1,54 +1,83 @@
 """The averages that the checkpoints of a run hold, and the schedules that they were made with."""
 
+import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
+from torch import Tensor
+
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names
+from mmyolo_ema.checkpoint.streaming import fingerprint, stream
+from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, origin, second_weights
 from mmyolo_ema.ema_config import averages_by_name, schedule_of, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
 from mmyolo_ema.schedule import Constant, Repeated, Schedule
 
-__all__ = ['RAW', 'SnapshotFile', 'StoredRun', 'read_run']
+__all__ = ['KINDS', 'RAW', 'SNAPSHOTS', 'SnapshotFile', 'StoredRun', 'read_run']
+
+#: Folder in a work directory where a SnapshotHook writes.
+SNAPSHOTS = 'snapshots'
+
+#: The weights that a file may hold, in the order of their tracks: the average, the raw weights, a second average.
+KINDS: dict[str, Callable[[dict], dict[str, Any]]] = dict(
+    ema=averaged_weights, raw=raw_weights, second=second_weights)
 
 #: The schedule of the raw weights.
 RAW = Constant(1.0)
 
+# MMEngine ends the name of an experiment with the time when it was launched.
+_LAUNCH = re.compile(r'_(\d{8}_\d{6})$')
+
 
 class SnapshotFile(NamedTuple):
-    """A checkpoint of a run, and how many updates its average had."""
+    """A checkpoint of a run, how many updates its average had, and which weights it holds that no other does."""
 
     path: Path
     updates: int
+    kinds: tuple[str, ...]
 
 
 class StoredRun(NamedTuple):
     """The checkpoints of a run.
 
     Attributes:
-        files: The checkpoints in the order of their updates, one for each number of updates.
+        files: The checkpoints in the order of their updates.
         schedule: The momentum of each update of the average.
+        second: That of the second average, None if there is none.
         update_buffers: Whether floating buffers are averaged too.
         once: Whether a tensor under several names was averaged once; otherwise once for each of its names.
-        multiplicity: Number of names of each tensor, by its first name.
+        firsts: For each name of a tensor, the first of its names.
         updates_per_epoch: Number of updates in an epoch, None if the files do not say.
-        left_out: Files that hold no average, or one that another file holds too.
+        left_out: Files that hold no average, or none that another file does not hold too.
     """
 
     files: list[SnapshotFile]
     schedule: Schedule
+    second: Optional[Schedule]
     update_buffers: bool
     once: bool
-    multiplicity: dict[str, int]
+    firsts: dict[str, str]
     updates_per_epoch: Optional[float]
     left_out: list[Path]
 
     @property
+    def sources(self) -> list[tuple[SnapshotFile, str]]:
+        """Where the snapshots are: files and kinds of weights."""
+        return [(file, kind) for kind in KINDS for file in self.files if kind in file.kinds]
+
+    @property
     def snapshots(self) -> list[Snapshot]:
-        """The averages of the files, and then their raw weights: tracks 0 and 1."""
-        return [Snapshot(track, file.updates) for track in (0, 1) for file in self.files]
+        """The averages of the files, then their raw weights, then their second averages: tracks 0, 1 and 2."""
+        return [Snapshot(list(KINDS).index(kind), file.updates) for file, kind in self.sources]
+
+    @property
+    def multiplicity(self) -> dict[str, int]:
+        """Number of names of each tensor, by its first name."""
+        return dict(Counter(self.firsts.values()))
 
     @property
     def multiplicities(self) -> list[int]:
@@ -56,8 +85,10 @@ class StoredRun(NamedTuple):
         return sorted(set(self.multiplicity.values()))
 
     def tracks(self, multiplicity: int) -> list[Schedule]:
-        """The schedules of the average and of the raw weights, for tensors with so many names."""
-        return [self.schedule if self.once else Repeated(self.schedule, multiplicity), RAW]
+        """The schedules of the kinds of weights, for tensors with so many names."""
+        averages = [self.schedule, self.second or self.schedule]
+        first, second = averages if self.once else [Repeated(schedule, multiplicity) for schedule in averages]
+        return [first, RAW, second]
 
     @property
     def updates(self) -> int:
@@ -66,9 +97,10 @@ class StoredRun(NamedTuple):
 
 
 def read_run(work_dir: Union[str, Path]) -> StoredRun:
-    """Finds the checkpoints of a run.
+    """Finds the checkpoints of a run, and what a SnapshotHook kept of it.
 
-    Reads no tensors.
+    Reads no tensors, but for those of one file where the average is of a class that averages a shared tensor once for
+    each of its names: a file written from a GPU holds it as so many copies.
 
     Args:
         work_dir: Folder of a run with MMEngine's EMAHook or this package's.
@@ -81,47 +113,71 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     work_dir = Path(work_dir)
     if not work_dir.is_dir():
         raise FileNotFoundError(f'there is no folder {work_dir}')
-    told: dict[Path, dict[str, Any]] = {}
+    told: list[_Told] = []
     left_out = []
-    for path in sorted(work_dir.glob('[!.]*.pth')):
+    for path in [*sorted(work_dir.glob('[!.]*.pth')), *sorted(work_dir.glob(f'{SNAPSHOTS}/[!.]*.pth'))]:
         content = read(path, mmap=True)
-        if has_ema(content):
-            told[path] = _told(path, content)
+        kinds = _kinds(content)
+        if kinds:
+            told.append(_told(path, content, kinds))
         else:
             left_out.append(path)
     if not told:
         raise ValueError(f'{work_dir} has no checkpoints with an average')
+    told.sort(key=lambda one: one.updates)
     _check_same(told)
-    files: list[SnapshotFile] = []
-    for path in sorted(told, key=lambda path: (told[path]['updates'], path)):
-        if files and told[path]['updates'] == files[-1].updates:
-            left_out.append(path)
+    files = []
+    seen: set[tuple[str, int]] = set()
+    for one in told:
+        kinds = tuple(kind for kind in one.kinds if (kind, one.updates) not in seen)
+        seen.update((kind, one.updates) for kind in kinds)
+        if kinds:
+            files.append(SnapshotFile(one.path, one.updates, kinds))
         else:
-            files.append(SnapshotFile(path, told[path]['updates']))
-    first = told[files[0].path]
-    hook = first['hook']
+            left_out.append(one.path)
+    newest = told[-1]
+    once = not averages_by_name(newest.hook)
     return StoredRun(
         files=files,
-        schedule=first['schedule'],
-        update_buffers=hook.get('update_buffers') is True,
-        once=not averages_by_name(hook),
-        multiplicity=first['multiplicity'],
-        updates_per_epoch=_updates_per_epoch(told[files[-1].path]),
+        schedule=newest.schedule,
+        second=next((one.second for one in told if one.second), None),
+        update_buffers=newest.hook.get('update_buffers') is True,
+        once=once,
+        firsts=_shared_names(files[-1].path, by_content=not once),
+        updates_per_epoch=newest.updates_per_epoch,
         left_out=left_out)
 
 
-def _updates_per_epoch(newest: dict[str, Any]) -> Optional[float]:
-    epoch = newest['epoch']
-    return newest['updates'] / epoch if isinstance(epoch, int) and epoch > 0 else None
+class _Told(NamedTuple):
+    """What a checkpoint says about its averages."""
+
+    path: Path
+    kinds: tuple[str, ...]
+    hook: dict[str, Any]
+    updates: int
+    iteration: Any
+    launch: Optional[str]
+    schedule: Schedule
+    second: Optional[Schedule]
+    updates_per_epoch: Optional[float]
+    shapes: dict[str, Any]
 
 
-def _told(path: Path, content: dict) -> dict[str, Any]:
-    """Returns what a checkpoint says about its average."""
+def _kinds(content: dict) -> tuple[str, ...]:
+    """Returns which weights of a run a file holds; none if it is no snapshot of one."""
+    said = origin(content)
+    has_average = has_ema(content) or (said.get('weights') == 'ema' and 'posthoc' not in said)
+    has = dict(ema=has_average, raw=has_ema(content), second=has_average and bool(second_weights(content)))
+    return tuple(kind for kind in KINDS if has[kind])
+
+
+def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     try:
         hook = stored_hook(meta)
         schedule = schedule_of(hook) if hook else None
+        second = _second(schedule, origin(content)) if schedule and 'second' in kinds else None
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     updates = updates_in(content)
@@ -129,32 +185,73 @@ def _told(path: Path, content: dict) -> dict[str, Any]:
         raise ValueError(f'{path} does not hold the config of its run, which tells the schedule of the average')
     if not updates:
         raise ValueError(f'{path} does not say how many updates its average had, or had none')
-    averaged, raw = averaged_weights(content), raw_weights(content)
-    return dict(
+    epoch = meta.get('epoch')
+    launch = _LAUNCH.search(str(meta.get('experiment_name')))
+    return _Told(
+        path=path,
+        kinds=kinds,
         hook=hook,
         updates=updates,
         iteration=meta.get('iter'),
-        epoch=meta.get('epoch'),
+        launch=launch and launch[1],
         schedule=schedule,
-        shapes={name: getattr(value, 'shape', None) for name, value in averaged.items()},
-        # The raw weights tell what the model shares.
-        multiplicity=dict(Counter(first_names(raw).values())))
+        second=second,
+        updates_per_epoch=origin(content).get('updates_per_epoch') or (
+            updates / epoch if isinstance(epoch, int) and epoch > 0 else None),
+        shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()})
 
 
-def _check_same(told: dict[Path, dict[str, Any]]) -> None:
-    (first, one), *others = told.items()
-    for path, other in others:
-        if other['schedule'] != one['schedule']:
-            raise ValueError(f'the schedule of the average changed between {first} ({one["schedule"]}) and {path} '
-                             f'({other["schedule"]})')
-        if other['shapes'] != one['shapes']:
-            differing = [name for name in {**one['shapes'], **other['shapes']}
-                         if one['shapes'].get(name) != other['shapes'].get(name)]
-            raise ValueError(f'{first} and {path} do not hold the same tensors: {", ".join(differing[:3])}')
-    in_order = sorted(told.items(), key=lambda item: item[1]['updates'])
-    for (earlier, before), (later, after) in pairwise(in_order):
-        start, end = before['iteration'], after['iteration']
+def _second(schedule: Schedule, said: dict[str, Any]) -> Schedule:
+    """Returns the schedule of the second average, which differs from that of the first in its momentum."""
+    momentum = said.get('second_momentum')
+    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(schedule, 'momentum'):
+        raise ValueError(f'the schedule of its second average is not known: second_momentum is {momentum!r}')
+    changed: Any = schedule
+    return replace(changed, momentum=momentum)
+
+
+def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
+    """Returns, for each name of a tensor, the first of its names."""
+
+    def open_weights() -> dict[str, Any]:
+        content = read(path, mmap=True)
+        # An average may have lost what the model shares.
+        return raw_weights(content) if has_ema(content) else averaged_weights(content)
+
+    firsts = first_names(open_weights())
+    if not by_content:
+        return firsts
+    names: dict[bytes, str] = {}
+    for name, (value,) in stream(open_weights):
+        content = fingerprint(value) if isinstance(value, Tensor) and firsts[name] == name else None
+        if content:
+            firsts[name] = names.setdefault(content, name)
+    return {name: firsts[first] for name, first in firsts.items()}
+
+
+def _check_same(told: list[_Told]) -> None:
+    one, *others = told
+    seconds = [other for other in told if other.second]
+    for other in others:
+        if other.schedule != one.schedule:
+            raise ValueError(f'the schedule of the average changed between {one.path} ({one.schedule}) and '
+                             f'{other.path} ({other.schedule})')
+        if other.shapes != one.shapes:
+            differing = [name for name in {**one.shapes, **other.shapes}
+                         if one.shapes.get(name) != other.shapes.get(name)]
+            raise ValueError(f'{one.path} and {other.path} do not hold the same tensors: {", ".join(differing[:3])}')
+    for other in seconds[1:]:
+        if other.second != seconds[0].second:
+            raise ValueError(f'the second average changed between {seconds[0].path} ({seconds[0].second}) and '
+                             f'{other.path} ({other.second})')
+    for before, after in pairwise(told):
+        start, end = before.iteration, after.iteration
         # An update takes an iteration at least; a run that was started anew counts both from 0 again.
-        if isinstance(start, int) and isinstance(end, int) and end - start < after['updates'] - before['updates']:
-            raise ValueError(f'{earlier} (update {before["updates"]}, iteration {start}) and {later} (update '
-                             f'{after["updates"]}, iteration {end}) are not of one run')
+        counts_differ = isinstance(start, int) and isinstance(end, int) and end - start < after.updates - before.updates
+        # One that was started anew in the same folder wrote over the first files of the one before.
+        is_older = before.launch and after.launch and after.launch < before.launch
+        if before.updates < after.updates and (counts_differ or is_older):
+            raise ValueError(
+                f'{before.path} (update {before.updates}, iteration {start}, of a run launched {before.launch}) and '
+                f'{after.path} (update {after.updates}, iteration {end}, launched {after.launch}) are not of one run: '
+                'move the files of one of them away')
