@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 __all__ = [
-    'PREFIX', 'SECOND', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin', 'raw_weights',
-    'second_weights', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
+    'PREFIX', 'SECOND', 'SNAPSHOTS', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin',
+    'raw_weights', 'second_weights', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -22,6 +22,9 @@ PREFIX = 'module.'
 
 #: Where the second average of a SnapshotHook is.
 SECOND = 'second_ema_state_dict'
+
+#: Folder in a work directory where a SnapshotHook writes.
+SNAPSHOTS = 'snapshots'
 
 
 def has_ema(checkpoint: dict) -> bool:

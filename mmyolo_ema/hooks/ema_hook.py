@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
-from mmengine.dist import all_reduce_params, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, RuntimeInfoHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import print_log
@@ -23,13 +23,13 @@ from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
-from mmyolo_ema.hooks.run_length import advice
+from mmyolo_ema.hooks.run_length import advice, updates_at_end
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, unfit
+from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
 
-__all__ = ['EMAHook']
+__all__ = ['EMAHook', 'is_saved_after_iteration']
 
 # What the names of the raw weights' metrics end in, where both kinds are validated.
 _ORIGIN = '_origin'
@@ -160,7 +160,8 @@ class EMAHook(MMEngineEMAHook):
                  'evaluate_on_origin=True only', logging.WARNING)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
             average = self.ema_model
-            found = advice(self._updates_at_end(runner), average.momentum, average.gamma, average.interval)
+            updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
+            found = advice(updates, average.momentum, average.gamma, average.interval)
             if found:
                 _say(found, logging.WARNING)
 
@@ -183,7 +184,7 @@ class EMAHook(MMEngineEMAHook):
                 self._skip()
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
-        if _is_saved_after_iteration(runner):
+        if is_saved_after_iteration(runner):
             self._synchronize_buffers(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -359,8 +360,7 @@ class EMAHook(MMEngineEMAHook):
     def _synchronize_buffers(self, runner: Runner) -> None:
         """Makes the floating buffers of the average equal on all processes."""
         if self._has_begun(runner):
-            all_reduce_params([buffer for buffer in self.ema_model.module.buffers() if buffer.is_floating_point()],
-                              op='mean')
+            synchronize_buffers(self.ema_model)
 
     def _skip(self) -> None:
         """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
@@ -372,12 +372,6 @@ class EMAHook(MMEngineEMAHook):
                  'The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
                  logging.WARNING)
 
-    def _updates_at_end(self, runner: Runner) -> int:
-        """Returns how many updates the average will have had, if no step is skipped."""
-        begin = (self.begin_epoch - 1) * len(runner.train_dataloader) if self.enabled_by_epoch else self.begin_iter - 1
-        left = max(runner.max_iters - max(runner.iter, begin), 0)
-        return int(self.ema_model.steps) + -(-left // accumulative_counts(runner.optim_wrapper))
-
 
 def _raw_metrics_to_save_by(runner: Runner) -> list[str]:
     """Returns the metrics of the raw weights that a CheckpointHook chooses the best checkpoint by."""
@@ -385,7 +379,7 @@ def _raw_metrics_to_save_by(runner: Runner) -> list[str]:
     return [key for hook in hooks for key in hook.save_best or [] if key.endswith(_ORIGIN)]
 
 
-def _is_saved_after_iteration(runner: Runner) -> bool:
+def is_saved_after_iteration(runner: Runner) -> bool:
     """Whether a CheckpointHook that counts iterations saves after this one."""
     return any(
         not hook.by_epoch and (hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or

@@ -1,10 +1,26 @@
-"""Whether a run is long enough for the schedule of its average."""
+"""How long a run is for its average, and whether that is enough for its schedule."""
 
 import math
 
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+
 from mmyolo_ema.schedule import USUAL_AGES, mean_age, suited
 
-__all__ = ['advice']
+__all__ = ['advice', 'updates_at_end']
+
+
+def updates_at_end(runner: Runner, hook: EMAHook, iterations: int) -> int:
+    """Returns how many updates an average will have had at the end of a run, if no step is skipped.
+
+    Args:
+        runner: The runner of the training.
+        hook: The hook of the average.
+        iterations: How many of them an update takes.
+    """
+    begin = (hook.begin_epoch - 1) * len(runner.train_dataloader) if hook.enabled_by_epoch else hook.begin_iter - 1
+    left = max(runner.max_iters - max(runner.iter, begin), 0)
+    return int(hook.ema_model.steps) + -(-left // iterations)
 
 
 def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:

@@ -4,12 +4,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce_params
 from mmengine.model import BaseAveragedModel
 from torch import Tensor
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
 
-__all__ = ['exchange', 'load', 'origin', 'store', 'unfit']
+__all__ = ['cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -21,7 +22,7 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
         has_begun: Whether it has been updated. Otherwise the raw weights stand for it.
     """
     raw, stored = checkpoint['state_dict'], ema_model.state_dict()
-    saved = _cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
+    saved = cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
     for key in stored:
         name = key.removeprefix(PREFIX)
         if name == key:
@@ -33,7 +34,12 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
     checkpoint['ema_state_dict'] = stored
 
 
-def _cpu_copies(state: dict[str, Any]) -> dict[str, Any]:
+def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
+    """Makes the floating buffers of an average equal on all processes, which must all call this: their mean."""
+    all_reduce_params([buffer for buffer in ema_model.module.buffers() if buffer.is_floating_point()], op='mean')
+
+
+def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:
     """Returns copies of tensors; names that share a tensor share its copy, so that it is stored once."""
     copies: dict[Any, Any] = {}
     result = {}

@@ -12,15 +12,12 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, origin, second_weights
+from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
 from mmyolo_ema.ema_config import averages_by_name, schedule_of, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
 from mmyolo_ema.schedule import Constant, Repeated, Schedule
 
-__all__ = ['KINDS', 'RAW', 'SNAPSHOTS', 'SnapshotFile', 'StoredRun', 'read_run']
-
-#: Folder in a work directory where a SnapshotHook writes.
-SNAPSHOTS = 'snapshots'
+__all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run']
 
 #: The weights that a file may hold, in the order of their tracks: the average, the raw weights, a second average.
 KINDS: dict[str, Callable[[dict], dict[str, Any]]] = dict(

@@ -1,0 +1,253 @@
+"""Keeping snapshots of an average for the time after the training."""
+
+import logging
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import mmengine
+from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook as MMEngineEMAHook
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseAveragedModel
+from mmengine.registry import MODELS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from mmyolo_ema.checkpoint.publication import plain, save
+from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, first_names, origin
+from mmyolo_ema.durations import in_updates
+from mmyolo_ema.ema_config import schedule_of
+from mmyolo_ema.files import write_new
+from mmyolo_ema.hooks.ema_hook import EMAHook, is_saved_after_iteration
+from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
+from mmyolo_ema.hooks.run_length import updates_at_end
+from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
+from mmyolo_ema.registry import HOOKS
+
+__all__ = ['SnapshotHook']
+
+
+@HOOKS.register_module()
+class SnapshotHook(Hook):
+    """Keeps slim snapshots of a run's average, of which others can be made after the training.
+
+    Beside an EMAHook, MMEngine's or this package's. A snapshot is a checkpoint without optimizer and raw weights, in
+    float32: ``snapshots/update_00000500.pth`` in the work directory, which tests and loads like any other. The disk
+    space that they take is told at the start. ``tools/posthoc_ema.py plan CONFIG`` tells what they are good for.
+
+    A run that resumes puts the snapshots of updates that it makes once more aside, as ``.abandoned``.
+
+    Args:
+        interval (int | str): Updates between two snapshots: ``500``, ``'1epoch'``, or ``'2%'`` of the run. The last
+            update of a run gets one in any case. Defaults to '1epoch'.
+        second_horizon (int | float | str, optional): Horizon of a second average that is kept beside the first, in the
+            same form: with two of different length, far fewer snapshots do. It takes the memory of the model once
+            more. Defaults to None: there is none.
+
+    Raises:
+        ValueError: At the start of a run, if it has no EMAHook, or one whose schedule is not known; if an option is
+            of another form; if the folder has snapshots of another run; if a run resumes from a checkpoint without
+            its second average.
+
+    Example:
+        >>> # in a config
+        >>> custom_hooks = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.0002,
+        ...                      update_buffers=True),
+        ...                 dict(type='mmyolo_ema.SnapshotHook', interval='5epochs', second_horizon=1000)]
+    """
+
+    # After the EMAHooks, MMEngine's too, and before the hook that saves checkpoints.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self, interval: Union[int, str] = '1epoch',
+                 second_horizon: Union[int, float, str, None] = None) -> None:
+        self.interval, self.second_horizon = interval, second_horizon
+        self._second: Optional[BaseAveragedModel] = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Makes the second average of a run that trains.
+
+        Args:
+            runner (Runner): The runner of the training, validation or test.
+        """
+        # Asking a runner for its training loop would make one.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
+        self._ema = _ema_hook(runner)
+        schedule = schedule_of(dict(self._ema.ema_cfg, ema_type=self._ema.ema_cfg['type']))
+        counts_steps = isinstance(self._ema, EMAHook)
+        self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
+        by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+        self._per_epoch = len(runner.train_dataloader) / self._iterations if by_epoch else None
+        in_all = updates_at_end(runner, self._ema, self._iterations)
+        self._every = max(round(in_updates(str(self.interval), in_all, self._per_epoch)), 1)
+        if self.second_horizon is not None:
+            horizon = in_updates(str(self.second_horizon), in_all, self._per_epoch)
+            if horizon <= 1 or not hasattr(schedule, 'momentum'):
+                raise ValueError(f'second_horizon={self.second_horizon!r} is {horizon:g} updates for an average with '
+                                 f'the schedule {schedule}: it needs one with a momentum, and more than 1 update')
+            self._second_momentum = 1 / horizon
+            self._second = MODELS.build(dict(self._ema.ema_cfg, momentum=self._second_momentum),
+                                        default_args=dict(model=self._ema.src_model))
+
+    def before_train(self, runner: Runner) -> None:
+        """Says how much there will be; puts snapshots aside that will be made again.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        self._folder = Path(runner.work_dir) / SNAPSHOTS
+        self._updates = self._written = int(self._ema.ema_model.steps)
+        stored = sorted(self._folder.glob('update_*.pth'))
+        if stored and not self._updates:
+            raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
+                             'choose another work directory, or resume that run')
+        if is_main_process():
+            for path in stored:
+                if path > self._path(self._updates):
+                    path.replace(path.with_suffix('.abandoned'))
+            self._announce(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Updates the second average with the first, and writes a snapshot when one is due.
+
+        Args:
+            runner (Runner): The runner of the training.
+            batch_idx (int): Index of the batch in the loop.
+            data_batch (Any): Not used.
+            outputs (dict, optional): Not used.
+        """
+        updates = int(self._ema.ema_model.steps)
+        if updates != self._updates:
+            self._updates = updates
+            if self._second is not None:
+                self._second.update_parameters(self._ema.src_model)
+            if updates % self._every == 0:
+                self._write(runner, runner.iter + 1)
+        if self._second is not None and is_saved_after_iteration(runner):
+            synchronize_buffers(self._second)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Prepares the second average for a checkpoint.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        if self._second is not None:
+            synchronize_buffers(self._second)
+
+    def after_train(self, runner: Runner) -> None:
+        """Writes a snapshot of the last update.
+
+        Args:
+            runner (Runner): The runner of the training.
+        """
+        if self._updates != self._written:
+            self._write(runner, runner.iter)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds the second average, so that it goes on when the run is resumed.
+
+        Args:
+            runner (Runner): The runner of the training.
+            checkpoint (dict): What is about to be saved; changed in place.
+        """
+        if self._second is not None:
+            checkpoint[SECOND] = cpu_copies(self._second.state_dict())
+            checkpoint['meta']['mmyolo_ema'] = self._about_second()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Takes the second average from a checkpoint that the run is resumed from.
+
+        Args:
+            runner (Runner): The runner that loads.
+            checkpoint (dict): What it loaded.
+
+        Raises:
+            ValueError: If it does not hold it.
+        """
+        if self._second is None or not runner._resume:
+            return
+        stored = origin(checkpoint).get('second_momentum') if SECOND in checkpoint else None
+        if stored != self._second_momentum:
+            found = 'none' if stored is None else f'one of {1 / stored:g}'
+            raise ValueError(f'the run has a second average with a horizon of {1 / self._second_momentum:g} updates, '
+                             f'but the checkpoint to resume from holds {found}. Set second_horizon of the SnapshotHook '
+                             'as it was, or leave it out.')
+        self._second.load_state_dict(checkpoint[SECOND])
+
+    def _path(self, updates: int) -> Path:
+        return self._folder / f'update_{updates:08d}.pth'
+
+    def _about_second(self) -> dict[str, Any]:
+        second = {} if self._second is None else dict(second_momentum=self._second_momentum)
+        return dict(second, updates_per_epoch=self._per_epoch)
+
+    def _announce(self, runner: Runner) -> None:
+        """Says how many snapshots of which size there will be, and warns if the disk has no room for them."""
+        last = updates_at_end(runner, self._ema, self._iterations)
+        count = last // self._every - self._updates // self._every + (last % self._every > 0)
+        size = _bytes(self._ema.ema_model.module.state_dict()) * (1 if self._second is None else 2)
+        averages = 'the average' if self._second is None else 'both averages'
+        _say(f'{count} of {averages}, {size / 1e6:.1f} MB each, one every {self._every:,} updates: '
+             f'{count * size / 1e6:,.1f} MB in {self._folder}')
+        free = shutil.disk_usage(runner.work_dir).free
+        if free < count * size:
+            _say(f'the disk of {runner.work_dir} has {free / 1e6:,.1f} MB free: too few', logging.WARNING)
+
+    def _write(self, runner: Runner, iteration: int) -> None:
+        """Writes a snapshot, from the main process. A full disk ends no training."""
+        averages = [self._ema.ema_model, *([] if self._second is None else [self._second])]
+        for average in averages:
+            synchronize_buffers(average)
+        self._written = self._updates
+        if not is_main_process():
+            return
+        content = dict(meta=self._meta(runner, iteration), state_dict=_slim(self._ema.ema_model.module.state_dict()))
+        if self._second is not None:
+            content[SECOND] = _slim(self._second.state_dict())
+        try:
+            write_new(self._path(self._updates), partial(save, content))
+        except OSError as error:
+            _say(f'that of update {self._updates:,} could not be written: {error}', logging.WARNING)
+
+    def _meta(self, runner: Runner, iteration: int) -> dict[str, Any]:
+        """Returns what MMEngine's checkpoints say of their run, and what this package's tools ask for."""
+        return plain(dict(
+            epoch=runner.epoch,
+            iter=iteration,
+            cfg=runner.cfg.pretty_text,
+            seed=runner.seed,
+            experiment_name=runner.experiment_name,
+            time=time.strftime('%Y%m%d_%H%M%S'),
+            mmengine_version=mmengine.__version__,
+            dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', None),
+            mmyolo_ema=dict(self._about_second(), weights='ema', updates=self._updates)))
+
+
+def _ema_hook(runner: Runner) -> MMEngineEMAHook:
+    found = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
+    if len(found) != 1:
+        raise ValueError(f'a SnapshotHook keeps snapshots of an EMAHook, but custom_hooks has {len(found)} of them')
+    return found[0]
+
+
+def _slim(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in cpu_copies(state).items()}
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    """Returns the size of a snapshot; what several names share is stored once."""
+    distinct = [state[name] for name in set(first_names(state).values())]
+    return sum(value.numel() * (4 if value.is_floating_point() else value.itemsize)
+               for value in distinct if isinstance(value, Tensor))
+
+
+def _say(message: str, level: int = logging.INFO) -> None:
+    print_log(f'EMA snapshots: {message}', logger='current', level=level)
