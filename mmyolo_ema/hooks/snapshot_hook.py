@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from rich.filesize import decimal
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.publication import plain, save
@@ -194,11 +195,11 @@ class SnapshotHook(Hook):
         count = last // self._every - self._updates // self._every + (last % self._every > 0)
         size = _bytes(self._ema.ema_model.module.state_dict()) * (1 if self._second is None else 2)
         averages = 'the average' if self._second is None else 'both averages'
-        _say(f'{count} of {averages}, {size / 1e6:.1f} MB each, one every {self._every:,} updates: '
-             f'{count * size / 1e6:,.1f} MB in {self._folder}')
+        _say(f'{count} of {averages}, {decimal(size)} each, one every {self._every:,} updates: {decimal(count * size)} '
+             f'in {self._folder}')
         free = shutil.disk_usage(runner.work_dir).free
         if free < count * size:
-            _say(f'the disk of {runner.work_dir} has {free / 1e6:,.1f} MB free: too few', logging.WARNING)
+            _say(f'the disk of {runner.work_dir} has {decimal(free)} left, too few', logging.WARNING)
 
     def _write(self, runner: Runner, iteration: int) -> None:
         """Writes a snapshot, from the main process. A full disk ends no training."""

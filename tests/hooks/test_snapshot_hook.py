@@ -1,0 +1,165 @@
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+
+from mmyolo_ema import ExpMomentumEMA, checkpoint
+from mmyolo_ema.checkpoint.weights import SECOND, second_weights
+from mmyolo_ema.posthoc.reconstruction import reconstruct
+from mmyolo_ema.posthoc.snapshots import read_run
+from mmyolo_ema.posthoc.targets import target
+from mmyolo_ema.schedule import Ramp
+
+
+@pytest.fixture
+def run(toy, hook_config):
+    """Returns a function that makes a run of 12 updates, 6 an epoch, with snapshots."""
+
+    def make(name='run', average=None, toy_options=None, **options):
+        hooks = [average or hook_config(), dict(type='mmyolo_ema.SnapshotHook', **options)]
+        cfg = Config(dict(custom_hooks=[hooks[0]]))
+        return toy(name, cfg=cfg, **dict(dict(custom_hooks=hooks), **(toy_options or {})))
+
+    return make
+
+
+class Follow(Hook):
+    """Keeps an average of its own after each update, to compare with."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.average, self.states = ExpMomentumEMA(runner.model, momentum=0.2, gamma=2, update_buffers=True), []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.average.update_parameters(runner.model)
+        self.states.append({name: value.clone() for name, value in self.average.module.state_dict().items()})
+
+
+def snapshots(folder):
+    return {path.name: torch.load(path, weights_only=True) for path in sorted((folder / 'snapshots').glob('*.pth'))}
+
+
+@pytest.mark.parametrize(('interval', 'names'), [
+    (5, ['update_00000005.pth', 'update_00000010.pth', 'update_00000012.pth']),
+    ('1epoch', ['update_00000006.pth', 'update_00000012.pth']),
+    ('25%', [f'update_{updates:08d}.pth' for updates in (3, 6, 9, 12)]),
+])
+def test_snapshots_come_at_their_updates_and_at_the_end(run, tmp_path, interval, names):
+    run(interval=interval).train()
+    assert list(snapshots(tmp_path / 'run')) == names
+
+
+@pytest.mark.parametrize('kind', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
+def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, assert_equal, hook_config, kind):
+    run(average=dict(hook_config(), type=kind)).train()
+    found = snapshots(tmp_path / 'run')['update_00000012.pth']
+    whole = checkpoint.read(tmp_path / 'run' / 'epoch_2.pth')
+    assert_equal(found['state_dict'], dict(whole['state_dict']))
+    assert list(found) == ['meta', 'state_dict']
+    meta = found['meta']
+    assert (meta['iter'], meta['mmyolo_ema']) == (12, dict(updates_per_epoch=6, weights='ema', updates=12))
+
+
+def test_second_average_is_that_of_its_own_horizon(run, tmp_path, assert_equal):
+    follow, runner = Follow(), run(interval=4, second_horizon=5)
+    runner.register_hook(follow)
+    runner.train()
+    for updates, found in zip((4, 8, 12), snapshots(tmp_path / 'run').values()):
+        assert_equal(dict(second_weights(found)), follow.states[updates - 1])
+    stored = read_run(tmp_path / 'run')
+    assert (stored.schedule, stored.second) == (Ramp(0.1, 2), Ramp(0.2, 2))
+    exact = reconstruct(stored, target('5', stored.schedule, 12)).worst
+    (file, kind), = (source for source, value in zip(stored.sources, exact.coefficients) if value)
+    assert (file.updates, kind, exact.error) == (12, 'second', 0)
+
+
+def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
+    run(interval='1epoch', toy_options=dict(optim_wrapper=dict(
+        optimizer=dict(type='SGD', lr=0.1), accumulative_counts=3))).train()
+    assert list(snapshots(tmp_path / 'run')) == ['update_00000002.pth', 'update_00000004.pth']
+
+
+def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path, assert_equal):
+    options = dict(interval=4, second_horizon=5)
+    run('whole', **options).train()
+    run('parts', **options).train()
+    for path in (tmp_path / 'parts' / 'epoch_2.pth', *(tmp_path / 'parts' / 'snapshots').glob('*12.pth')):
+        path.unlink()
+    (tmp_path / 'parts' / 'last_checkpoint').write_text(str(tmp_path / 'parts' / 'epoch_1.pth'))
+    run('parts', toy_options=dict(resume=True), **options).train()
+    whole, parts = (snapshots(tmp_path / name) for name in ('whole', 'parts'))
+    assert list(whole) == list(parts)
+    for name, content in whole.items():
+        for part in ('state_dict', SECOND):
+            assert_equal(content[part], parts[name][part])
+    # That of update 8 was written before the end that the run did not come to, and is written again.
+    assert (tmp_path / 'parts' / 'snapshots' / 'update_00000008.abandoned').is_file()
+
+
+@MODELS.register_module(force=True)
+class DoubleToy(MODELS.get('Toy')):
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+
+    def forward(self, inputs, mode='tensor'):
+        return super().forward([each.double() for each in inputs], mode)
+
+
+def test_snapshots_are_in_single_precision(run, tmp_path):
+    run(second_horizon=5, toy_options=dict(model=dict(type='DoubleToy'))).train()
+    found = snapshots(tmp_path / 'run')['update_00000012.pth']
+    dtypes = {value.dtype for weights in (found['state_dict'], second_weights(found)) for value in weights.values()}
+    assert dtypes == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(('free', 'warned'), [(10**9, False), (100, True)])
+def test_disk_space_is_told_at_the_start(run, messages, monkeypatch, free, warned):
+    usage = namedtuple('usage', 'free')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(free))
+    run(interval=5, second_horizon=5).train()
+    said = [message for message in messages if message.startswith('EMA snapshots: ')]
+    # 37 numbers of 4 bytes and a count of 8, twice.
+    assert said[0].startswith('EMA snapshots: 3 of both averages, 312 bytes each, one every 5 updates: 936 bytes in ')
+    assert [message.endswith('has 100 bytes left, too few') for message in said[1:]] == [True] * warned
+
+
+def test_full_disk_ends_no_training(run, messages, tmp_path, monkeypatch):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'snapshots').write_text('in the way')
+    run().train()
+    assert sum('could not be written' in message for message in messages) == 2
+    assert (tmp_path / 'run' / 'epoch_2.pth').is_file()
+
+
+@pytest.mark.parametrize(('average', 'options', 'said'), [
+    (dict(type='mmyolo_ema.RawWeightsHook'), {}, 'but custom_hooks has 0 of them'),
+    (None, dict(interval='often'), "but got 'often'"),
+    (None, dict(interval=0), "but got '0'"),
+    (None, dict(second_horizon=1), 'second_horizon=1 is 1 updates'),
+    (dict(type='mmyolo_ema.EMAHook', ema_type='StochasticWeightAverage'), dict(second_horizon=4),
+     'it needs one with a momentum'),
+])
+def test_what_cannot_work_is_refused_at_the_start(run, average, options, said):
+    with pytest.raises(ValueError, match=said):
+        run(average=average, **options).train()
+
+
+def test_snapshots_of_another_run_are_not_mixed_in(run):
+    run().train()
+    with pytest.raises(ValueError, match=r'has snapshots of another run, such as update_00000006\.pth'):
+        run().train()
+
+
+@pytest.mark.parametrize(('before', 'found'), [({}, 'none'), (dict(second_horizon=4), 'one of 4')])
+def test_resuming_without_the_second_average_is_refused(run, tmp_path, before, found):
+    run('before', **before).train()
+    with pytest.raises(ValueError, match=f'horizon of 5 updates, but the checkpoint to resume from holds {found}'):
+        run('after', second_horizon=5, toy_options=dict(
+            resume=True, load_from=str(tmp_path / 'before' / 'epoch_1.pth'))).train()
