@@ -10,6 +10,11 @@ import torch
 from mmengine.runner import Runner
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.checkpoint.weights import second_weights
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.posthoc.reconstruction import reconstruct
+from mmyolo_ema.posthoc.snapshots import read_run
+from mmyolo_ema.posthoc.targets import target
 
 # Each process trains on its own part of the images, and stores its average and what it validated.
 PROGRAM = """
@@ -134,3 +139,20 @@ finish()
 @pytest.mark.parametrize('processes', [2, 3])
 def test_all_processes_leave_out_the_step_that_one_finds_bad(tmp_path, processes):
     launch(processes, ONE_BAD, tmp_path)
+
+
+@pytest.mark.slow
+def test_snapshots_of_two_processes_make_the_average_that_was_tracked(train, tmp_path, demo_config):
+    average = dict(demo_config().custom_hooks[0], momentum=0.1, gamma=2)
+    kept = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
+    train(2, **{'custom_hooks': [average, kept], 'train_cfg.max_epochs': 8})
+    run = read_run(tmp_path / 'run')
+    wanted = second_weights(checkpoint.read(run.files[-1].path))
+    # Without the checkpoints, and without the second averages, which would be the answer.
+    alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'second' in file.kinds])
+    half = reconstruct(alone, target('5', alone.schedule, alone.updates))
+    built = build(alone, dict(half={count: fit.coefficients for count, fit in half.fits.items()}))['half']
+    assert (half.worst.error < 1e-6, alone.updates) == (True, 8)
+    for name, value in wanted.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(built[name], value, rtol=1e-4, atol=1e-5)
