@@ -19,9 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed, nn
 
+from mmyolo_ema.run_plan import RunPlan, plan_run
+from mmyolo_ema.schedule import MOST_UPDATES
+
 __all__ = [
-    'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'build_model', 'build_runner', 'check_new',
-    'finish', 'load_config', 'read_config', 'report_error', 'run', 'show', 'stop'
+    'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'build_model', 'build_runner',
+    'check_new', 'count', 'finish', 'load_config', 'read_config', 'read_plan', 'report_error', 'run', 'show', 'stop'
 ]
 
 
@@ -121,6 +124,23 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
                         help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which :func:`read_plan` knows how long the run of a config is."""
+    parser.add_argument('--iters', type=count, help='iterations in the whole run; needed without a config that tells')
+    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the data '
+                        'set of the config is built, which reads its annotations, and counted)')
+    parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
+    add_cfg_options(parser)
+
+
+def count(text: str) -> int:
+    """Returns a number of updates, images and the like that a flag names."""
+    number = int(text)
+    if not 1 <= number <= MOST_UPDATES:
+        raise argparse.ArgumentTypeError(f'must be 1 to {MOST_UPDATES}, but got {text:.20}')
+    return number
+
+
 class _CfgOptions(DictAction):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
@@ -141,6 +161,17 @@ def read_config(path: str, options: Optional[dict]) -> Config:
     except (Exception, SystemExit) as error:  # a config is a program, so anything can go wrong in it
         stop(f'the config {path} cannot be read: {type(error).__name__}: {error}')
     return cfg
+
+
+def read_plan(cfg: Config, args: argparse.Namespace) -> RunPlan:
+    """Returns the run and the average of a config; stops if it does not tell enough."""
+    try:
+        plan = plan_run(cfg, args.gpus, args.iters, args.dataset_size)
+    except (ValueError, TypeError) as error:
+        stop(f'the config {args.config} cannot be reported on: {error}')
+    if plan.updates > MOST_UPDATES:
+        stop(f'the config {args.config} cannot be reported on: {plan.updates:,} updates are more than {MOST_UPDATES:,}')
+    return plan
 
 
 def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
 
-__all__ = ['averages_by_name', 'ema_hook_in', 'ema_hooks_in', 'hooks_in_text', 'schedule_of', 'stored_hook']
+__all__ = ['averages_by_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'schedule_of', 'stored_hook']
 
 _SCHEDULES: dict[str, Any] = {
     'ExpMomentumEMA': Ramp,
@@ -17,10 +17,16 @@ _SCHEDULES: dict[str, Any] = {
 }
 
 
-def ema_hooks_in(hooks: Any) -> list[tuple[int, dict]]:
-    """Returns the places of the EMAHooks in a config's ``custom_hooks``, and their options."""
+def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict]]:
+    """Returns the places of the hooks of a class in a config's ``custom_hooks``, and their options.
+
+    Raises:
+        ValueError: If ``custom_hooks`` is no list.
+    """
+    if not isinstance(hooks, (list, tuple, type(None))):
+        raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
     return [(place, hook) for place, hook in enumerate(hooks or [])
-            if isinstance(hook, dict) and _class_name(hook.get('type')) == 'EMAHook']
+            if isinstance(hook, dict) and _class_name(hook.get('type')) == name]
 
 
 def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
@@ -29,9 +35,7 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
     Raises:
         ValueError: If there are several, or ``custom_hooks`` is no list.
     """
-    if not isinstance(hooks, (list, tuple, type(None))):
-        raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
-    found = ema_hooks_in(hooks)
+    found = hooks_named(hooks, 'EMAHook')
     if len(found) > 1:
         raise ValueError(f'it has {len(found)} EMAHooks in custom_hooks, which undo each other\'s work')
     return found[0] if found else None

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 __all__ = [
-    'AverageCurves', 'Detections', 'Growth', 'ScheduleCurves', 'StepTimes', 'draw_average_curves', 'draw_detections',
-    'draw_growth', 'draw_schedules', 'draw_step_times'
+    'AverageCurves', 'Detections', 'Growth', 'HorizonCurve', 'ScheduleCurves', 'StepTimes', 'draw_average_curves',
+    'draw_detections', 'draw_growth', 'draw_horizons', 'draw_schedules', 'draw_step_times'
 ]
 
 TRUE_COLOUR, PREDICTED_COLOUR = 'limegreen', 'orangered'
@@ -200,3 +200,45 @@ def draw_schedules(curves: list[ScheduleCurves], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*momentum.get_legend_handles_labels(), loc='outside lower center', ncols=1)
     figure.savefig(path, dpi=100)
+
+
+class HorizonCurve(NamedTuple):
+    """What averages of one run reach, by their mean age in updates.
+
+    ``points`` holds (mean age, metric, error of the reconstruction, name), and ``levels`` the metric of weights that
+    have no age, such as the raw ones, by their names. ``own`` is the point of the run's own average.
+    """
+
+    metric: str
+    points: list[tuple[float, float, float, str]]
+    own: tuple[float, float]
+    levels: dict[str, float]
+
+
+def draw_horizons(curve: HorizonCurve, path: Path) -> None:
+    """Draws a metric and the error of the reconstruction against the mean age of the average.
+
+    Args:
+        curve: What was measured.
+        path: File to write; its suffix names the format.
+    """
+    figure = Figure(figsize=(7, 5.4), layout='constrained')
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    ages, metrics, errors, names = zip(*sorted(curve.points))
+    above.plot(ages, metrics, 'o-', color=OUR_COLOUR, label='average')
+    for age, metric, name in zip(ages, metrics, names):
+        above.annotate(name, (age, metric), textcoords='offset points', xytext=(0, 7), ha='center', fontsize='small')
+    above.plot(*curve.own, 's', color='black', label="the run's own average", zorder=3)
+    for name, level in curve.levels.items():
+        above.axhline(level, color=RAW_COLOUR, linestyle='--', label=name)
+    above.set_ylabel(curve.metric)
+    above.margins(y=0.15)
+    above.legend()
+    below.plot(ages, [100 * error for error in errors], 'o-', color=OTHER_COLOUR)
+    below.set_ylabel('error of the weights, %')
+    below.set_ylim(bottom=0)
+    below.set_xscale('log')
+    below.set_xlabel('mean age of the averaged weights, updates')
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

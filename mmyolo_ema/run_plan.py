@@ -25,6 +25,7 @@ class RunPlan(NamedTuple):
         updates: How often the average is updated in the run.
         begin: Updates that the model gets before the average begins.
         updates_per_epoch: The same for an epoch; None if it is not known.
+        iterations: How many of them an update takes.
         batch_size: Images in an update, over all processes; None if the config has no batch size.
         origin: How the number of updates comes about, in words.
     """
@@ -35,6 +36,7 @@ class RunPlan(NamedTuple):
     updates: int
     begin: int
     updates_per_epoch: Optional[float]
+    iterations: int
     batch_size: Optional[int]
     origin: str
 
@@ -87,6 +89,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         updates=-(-total // counted) - begin // counted,
         begin=begin // counted,
         updates_per_epoch=per_epoch and per_epoch / counted,
+        iterations=counted,
         batch_size=batch and batch * gpus * counted,
         origin=origin)
 

@@ -19,12 +19,22 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 from matplotlib.figure import Figure
 
-from mmyolo_ema.command_line import OneLineParser, add_cfg_options, check_new, read_config, run, show, stop
+from mmyolo_ema.command_line import (
+    OneLineParser,
+    add_run_flags,
+    check_new,
+    count,
+    read_config,
+    read_plan,
+    run,
+    show,
+    stop,
+)
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
-from mmyolo_ema.run_plan import RunPlan, plan_run
-from mmyolo_ema.schedule import MOST_UPDATES, Ramp, of_age, profile, rescaled
+from mmyolo_ema.run_plan import RunPlan
+from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled
 from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
 
 
@@ -35,17 +45,13 @@ def parse_args() -> argparse.Namespace:
                         "config's if there is one; several make several settings")
     parser.add_argument('--gamma', type=positive, nargs='+',
                         help="gamma for each --momentum, or one for all (default: the config's, or 2000)")
-    parser.add_argument('--iters', type=count, help='iterations in the whole run; needed without a config')
-    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the data '
-                        'set of the config is built, which reads its annotations, and counted)')
-    parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
     parser.add_argument('--mean-age', metavar='AGE', help='suggest momentum and gamma for this mean age at the end: '
                         "'4%%' of the run, '500' updates or '2epochs'")
     parser.add_argument('--scale-from-batch', type=count, metavar='IMAGES', help='suggest momentum and gamma that do '
                         "with this run's batches what the config's do with so many images in an update")
     parser.add_argument('--plot', type=Path, metavar='F.png', help='draw the momentum over the run, and the '
                         'weight of each past update in the final average')
-    add_cfg_options(parser)
+    add_run_flags(parser)
     args = parser.parse_args()
     if args.config is None and (args.momentum is None or args.iters is None):
         parser.error('name a config, or pass --momentum and --iters')
@@ -57,13 +63,6 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--gamma takes one number, or one for each of {len(args.momentum)} --momentum, but got '
                      f'{len(args.gamma)}')
     return args
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= MOST_UPDATES:
-        raise argparse.ArgumentTypeError(f'must be 1 to {MOST_UPDATES}, but got {text:.20}')
-    return number
 
 
 def positive(text: str) -> float:
@@ -97,14 +96,7 @@ def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:
     """Returns what the config says, None if there is none; stops if it does not tell enough."""
     if args.config is None:
         return None
-    cfg = read_config(args.config, args.cfg_options)
-    try:
-        plan = plan_run(cfg, args.gpus, args.iters, args.dataset_size)
-    except (ValueError, TypeError) as error:
-        stop(f'the config {args.config} cannot be reported on: {error}')
-    if plan.updates > MOST_UPDATES:
-        stop(f'the config {args.config} cannot be reported on: {plan.updates:,} updates are more than {MOST_UPDATES:,}')
-    return plan
+    return read_plan(read_config(args.config, args.cfg_options), args)
 
 
 def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setting]:

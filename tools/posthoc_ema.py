@@ -1,26 +1,57 @@
 """Choose the horizon of the average after the training, from the checkpoints that a run left.
 
 Examples:
-    python tools/posthoc_ema.py fit work_dirs/run --horizon 2epochs 500 4% last:10epochs
-    python tools/posthoc_ema.py build work_dirs/run --horizon 2epochs -o half.pth
+    python tools/posthoc_ema.py plan CONFIG                                                 # before the training
+    python tools/posthoc_ema.py fit work_dirs/run --horizon 2epochs 500 4% last:10epochs    # how well would it go?
+    python tools/posthoc_ema.py build work_dirs/run --horizon 2epochs -o half.pth           # make it
+    python tools/posthoc_ema.py sweep work_dirs/run CONFIG                                  # which one is best?
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Optional
 
 import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
 
 # isort: split
+from mmengine.config import Config
+from rich.filesize import decimal
 from rich.table import Table
 from tqdm import tqdm
 
-from mmyolo_ema.command_line import OneLineParser, add_command, check_new, run, show, stop
+from mmyolo_ema.checkpoint.weights import single_precision_bytes
+from mmyolo_ema.command_line import (
+    OneLineParser,
+    add_cfg_options,
+    add_command,
+    add_run_flags,
+    build_model,
+    check_new,
+    count,
+    read_config,
+    read_plan,
+    run,
+    show,
+    stop,
+)
+from mmyolo_ema.files import replace
+from mmyolo_ema.plots import draw_horizons
+from mmyolo_ema.posthoc.batch_norm import reestimate
+from mmyolo_ema.posthoc.bootstrap import Comparison
+from mmyolo_ema.posthoc.evaluation import Evaluation
+from mmyolo_ema.posthoc.plan import advice, as_configured
 from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, Reconstruction, reconstruct, write
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
-from mmyolo_ema.posthoc.targets import target
+from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
+from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
+from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
 
+ERROR = (f'error: what the weights of the updates lack, relative to the wanted ones. Up to {USUAL_ERROR:.0%} is '
+         f'close; above {MOST_ERROR:.0%} no file is written.')
+BAR = partial(tqdm, disable=None, leave=False)
 HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500', '2epochs', '4%%'; or last:LENGTH, "
            'the plain mean of the last updates, triangle:LENGTH, power:SPREAD')
 
@@ -28,6 +59,13 @@ HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500'
 def parse_args() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    planned = add_command(commands, 'plan', 'tell what can be made of the checkpoints that a config will keep, and '
+                          'what to keep for more', 'plan configs/demo/rtmdet_nuclei.py')
+    planned.add_argument('config', help='config file of a training with an EMAHook')
+    planned.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: an eighth to eight times '
+                         "the run's)")
+    add_run_flags(planned)
 
     def add(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
         command = add_command(commands, name, help_text, example)
@@ -38,11 +76,54 @@ def parse_args() -> argparse.Namespace:
                  'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs')
     fitted.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: a quarter, half, twice and '
                         "four times the run's)")
-    built = add('build', 'make an average of the checkpoints, and write it to a checkpoint of its own',
+    built = add('build', 'make averages of the checkpoints, and write each to a checkpoint of its own',
                 'build work_dirs/run --horizon 2epochs -o half.pth')
-    built.add_argument('--horizon', required=True, metavar='H', help=HORIZON)
-    built.add_argument('-o', '--out', type=Path, required=True, help='file to write: .pth')
-    return parser.parse_args()
+    built.add_argument('--horizon', required=True, nargs='+', metavar='H', help=HORIZON)
+    built.add_argument('-o', '--out', type=Path, required=True, nargs='+', help='file to write, .pth; one for each '
+                       '--horizon')
+    built.add_argument('--bn-batches', type=count, metavar='N', help='estimate the statistics of BatchNorm anew, on so '
+                       'many training batches of --config (default: average them too)')
+    built.add_argument('--config', help='config of the training, for --bn-batches')
+    add_cfg_options(built)
+    swept = add('sweep', 'validate averages of many horizons, and tell whether the best is better than the '
+                "run's own", 'sweep work_dirs/run configs/demo/rtmdet_nuclei.py')
+    swept.add_argument('config', help='config with the model and its validation')
+    swept.add_argument('--horizons', nargs='+', metavar='H', help=HORIZON + " (default: an eighth to eight times the "
+                       "run's, and then around the best)")
+    swept.add_argument('--metric', help="metric to choose by (default: the config's save_best, or the first)")
+    swept.add_argument('--resamples', type=count, default=1000, help='how often images are drawn anew to tell chance '
+                       'from gain (default: 1000)')
+    add_cfg_options(swept)
+    args = parser.parse_args()
+    if args.command == 'build':
+        if len(args.out) != len(args.horizon):
+            parser.error(f'-o names {len(args.out)} files for {len(args.horizon)} --horizon')
+        if (args.bn_batches is None) is not (args.config is None):
+            parser.error('--bn-batches and --config go together')
+    return args
+
+
+def plan(args: argparse.Namespace) -> None:
+    cfg = read_config(args.config, args.cfg_options)
+    planned = read_plan(cfg, args)
+    size = single_precision_bytes(build_model(cfg).state_dict())
+    wanted = [target(text, planned.schedule, planned.updates, planned.updates_per_epoch)
+              for text in args.horizon or horizons_around(planned.schedule)]
+    kept = [as_configured(cfg, planned, size), *advice(planned, size, USUAL_ERROR)]
+    print(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}\n')
+    table = Table('', *(one.name for one in kept), title='Error of averages of another horizon')
+    for column in table.columns[1:]:
+        column.justify = 'right'
+    for one in wanted:
+        table.add_row(one.name, *(percent(each.error(one, planned.updates)) if each.snapshots else '' for each in kept))
+    table.add_row('files', *(f'{each.files:,}' for each in kept))
+    table.add_row('on the disk, about', *(decimal(each.bytes) for each in kept))
+    show(table)
+    print(f'\n{ERROR}')
+    if len(kept) > 1:
+        print('To keep more, add one of these to custom_hooks:')
+    for each in kept[1:]:
+        print(f"    dict(type='mmyolo_ema.SnapshotHook', {each.name.removeprefix('SnapshotHook ')})")
 
 
 def reconstructions(stored: StoredRun, texts: list[str]) -> list[Reconstruction]:
@@ -53,7 +134,7 @@ def reconstructions(stored: StoredRun, texts: list[str]) -> list[Reconstruction]
 def fit(args: argparse.Namespace) -> None:
     stored = read_run(args.work_dir)
     print_run(stored)
-    found = reconstructions(stored, args.horizon or usual_horizons(stored))
+    found = reconstructions(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     table = Table('average', 'error', 'rounding', 'mean age', 'wanted', 'snapshots', title='What can be made of them')
     for column in table.columns[1:]:
         column.justify = 'right'
@@ -62,9 +143,7 @@ def fit(args: argparse.Namespace) -> None:
         table.add_row(one.target.name, f'{worst.error:.2%}', f'{worst.rounding:.1f}', rounded(worst.mean_age),
                       rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
     show(table)
-    print(f'\nerror: what the weights of the updates lack, relative to the wanted ones. Up to {USUAL_ERROR:.0%} is '
-          f'close; above {MOST_ERROR:.0%} no file is written.\n'
-          'rounding: by how much rounding errors of the files grow.\n')
+    print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.\n')
     show(coefficients_table(stored, found))
 
 
@@ -78,26 +157,113 @@ def coefficients_table(stored: StoredRun, found: list[Reconstruction]) -> Table:
     return table
 
 
-def usual_horizons(stored: StoredRun) -> list[str]:
-    momentum = getattr(stored.schedule, 'momentum', None)
-    if momentum is None:
-        raise ValueError('name a --horizon: the average of this run has none')
-    return [f'{factor / momentum:.6g}' for factor in (0.25, 0.5, 2, 4)]
+def horizons_around(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str]:
+    """Returns horizons around that of a schedule; stops if it has none."""
+    found = horizons(schedule, factors)
+    if not found:
+        stop('name a --horizon: the average of this run has none')
+    return found
+
+
+def percent(error: float) -> str:
+    return f'{error:.2%}' if error < 10 else f'{error:.0f} times'
 
 
 def build(args: argparse.Namespace) -> None:
-    if args.out.suffix != '.pth':
-        stop(f'-o must name a .pth file, but got {args.out}')
-    check_new(args.out, '-o')
+    for path in args.out:
+        if path.suffix != '.pth':
+            stop(f'-o must name .pth files, but got {path}')
+        check_new(path, '-o')
+    if len(set(args.out)) < len(args.out):
+        stop(f'-o names a file twice: {" ".join(map(str, args.out))}')
+    cfg = read_config(args.config, args.cfg_options) if args.config else None
     stored = read_run(args.work_dir)
     print_run(stored)
-    one, = reconstructions(stored, [args.horizon])
-    write(stored, {args.out: one}, partial(tqdm, disable=None, leave=False))
-    worst = one.worst
-    print(f'{args.out}  {args.horizon}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
-          f'{rounded(worst.mean_age)} updates')
-    if worst.error > USUAL_ERROR:
-        print(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
+    wanted = dict(zip(args.out, reconstructions(stored, args.horizon)))
+    finish = None if cfg is None else partial(reestimate, cfg=cfg, batches=args.bn_batches, progress=BAR)
+    write(stored, wanted, BAR, finish)
+    for path, one in wanted.items():
+        worst = one.worst
+        print(f'{path}  {one.target.name}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
+              f'{rounded(worst.mean_age)} updates')
+        if worst.error > USUAL_ERROR:
+            print(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
+
+
+def sweep(args: argparse.Namespace) -> None:
+    cfg = read_config(args.config, args.cfg_options)
+    out = {suffix: args.work_dir / f'posthoc_sweep.{suffix}' for suffix in ('json', 'png')}
+    best = args.work_dir / 'best_posthoc.pth'
+    if best.exists() and not out['json'].exists():
+        stop(f'{best} exists, but {out["json"]} does not: move it away')
+    stored = read_run(args.work_dir)
+    print_run(stored)
+    texts = args.horizons or horizons_around(stored.schedule)
+    with tqdm(disable=None, leave=False, unit='batch') as bar:
+        evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
+        running = Sweep(stored, evaluation, out['json'], validation_text(cfg), *metric_of(cfg, args.metric))
+        # Both kinds of stored weights, the horizons, and at most four around the best.
+        bar.reset((2 + len(texts) + 4) * evaluation.batches)
+        running.measure_stored()
+        running.measure(texts)
+        running.refine()
+    compared = running.compare(args.resamples, partial(tqdm, disable=None, leave=False, desc='drawing images'))
+    running.finish(compared)
+    show(sweep_table(running))
+    for name, error in running.dropped.items():
+        print(f'left out: {name}, whose error would be {percent(error)}')
+    replace(out['png'], partial(draw_horizons, running.curve()))
+    write_best(running, best)
+    print('\n' + '\n'.join(verdict(running, compared)))
+    print(f'{best}, {out["png"]}, {out["json"]}')
+
+
+def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
+    """Returns the metric to choose by, None for the first, and whether less of it is better."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    wanted = hook.get('save_best')
+    configured = wanted if isinstance(wanted, str) and wanted != 'auto' else None
+    return named or configured, hook.get('rule') == 'less'
+
+
+def validation_text(cfg: Config) -> str:
+    """Returns what a validation depends on."""
+    return repr({part: cfg.get(part) for part in ('model', 'val_dataloader', 'val_evaluator', 'val_cfg')})
+
+
+def sweep_table(running: Sweep) -> Table:
+    own, best = running.candidates[SHIPPED], running.best
+    table = Table('average', 'error', 'mean age', str(running.metric), 'to shipped', title='Validated')
+    for column in table.columns[1:]:
+        column.justify = 'right'
+    for one in sorted(running.candidates.values(), key=lambda one: one.mean_age):
+        table.add_row(one.name + (' (best)' if one is best else ''), f'{one.error:.2%}', rounded(one.mean_age),
+                      f'{one.score:.4f}', f'{one.score - own.score:+.4f}')
+    return table
+
+
+def write_best(running: Sweep, path: Path) -> None:
+    """Writes the best average, in the place of that of an earlier sweep."""
+    reconstruction = running.reconstruction(running.best.name)
+    if path.exists():
+        print(f'{path} is written anew')
+    write(running.run, {path: reconstruction}, BAR, replaces=True)
+
+
+def verdict(running: Sweep, compared: Optional[Comparison]) -> list[str]:
+    """Returns in words what to do."""
+    best, own = running.best, running.candidates[SHIPPED]
+    if best is own:
+        return ["The run's own average is the best of these: keep it."]
+    gain = f'{best.name} reaches {best.score:.4f}, the run\'s own average {own.score:.4f}.'
+    if compared is None:
+        return [gain, "Whether that is more than chance cannot be told, because it is not COCO's mAP: keep the run's "
+                'own average.']
+    known = (f'On images drawn anew the difference is {compared.low:+.4f} to {compared.high:+.4f} (95 %); the best of '
+             f'so many would look so good by chance with p = {compared.p_value:.2g}.')
+    if compared.is_better:
+        return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
+    return [gain, known, "That is no more than chance: keep the run's own average."]
 
 
 def print_run(stored: StoredRun) -> None:
@@ -109,7 +275,7 @@ def print_run(stored: StoredRun) -> None:
     print()
 
 
-COMMANDS = dict(fit=fit, build=build)
+COMMANDS = dict(plan=plan, fit=fit, build=build, sweep=sweep)
 
 
 def main() -> None:

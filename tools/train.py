@@ -16,7 +16,7 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, load_config, stop
-from mmyolo_ema.ema_config import ema_hooks_in
+from mmyolo_ema.ema_config import hooks_named
 from mmyolo_ema.files import use_whole_files
 
 
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def check_hooks(cfg: Config) -> None:
     """Stops if a config has two EMAHooks: after validation one leaves the other's average in the model."""
-    if len(ema_hooks_in(cfg.get('custom_hooks'))) > 1:
+    if len(hooks_named(cfg.get('custom_hooks'), 'EMAHook')) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
 

@@ -14,7 +14,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 __all__ = [
     'PREFIX', 'SECOND', 'SNAPSHOTS', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin',
-    'raw_weights', 'second_weights', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
+    'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -126,6 +126,13 @@ def updates_in(checkpoint: dict) -> Optional[int]:
     if isinstance(steps, Tensor) and steps.numel() == 1 and not (steps.is_floating_point() or steps.is_complex()):
         steps = int(steps)
     return steps if isinstance(steps, int) and steps >= 0 else None
+
+
+def single_precision_bytes(weights: dict[str, Any]) -> int:
+    """Returns the size of weights with floats of 4 bytes; what several names share counts once."""
+    distinct = [weights[name] for name in set(first_names(weights).values())]
+    return sum(value.numel() * (4 if value.is_floating_point() else value.itemsize)
+               for value in distinct if isinstance(value, Tensor))
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.publication import plain, save
-from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, first_names, origin
+from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, origin, single_precision_bytes
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.ema_config import schedule_of
 from mmyolo_ema.files import write_new
@@ -193,7 +193,7 @@ class SnapshotHook(Hook):
         """Says how many snapshots of which size there will be, and warns if the disk has no room for them."""
         last = updates_at_end(runner, self._ema, self._iterations)
         count = last // self._every - self._updates // self._every + (last % self._every > 0)
-        size = _bytes(self._ema.ema_model.module.state_dict()) * (1 if self._second is None else 2)
+        size = single_precision_bytes(self._ema.ema_model.module.state_dict()) * (1 if self._second is None else 2)
         averages = 'the average' if self._second is None else 'both averages'
         _say(f'{count} of {averages}, {decimal(size)} each, one every {self._every:,} updates: {decimal(count * size)} '
              f'in {self._folder}')
@@ -241,13 +241,6 @@ def _ema_hook(runner: Runner) -> MMEngineEMAHook:
 def _slim(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in cpu_copies(state).items()}
-
-
-def _bytes(state: dict[str, Any]) -> int:
-    """Returns the size of a snapshot; what several names share is stored once."""
-    distinct = [state[name] for name in set(first_names(state).values())]
-    return sum(value.numel() * (4 if value.is_floating_point() else value.itemsize)
-               for value in distinct if isinstance(value, Tensor))
 
 
 def _say(message: str, level: int = logging.INFO) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 from mmyolo_ema.checkpoint import read
 from mmyolo_ema.checkpoint.publication import plain, save
-from mmyolo_ema.files import write_new
+from mmyolo_ema.files import replace, write_new
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.fit import Fit, fit
 from mmyolo_ema.posthoc.snapshots import StoredRun
@@ -38,16 +38,19 @@ def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
                  for count in run.multiplicities})
 
 
-def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter) -> None:
+def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter,
+          finish: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None, replaces: bool = False) -> None:
     """Makes averages and writes each to a checkpoint of its own, with coefficients and errors in its ``meta``.
 
     Args:
         run: The run.
         wanted: What to write to which file.
         progress: As for :func:`mmyolo_ema.posthoc.build.build`.
+        finish: Changes the weights before they are written. Defaults to None: nothing does.
+        replaces: Whether files are replaced that exist. Defaults to False.
 
     Raises:
-        FileExistsError: If there is such a file already.
+        FileExistsError: If there is such a file already, unless it is to be replaced.
         ValueError: If an error is above :data:`MOST_ERROR`, before anything is read; or if a file holds NaN.
     """
     for one in wanted.values():
@@ -58,8 +61,10 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
                         for path, one in wanted.items()}, progress)
     meta = read(run.files[-1].path, mmap=True).get('meta')
     for path, one in wanted.items():
-        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one)), state_dict=built[str(path)])
-        write_new(path, partial(save, content))
+        weights = built.pop(str(path))
+        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one)),
+                       state_dict=weights if finish is None else finish(weights))
+        (replace if replaces else write_new)(path, partial(save, content))
 
 
 def _told(run: StoredRun, one: Reconstruction) -> dict[str, Any]:

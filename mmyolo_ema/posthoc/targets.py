@@ -1,6 +1,6 @@
 """The averages that can be asked for, as users write them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Optional
@@ -10,7 +10,10 @@ from scipy.optimize import brentq
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.schedule import Power, Ramp, Restarted, Schedule, Triangular, Uniform
 
-__all__ = ['Target', 'target']
+__all__ = ['FACTORS', 'Target', 'horizons', 'target']
+
+#: From an eighth of a horizon to eight times, by twos.
+FACTORS = tuple(2.0**power for power in range(-3, 4) if power)
 
 
 class Target(NamedTuple):
@@ -57,6 +60,18 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
         raise ValueError(f'a horizon of {text!r} is the raw weights: it must be above 1 update')
     ramps: Any = like if hasattr(like, 'momentum') else Ramp()
     return Target(text, replace(ramps, momentum=1 / horizon))
+
+
+def horizons(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str]:
+    """Returns horizons around that of a schedule, as :func:`target` reads them; none if it has no horizon.
+
+    Example:
+        >>> horizons(Ramp(momentum=0.25), (0.25, 0.5, 2))
+        ['2', '8']
+    """
+    momentum = getattr(schedule, 'momentum', None)
+    found = [] if momentum is None else [factor / momentum for factor in factors]
+    return [f'{horizon:.4g}' for horizon in found if horizon > 1]
 
 
 _WINDOWS: dict[str, Callable[[int], Schedule]] = dict(last=lambda count: Uniform(), triangle=Triangular)

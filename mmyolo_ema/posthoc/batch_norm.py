@@ -1,0 +1,146 @@
+"""Statistics of BatchNorm that are right for averaged weights, from images instead of from an average."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmyolo_ema.checkpoint import check_fits, listed
+from mmyolo_ema.checkpoint.weights import first_names
+
+__all__ = ['reestimate']
+
+
+def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
+               progress: Callable[[Iterable], Iterable] = iter) -> dict[str, Any]:
+    """Estimates the statistics of BatchNorm anew, on batches of a config's training data.
+
+    Each statistic becomes the mean of what the batches have, by the layers that are in training mode in a training. The
+    others (``norm_eval``, frozen stages) and layers that see no batch keep theirs. The weights stay as they are, and
+    so does ``num_batches_tracked``, which counts the batches of the training.
+
+    The batches are the first of an epoch, in the order and with the transforms that the config's seed gives, 0 if it
+    has none. No hooks are run. So the pipeline is the one that the training starts with, even if a hook switches it for
+    the last epochs, as RTMDet's and YOLOX's do: give a config whose ``train_dataloader`` has the later one.
+
+    Args:
+        weights: The tensors of the config's model, by name. They are not changed.
+        cfg: The config, of which the ``model``, ``train_dataloader``, ``randomness`` and ``default_scope`` count. The
+            model is put where MMEngine trains: on a GPU if there is one.
+        batches: Number of batches, an epoch at most.
+        progress: Wraps the batches, as tqdm does. Defaults to showing nothing.
+
+    Returns:
+        The weights with new statistics, on the devices and in the dtypes of the old. Names that are one tensor in the
+        model share it. All that is not new is the given object itself.
+
+    Raises:
+        ValueError: If there are no batches, or fewer than asked for; if the config has no model or no training data;
+            if the weights are of another model; if none of its BatchNorms is in training mode; if a new statistic is
+            NaN or infinite.
+
+    Example:
+        >>> from mmengine.model import BaseModel
+        >>> class Small(BaseModel):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.norm = nn.BatchNorm1d(1)
+        ...     def forward(self, inputs, mode):
+        ...         return self.norm(inputs)
+        >>> data = dict(dataset=[dict(inputs=torch.tensor([value])) for value in (1., 2., 3., 6.)], batch_size=2,
+        ...             sampler=dict(type='DefaultSampler', shuffle=False), collate_fn=dict(type='default_collate'))
+        >>> cfg = Config(dict(model=dict(type=Small), train_dataloader=data))
+        >>> found = reestimate(Small().state_dict(), cfg, batches=2)
+        >>> found['norm.running_mean'], found['norm.running_var']  # of 1.5 and 4.5, of 0.5 and 4.5
+        (tensor([3.]), tensor([2.5000]))
+    """
+    if batches < 1:
+        raise ValueError(f'BatchNorm needs a batch at least, but got batches={batches}')
+    for part in ('model', 'train_dataloader'):
+        if cfg.get(part) is None:
+            raise ValueError(f'the config {cfg.filename or ""} defines no {part}')
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    scope = cfg.get('default_scope') or 'mmdet'
+    with DefaultScope.overwrite_default_scope(scope), _random_numbers(seed), _message_hub() as hub, torch.no_grad():
+        model = _model(weights, cfg)
+        layers = _reset(model)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
+        if batches > len(loader):
+            raise ValueError(f'{batches} batches are asked for, but an epoch of the train_dataloader has {len(loader)}')
+        # The batches come second, so that none is loaded in vain.
+        for iteration, batch in zip(progress(range(batches)), loader):
+            hub.update_info('iter', iteration)
+            model(**model.data_preprocessor(batch, training=True), mode='loss')
+    return _with_statistics(weights, model, layers)
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seeds all random numbers; afterwards they go on as if nothing had been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            set_random_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _message_hub() -> Iterator[MessageHub]:
+    """Gives a hub where models find the iteration and the epoch, as YOLOX's random sizes and TOOD's head need them."""
+    hub = MessageHub.get_instance(__name__)
+    hub.update_info_dict(dict(iter=0, epoch=0))
+    try:
+        yield hub
+    finally:
+        # A runner's hub is the current one again.
+        MessageHub._instance_dict.pop(__name__)
+
+
+def _model(weights: dict[str, Any], cfg: Config) -> nn.Module:
+    """Returns the model of a config with these weights, in training mode."""
+    model = MODELS.build(cfg.model)
+    check_fits(weights, model)
+    model.load_state_dict(weights, strict=False)
+    # SyncBatchNorm needs a GPU, or other processes. Moved afterwards, the twins of a shared one would come apart.
+    return revert_sync_batchnorm(model.to(get_device())).train()
+
+
+def _reset(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Returns the layers that a training changes, by all their names, ready for the mean of all that is to come."""
+    found = {name: layer for name, layer in model.named_modules(remove_duplicate=False)
+             if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+    layers = {name: layer for name, layer in found.items() if layer.training}
+    if not layers:
+        raise ValueError(f'{type(model).__name__} has no BatchNorm in training mode, and {len(found)} that are frozen: '
+                         'there are no statistics to estimate')
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None
+    return layers
+
+
+def _with_statistics(weights: dict[str, Any], model: nn.Module, layers: dict[str, _BatchNorm]) -> dict[str, Any]:
+    """Returns weights with the statistics of layers that saw a batch."""
+    state = model.state_dict()
+    firsts = first_names(state)
+    names = [f'{name}.{kind}' for name, layer in layers.items() if layer.num_batches_tracked
+             for kind in ('running_mean', 'running_var')]
+    new = {name: state[name].to(weights[name]) for name in names if firsts[name] == name}
+    broken = [name for name, value in new.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError('BatchNorm would get statistics with NaN or infinity' + listed(': ', broken))
+    return {name: new.get(firsts.get(name, name), value) for name, value in weights.items()}

@@ -1,0 +1,121 @@
+"""Validating weights with the model, the data and the evaluator of a config."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from mmdet.evaluation import CocoMetric
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+
+from mmyolo_ema.checkpoint import check_fits
+from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
+
+__all__ = ['Evaluation']
+
+# Parts of a config that a validation does without.
+_OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'test_dataloader', 'test_cfg',
+                'test_evaluator', 'load_from', 'custom_hooks')
+
+
+class _Tell(Hook):
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self.tell = tell
+
+    def after_val_iter(self, *args: Any, **kwargs: Any) -> None:
+        self.tell()
+
+
+class Evaluation:
+    """Validates weights, one set after the other.
+
+    The config's hooks of its own are left out, its EMAHook among them.
+
+    Args:
+        cfg: Config with a model and what a validation needs.
+        folder: Where logs and detections go. The latter are kept if the evaluator is MMDetection's CocoMetric.
+        tell: Called after each batch.
+
+    Raises:
+        ValueError: If the config lacks a part.
+    """
+
+    def __init__(self, cfg: Config, folder: Path, tell: Callable[[], object] = lambda: None) -> None:
+        missing = [part for part in ('model', 'val_dataloader', 'val_evaluator') if cfg.get(part) is None]
+        if missing:
+            raise ValueError(f'the config defines no {", ".join(missing)}, so that nothing can be validated')
+        cfg = deepcopy(cfg)
+        for part in _OF_TRAINING:
+            cfg[part] = None
+        cfg.update(work_dir=str(folder), resume=False, launcher='none', log_level='WARNING')
+        cfg.val_cfg = cfg.get('val_cfg') or dict(type='ValLoop')
+        # There is nothing to save; None takes out a hook of MMEngine's own.
+        cfg.default_hooks = dict(cfg.get('default_hooks') or {}, checkpoint=None)
+        cfg.default_hooks.pop('visualization', None)
+        self._folder = folder
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how it gets on
+            self._runner = Runner.from_cfg(cfg)
+            self._runner.register_hook(_Tell(tell))
+            self._runner._val_loop = self._runner.build_val_loop(self._runner._val_loop)
+            self._runner.call_hook('before_run')
+        metrics = self._runner.val_evaluator.metrics
+        self._coco: Any = next((metric for metric in metrics if isinstance(metric, CocoMetric)), None)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches of a validation."""
+        return len(self._runner.val_dataloader)
+
+    def measure(self, weights: dict[str, Any], name: str) -> dict[str, float]:
+        """Returns the metrics of weights.
+
+        Args:
+            weights: By the names that they have in the model.
+            name: What its detections are called.
+
+        Raises:
+            ValueError: If they are not the model's.
+        """
+        check_fits(weights, self._runner.model)
+        self._runner.model.load_state_dict(weights)
+        if self._coco is not None:
+            self._coco.outfile_prefix = str(self._folder / name)
+        with contextlib.redirect_stdout(io.StringIO()):
+            measured = self._runner.val_loop.run()
+        return {key: float(value) for key, value in measured.items() if isinstance(value, (int, float, np.number))}
+
+    def matches(self, name: str, metric: str, measured: float) -> Optional[Matches]:
+        """Returns how detections match the ground truth, None unless a metric is COCO's mAP and the file is there.
+
+        Args:
+            name: As for :meth:`measure`.
+            metric: The metric of interest.
+            measured: What it was for these detections.
+        """
+        kind = metric.rpartition('/')[2].removesuffix('_mAP')
+        path = self._folder / f'{name}.{kind}.json'
+        if self._coco is None or kind not in ('bbox', 'segm') or not path.is_file():
+            return None
+        results = json.loads(path.read_text())
+        for result in results if kind == 'segm' else ():
+            del result['bbox']  # so that the area is that of the mask, as MMDetection has it
+        truth = self._truth(name)
+        categories = truth.getCatIds(catNms=self._coco.dataset_meta['classes'])
+        found = matches(truth, results, kind, category_ids=categories)
+        # MMDetection rounds to three digits; another set of thresholds would make another metric.
+        exact = mean_average_precision(found, np.ones(len(found.images), dtype=int))
+        return found if abs(exact - measured) < 1e-3 else None
+
+    def _truth(self, name: str) -> COCO:
+        if self._coco._coco_api is None:
+            # It is made of the data set, and written beside the detections.
+            self._coco._coco_api = COCO(str(self._folder / f'{name}.gt.json'))
+        return self._coco._coco_api

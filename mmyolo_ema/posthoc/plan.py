@@ -1,0 +1,150 @@
+"""What a run will leave of its average, before it is made, and what can be made of that."""
+
+from typing import Any, NamedTuple, Optional
+
+from mmengine.config import Config
+
+from mmyolo_ema.durations import in_updates
+from mmyolo_ema.ema_config import hooks_named
+from mmyolo_ema.posthoc.fit import Snapshot, fit
+from mmyolo_ema.posthoc.snapshots import RAW
+from mmyolo_ema.posthoc.targets import Target, target
+from mmyolo_ema.run_plan import RunPlan
+from mmyolo_ema.schedule import Schedule
+
+__all__ = ['Kept', 'advice', 'as_configured', 'with_snapshots']
+
+# Numbers that an optimizer keeps for each weight.
+_MOMENTS = dict(SGD=1, Adam=2, AdamW=2, NAdam=2, RAdam=2)
+
+
+class Kept(NamedTuple):
+    """What a run leaves.
+
+    Attributes:
+        name: How that comes about: lines of a config, in words.
+        snapshots: The averages, of tracks 0 (the average), 1 (the raw weights) and 2 (a second average).
+        tracks: Their schedules.
+        files: How many files they are in.
+        bytes: What these take on the disk, about.
+    """
+
+    name: str
+    snapshots: list[Snapshot]
+    tracks: list[Schedule]
+    files: int
+    bytes: int
+
+    def error(self, wanted: Target, updates: int) -> float:
+        """Returns how well an average can be made of it, as :attr:`mmyolo_ema.posthoc.Fit.error`."""
+        return fit(self.tracks, self.snapshots, wanted.schedule, updates).error
+
+
+def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
+    """Returns what the CheckpointHook and the SnapshotHook of a config leave.
+
+    Args:
+        cfg: The config.
+        plan: Its run.
+        size: Bytes of one set of its weights, in single precision.
+
+    Raises:
+        ValueError: If options of these hooks are of another form.
+    """
+    checkpoints = _checkpoints(cfg, plan)
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    of_checkpoint = size * (2 + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
+    kept = Kept('as configured', [Snapshot(track, updates) for track in (0, 1) for updates in checkpoints],
+                [plan.schedule, RAW, plan.schedule], len(checkpoints), len(checkpoints) * of_checkpoint)
+    found = hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')
+    if not found:
+        return kept
+    _, hook = found[0]
+    slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
+    return kept._replace(
+        snapshots=sorted({*kept.snapshots, *slim.snapshots}), tracks=slim.tracks, files=kept.files + slim.files,
+        bytes=kept.bytes + slim.bytes)
+
+
+def with_snapshots(plan: RunPlan, size: int, interval: str, second_horizon: Any = None) -> Kept:
+    """Returns what a SnapshotHook leaves.
+
+    Args:
+        plan: The run.
+        size: As for :func:`as_configured`.
+        interval: The hook's, in words.
+        second_horizon: The hook's. Defaults to None: there is no second average.
+
+    Raises:
+        ValueError: If an option is of another form, or the average has no momentum that a second could differ in.
+    """
+    every = max(round(in_updates(interval, plan.updates, plan.updates_per_epoch)), 1)
+    moments = sorted({*range(every, plan.updates, every), plan.updates})
+    tracks, name = [plan.schedule, RAW, plan.schedule], f'interval={interval}'
+    kinds = [0]
+    if second_horizon is not None:
+        second = target(str(second_horizon), plan.schedule, plan.updates, plan.updates_per_epoch).schedule
+        tracks, kinds, name = [plan.schedule, RAW, second], [0, 2], f'{name}, second_horizon={second_horizon}'
+    return Kept(f'SnapshotHook {name}', [Snapshot(track, updates) for track in kinds for updates in moments], tracks,
+                len(moments), len(moments) * len(kinds) * size)
+
+
+def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
+    """Returns the SnapshotHooks of largest interval by which half and twice the horizon can be made, and more.
+
+    Args:
+        plan: The run.
+        size: As for :func:`as_configured`.
+        most_error: Largest error that is good enough.
+
+    Returns:
+        One with one average, for half the horizon, and one with a second, of a quarter of it, for what is between the
+        two; each also for twice the horizon if the run is long enough for that. Fewer if there are none.
+    """
+    momentum = getattr(plan.schedule, 'momentum', None)
+    if momentum is None:
+        return []
+    horizon = 1 / momentum
+    found = [_widest(plan, size, None, horizon / 2, 2 * horizon, most_error),
+             _widest(plan, size, f'{horizon / 4:.4g}', horizon / 2.8, 2 * horizon, most_error)]
+    return [kept for kept in found if kept is not None]
+
+
+def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], shorter: float, longer: float,
+            most_error: float) -> Optional[Kept]:
+    """Returns the snapshots of largest interval, by halving, that are good enough for two horizons, or the shorter."""
+    if shorter <= 1 or (second_horizon is not None and float(second_horizon) <= 1):
+        return None
+    enough = None
+    every = plan.updates / 2
+    while every >= 1:
+        kept = with_snapshots(plan, size, str(round(every)), second_horizon)
+        good = [kept.error(target(f'{horizon:.6g}', plan.schedule, plan.updates), plan.updates) <= most_error
+                for horizon in (shorter, longer)]
+        if all(good):
+            return kept
+        if good[0] and enough is None:
+            enough = kept
+        every /= 2
+    return enough
+
+
+def _checkpoints(cfg: Config, plan: RunPlan) -> list[int]:
+    """Returns after how many updates of the average a config saves checkpoints that stay."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint', dict(interval=1))
+    if hook is None:
+        return []
+    by_epoch, interval, keep = hook.get('by_epoch', True), hook.get('interval', -1), hook.get('max_keep_ckpts', -1)
+    for name, value in dict(interval=interval, max_keep_ckpts=keep).items():
+        if not isinstance(value, int):
+            raise ValueError(f'default_hooks.checkpoint.{name} must be an integer, but got {value!r:.80}')
+    if by_epoch and plan.updates_per_epoch is None:
+        raise ValueError('checkpoints are saved by epochs, whose length is not known: pass --dataset-size')
+    unit = (plan.updates_per_epoch or 1) if by_epoch else 1 / plan.iterations
+    in_all = plan.begin + plan.updates
+    counts = range(interval, int(in_all / unit) + 1, interval) if interval > 0 else []
+    saved = {round(count * unit) for count in counts}
+    if hook.get('save_last', True):
+        saved.add(in_all)
+    begun = sorted(updates - plan.begin for updates in saved if plan.begin < updates <= in_all)
+    return begun[-keep:] if keep > 0 else begun

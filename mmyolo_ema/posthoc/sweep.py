@@ -1,0 +1,193 @@
+"""Validating averages of many horizons, and telling whether the best is better than the run's own."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from mmyolo_ema.checkpoint import has_ema, raw_weights, read
+from mmyolo_ema.checkpoint.weights import averaged_weights
+from mmyolo_ema.files import replace
+from mmyolo_ema.plots import HorizonCurve
+from mmyolo_ema.posthoc.bootstrap import Comparison, Matches, compare, mean_average_precision
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.posthoc.evaluation import Evaluation
+from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, reconstruct
+from mmyolo_ema.posthoc.snapshots import StoredRun
+from mmyolo_ema.posthoc.targets import Target, target
+from mmyolo_ema.schedule import Schedule
+
+__all__ = ['RAW', 'SHIPPED', 'Candidate', 'Sweep']
+
+#: What the run's own average and its raw weights are called.
+SHIPPED, RAW = 'shipped', 'raw'
+
+# What is between the horizons of a grid by twos, around the best.
+_FINER = (2**0.5, 2**0.25)
+
+
+class Candidate(NamedTuple):
+    """Weights that were validated.
+
+    Attributes:
+        name: What they are called: 'shipped', 'raw', or the average that was asked for.
+        horizon: Of the average, in updates; None if it has none.
+        error: How well it was made, see :class:`mmyolo_ema.posthoc.Fit`; 0 for what is stored.
+        mean_age: In updates.
+        metrics: What the evaluator measured.
+        score: The metric of interest, as exactly as it is known.
+    """
+
+    name: str
+    horizon: Optional[float]
+    error: float
+    mean_age: float
+    metrics: dict[str, float]
+    score: float
+
+
+class Sweep:
+    """Validates averages of a run; what was measured is stored after each, and is not measured again.
+
+    Args:
+        run: The run.
+        evaluation: How weights are validated.
+        path: File of what was measured.
+        config: What the evaluation depends on, as text; a file of another config, or of another run, is refused.
+        metric: The metric of interest. Defaults to None: the first.
+        less_is_better: Whether it is like a loss. Defaults to False.
+
+    Raises:
+        ValueError: If the file is of another sweep.
+    """
+
+    def __init__(self, run: StoredRun, evaluation: Evaluation, path: Path, config: str, metric: Optional[str] = None,
+                 less_is_better: bool = False) -> None:
+        self.run, self.path, self.metric = run, path, metric
+        self.candidates: dict[str, Candidate] = {}
+        #: Averages that are not made well enough, and their errors.
+        self.dropped: dict[str, float] = {}
+        self._evaluation, self._sign = evaluation, -1 if less_is_better else 1
+        self._matches: dict[str, Optional[Matches]] = {}
+        self._of = dict(files=[[file.path.name, file.updates, file.path.stat().st_mtime_ns] for file in run.files],
+                        schedule=str(run.schedule), config=config)
+        self._stored = self._read()
+
+    def measure_stored(self) -> None:
+        """Validates what the newest file holds: the run's average, and its raw weights."""
+        content = read(self.run.files[-1].path, mmap=True)
+        own = reconstruct(self.run, Target(SHIPPED, self.run.schedule)).worst
+        self._measure(SHIPPED, lambda: averaged_weights(content), self.run.schedule, 0.0, own.mean_age)
+        if has_ema(content):
+            self._measure(RAW, lambda: raw_weights(content), None, 0.0, 0.0)
+
+    def measure(self, wanted: Iterable[str], progress: Callable[[Iterable], Iterable] = iter) -> None:
+        """Validates averages, but for those that cannot be made well enough.
+
+        Args:
+            wanted: As :func:`mmyolo_ema.posthoc.targets.target` reads them.
+            progress: As for :func:`mmyolo_ema.posthoc.build.build`.
+        """
+        found = {text: self.reconstruction(text) for text in wanted}
+        self.dropped.update((text, one.worst.error) for text, one in found.items() if one.worst.error > USUAL_ERROR)
+        kept = {text: one for text, one in found.items() if text not in self.dropped}
+        missing = {text: one for text, one in kept.items() if text not in self._stored}
+        # All in one go: each file is read once.
+        built = build(self.run, {text: {count: fit.coefficients for count, fit in one.fits.items()}
+                                 for text, one in missing.items()}, progress) if missing else {}
+        for text, one in kept.items():
+            self._measure(text, partial(built.__getitem__, text), one.target.schedule, one.worst.error,
+                          one.worst.mean_age)
+
+    def finer(self, factor: float) -> list[str]:
+        """Returns the horizons beside that of the best average, closer by a factor; none if it has no horizon."""
+        horizon = self.best.horizon
+        return [] if horizon is None else [f'{near:.4g}' for near in (horizon / factor, horizon * factor) if near > 1]
+
+    def refine(self, progress: Callable[[Iterable], Iterable] = iter) -> None:
+        """Validates averages between those around the best."""
+        for factor in _FINER:
+            self.measure(self.finer(factor), progress)
+
+    @property
+    def best(self) -> Candidate:
+        """The best average; of equal ones the run's own, then the one that is made best."""
+        averages = [one for one in self.candidates.values() if one.name != RAW]
+        return max(averages, key=lambda one: (self._sign * one.score, one.name == SHIPPED, -one.error))
+
+    def reconstruction(self, name: str) -> Reconstruction:
+        """Returns how an average is made; the run's own is the newest file's."""
+        run = self.run
+        wanted = Target(SHIPPED, run.schedule) if name == SHIPPED else target(
+            name, run.schedule, run.updates, run.updates_per_epoch)
+        return reconstruct(run, wanted)
+
+    def compare(self, resamples: int, progress: Callable[[Iterable], Iterable] = iter) -> Optional[Comparison]:
+        """Tells whether the best average is better than the run's by more than chance.
+
+        Returns:
+            None if that cannot be told, because the metric is not COCO's mAP, or there is no other average.
+        """
+        others = {name: found for name, found in self._matches.items() if name not in (SHIPPED, RAW)}
+        base = self._matches.get(SHIPPED)
+        if base is None or not others or any(found is None for found in others.values()):
+            return None
+        known: Mapping[str, Any] = others
+        return compare(known, base, resamples, progress=progress)
+
+    def finish(self, comparison: Optional[Comparison]) -> None:
+        """Stores what came of it beside what was measured."""
+        told = dict(metric=self.metric, best=self.best.name, dropped=self.dropped,
+                    candidates=[one._asdict() for one in self.candidates.values()],
+                    comparison=comparison and dict(comparison._asdict(), is_better=comparison.is_better))
+        self._write(**told)
+
+    def curve(self) -> HorizonCurve:
+        """Returns what the picture shows."""
+        own, raw = self.candidates[SHIPPED], self.candidates.get(RAW)
+        averages = [one for one in self.candidates.values() if one.name != RAW]
+        return HorizonCurve(str(self.metric), [(one.mean_age, one.score, one.error, one.name) for one in averages],
+                            (own.mean_age, own.score), {} if raw is None else {'raw weights': raw.score})
+
+    def _measure(self, name: str, weights: Callable[[], dict[str, Any]], schedule: Optional[Schedule], error: float,
+                 mean_age: float) -> None:
+        stored = self._stored.get(name)
+        if stored is None:
+            stored = self._evaluation.measure(weights(), _file_name(name))
+            self._stored[name] = stored
+            self._write()
+        if self.metric is None:
+            self.metric = next(iter(stored), None)
+        if self.metric is None or (stored and self.metric not in stored):
+            raise ValueError(f'the evaluator measures no {self.metric or "number"}, but '
+                             f'{", ".join(stored) or "nothing"}')
+        # A detector that detects nothing gets no metrics.
+        measured = stored.get(self.metric, 0.0)
+        found = self._evaluation.matches(_file_name(name), self.metric, measured)
+        if found is not None:
+            measured = mean_average_precision(found, np.ones(len(found.images), dtype=int))
+        momentum = getattr(schedule, 'momentum', None)
+        self._matches[name] = found
+        self.candidates[name] = Candidate(name, momentum and 1 / momentum, error, mean_age, stored, measured)
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        if not self.path.exists():
+            return {}
+        try:
+            content = json.loads(self.path.read_text())
+            if content['of'] == self._of:
+                return content['measured']
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{self.path} is not what a sweep writes: move it away') from error
+        raise ValueError(f'{self.path} is of another config, or of other checkpoints: move it away')
+
+    def _write(self, **more: Any) -> None:
+        content = dict(of=self._of, measured=self._stored, **more)
+        replace(self.path, lambda path: path.write_text(json.dumps(content, indent=1)))
+
+
+def _file_name(name: str) -> str:
+    return name.replace(':', '_').replace('%', 'percent').replace(' ', '')
