@@ -17,8 +17,6 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 
 # isort: split
 from mmengine.config import Config
-from rich.filesize import decimal
-from rich.table import Table
 from tqdm import tqdm
 
 from mmyolo_ema.checkpoint.weights import single_precision_bytes
@@ -39,12 +37,12 @@ from mmyolo_ema.command_line import (
 from mmyolo_ema.files import replace
 from mmyolo_ema.plots import draw_horizons
 from mmyolo_ema.posthoc.batch_norm import reestimate
-from mmyolo_ema.posthoc.bootstrap import Comparison
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from mmyolo_ema.posthoc.plan import advice, as_configured
 from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, Reconstruction, reconstruct, write
+from mmyolo_ema.posthoc.report import coefficients_table, fit_table, percent, plan_table, sweep_table, verdict
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
-from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
+from mmyolo_ema.posthoc.sweep import Sweep
 from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
@@ -111,14 +109,7 @@ def plan(args: argparse.Namespace) -> None:
               for text in args.horizon or horizons_around(planned.schedule)]
     kept = [as_configured(cfg, planned, size), *advice(planned, size, USUAL_ERROR)]
     print(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}\n')
-    table = Table('', *(one.name for one in kept), title='Error of averages of another horizon')
-    for column in table.columns[1:]:
-        column.justify = 'right'
-    for one in wanted:
-        table.add_row(one.name, *(percent(each.error(one, planned.updates)) if each.snapshots else '' for each in kept))
-    table.add_row('files', *(f'{each.files:,}' for each in kept))
-    table.add_row('on the disk, about', *(decimal(each.bytes) for each in kept))
-    show(table)
+    show(plan_table(kept, wanted, planned.updates))
     print(f'\n{ERROR}')
     if len(kept) > 1:
         print('To keep more, add one of these to custom_hooks:')
@@ -135,26 +126,9 @@ def fit(args: argparse.Namespace) -> None:
     stored = read_run(args.work_dir)
     print_run(stored)
     found = reconstructions(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
-    table = Table('average', 'error', 'rounding', 'mean age', 'wanted', 'snapshots', title='What can be made of them')
-    for column in table.columns[1:]:
-        column.justify = 'right'
-    for one in found:
-        worst = one.worst
-        table.add_row(one.target.name, f'{worst.error:.2%}', f'{worst.rounding:.1f}', rounded(worst.mean_age),
-                      rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
-    show(table)
+    show(fit_table(found))
     print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.\n')
     show(coefficients_table(stored, found))
-
-
-def coefficients_table(stored: StoredRun, found: list[Reconstruction]) -> Table:
-    table = Table('file', 'weights', 'updates', *(one.target.name for one in found), title='Coefficients')
-    for column in table.columns[2:]:
-        column.justify = 'right'
-    for index, (file, kind) in enumerate(stored.sources):
-        table.add_row(file.path.name, kind, f'{file.updates:,}', *(f'{one.worst.coefficients[index]:.4g}'
-                                                                  for one in found))
-    return table
 
 
 def horizons_around(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str]:
@@ -163,10 +137,6 @@ def horizons_around(schedule: Schedule, factors: Sequence[float] = FACTORS) -> l
     if not found:
         stop('name a --horizon: the average of this run has none')
     return found
-
-
-def percent(error: float) -> str:
-    return f'{error:.2%}' if error < 10 else f'{error:.0f} times'
 
 
 def build(args: argparse.Namespace) -> None:
@@ -205,8 +175,8 @@ def sweep(args: argparse.Namespace) -> None:
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
         running.measure_stored()
-        running.measure(texts)
-        running.refine()
+        running.measure(texts, BAR)
+        running.refine(BAR)
     compared = running.compare(args.resamples, partial(tqdm, disable=None, leave=False, desc='drawing images'))
     running.finish(compared)
     show(sweep_table(running))
@@ -222,7 +192,8 @@ def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
     """Returns the metric to choose by, None for the first, and whether less of it is better."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     wanted = hook.get('save_best')
-    configured = wanted if isinstance(wanted, str) and wanted != 'auto' else None
+    # The raw weights' metrics of a training are measured by the name of the average's here.
+    configured = wanted.removesuffix('_origin') if isinstance(wanted, str) and wanted != 'auto' else None
     return named or configured, hook.get('rule') == 'less'
 
 
@@ -231,39 +202,12 @@ def validation_text(cfg: Config) -> str:
     return repr({part: cfg.get(part) for part in ('model', 'val_dataloader', 'val_evaluator', 'val_cfg')})
 
 
-def sweep_table(running: Sweep) -> Table:
-    own, best = running.candidates[SHIPPED], running.best
-    table = Table('average', 'error', 'mean age', str(running.metric), 'to shipped', title='Validated')
-    for column in table.columns[1:]:
-        column.justify = 'right'
-    for one in sorted(running.candidates.values(), key=lambda one: one.mean_age):
-        table.add_row(one.name + (' (best)' if one is best else ''), f'{one.error:.2%}', rounded(one.mean_age),
-                      f'{one.score:.4f}', f'{one.score - own.score:+.4f}')
-    return table
-
-
 def write_best(running: Sweep, path: Path) -> None:
     """Writes the best average, in the place of that of an earlier sweep."""
     reconstruction = running.reconstruction(running.best.name)
     if path.exists():
         print(f'{path} is written anew')
     write(running.run, {path: reconstruction}, BAR, replaces=True)
-
-
-def verdict(running: Sweep, compared: Optional[Comparison]) -> list[str]:
-    """Returns in words what to do."""
-    best, own = running.best, running.candidates[SHIPPED]
-    if best is own:
-        return ["The run's own average is the best of these: keep it."]
-    gain = f'{best.name} reaches {best.score:.4f}, the run\'s own average {own.score:.4f}.'
-    if compared is None:
-        return [gain, "Whether that is more than chance cannot be told, because it is not COCO's mAP: keep the run's "
-                'own average.']
-    known = (f'On images drawn anew the difference is {compared.low:+.4f} to {compared.high:+.4f} (95 %); the best of '
-             f'so many would look so good by chance with p = {compared.p_value:.2g}.')
-    if compared.is_better:
-        return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
-    return [gain, known, "That is no more than chance: keep the run's own average."]
 
 
 def print_run(stored: StoredRun) -> None:

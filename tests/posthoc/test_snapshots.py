@@ -12,11 +12,12 @@ OURS = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1,
 def file(tmp_path):
     """Returns a function that writes a checkpoint with an average of so many updates."""
 
-    def write(name, updates, iteration=None, hook=OURS, **weights):
+    def write(name, updates, iteration=None, hook=OURS, launch='20260101_000000', **weights):
         shared = torch.ones(2)
         raw = weights or dict(a=torch.zeros(2), b=shared, c=shared)
         iteration = updates if iteration is None else iteration
-        meta = dict(cfg=f'custom_hooks = [{hook}]', iter=iteration, epoch=updates // 10)
+        meta = dict(cfg=f'custom_hooks = [{hook}]', iter=iteration, epoch=updates // 10,
+                    experiment_name=f'mine_{launch}')
         stored = dict(steps=torch.tensor(updates), **{f'module.{name}': value for name, value in raw.items()})
         averaged = {name: value + 1 for name, value in raw.items()}
         torch.save(dict(meta=meta, state_dict=averaged, ema_state_dict=stored), tmp_path / name)
@@ -53,7 +54,8 @@ def test_shared_tensors_of_other_classes_followed_another_schedule(file, tmp_pat
     (dict(hook=OURS.replace('mmyolo_ema.ExpMomentumEMA', 'Mine')), "b.pth: the schedule of ema_type='Mine' is not"),
     (dict(hook=''), 'b.pth does not hold the config of its run'),
     (dict(a=torch.zeros(3)), 'do not hold the same tensors: a, b, c'),
-    (dict(iteration=5), r'are not of one run'),
+    (dict(iteration=5), 'are not of one run'),
+    (dict(launch='20251231_235959'), 'are not of one run'),
     (dict(updates=0), 'b.pth does not say how many updates its average had'),
 ])
 def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, said):
@@ -75,3 +77,62 @@ def test_folder_without_averages_is_refused(tmp_path):
         read_run(tmp_path)
     with pytest.raises(FileNotFoundError, match='there is no folder'):
         read_run(tmp_path / 'nowhere')
+
+
+def test_copies_of_a_shared_tensor_are_found_by_their_content(file, tmp_path):
+    whole = dict(torch.load(file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', ''))))
+    values = torch.tensor([1., 2.])
+    # As a GPU's tensors are copied to the CPU, one by one; b and c are equal in their numbers.
+    stored = {'module.a': torch.tensor([3., 4.]), 'module.b': values.clone(), 'module.c': values.clone()}
+    torch.save(dict(whole, ema_state_dict=dict(whole['ema_state_dict'], **stored)), tmp_path / 'a.pth')
+    assert read_run(tmp_path).firsts == dict(a='a', b='b', c='b')
+
+
+@pytest.fixture
+def slim(file, tmp_path):
+    """Returns a function that writes what a SnapshotHook does."""
+
+    def write(name, updates, momentum=0.25, **said):
+        content = torch.load(file('whole.pth', updates))
+        (tmp_path / 'whole.pth').unlink()
+        meta = dict(content['meta'], mmyolo_ema=dict(weights='ema', updates=updates, second_momentum=momentum, **said))
+        second = {f'module.{name}': value * 3 for name, value in content['state_dict'].items()}
+        (tmp_path / 'snapshots').mkdir(exist_ok=True)
+        torch.save(dict(meta=meta, state_dict=content['state_dict'], second_ema_state_dict=second),
+                   tmp_path / 'snapshots' / name)
+
+    return write
+
+
+def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
+    slim('a.pth', 10, updates_per_epoch=5)
+    slim('b.pth', 20, updates_per_epoch=5)
+    whole = file('whole.pth', 20)
+    run = read_run(tmp_path)
+    names = [(found.path.name, kind) for found, kind in run.sources]
+    assert names == [('a.pth', 'ema'), ('whole.pth', 'ema'), ('whole.pth', 'raw'), ('a.pth', 'second'),
+                     ('b.pth', 'second')]
+    assert run.snapshots == [Snapshot(0, 10), Snapshot(0, 20), Snapshot(1, 20), Snapshot(2, 10), Snapshot(2, 20)]
+    assert (run.second, run.left_out, run.tracks(1)[2]) == (Ramp(0.25, 5), [], Ramp(0.25, 5))
+    whole.unlink()
+    assert read_run(tmp_path).updates_per_epoch == 5
+
+
+@pytest.mark.parametrize(('momentum', 'said'), [
+    (0.5, 'the second average changed between'), (None, 'the schedule of its second average is not known'),
+    (2.0, 'second_momentum is 2.0')])
+def test_second_averages_of_other_schedules_are_refused(slim, tmp_path, momentum, said):
+    slim('a.pth', 10)
+    slim('b.pth', 20, momentum)
+    with pytest.raises(ValueError, match=said):
+        read_run(tmp_path)
+
+
+def test_what_was_made_of_snapshots_is_none(file, tmp_path):
+    file('a.pth', 10)
+    content = torch.load(file('made.pth', 20))
+    del content['ema_state_dict']
+    content['meta']['mmyolo_ema'] = dict(weights='ema', updates=20, posthoc=dict(target='5'))
+    torch.save(content, tmp_path / 'made.pth')
+    run = read_run(tmp_path)
+    assert (run.updates, run.left_out) == (10, [tmp_path / 'made.pth'])

@@ -1,0 +1,87 @@
+"""The tables and words by which averages of other horizons are told to someone who trains a detector."""
+
+from collections.abc import Sequence
+from typing import Optional
+
+from rich.filesize import decimal
+from rich.table import Column, Table
+
+from mmyolo_ema.posthoc.bootstrap import Comparison
+from mmyolo_ema.posthoc.plan import Kept
+from mmyolo_ema.posthoc.reconstruction import Reconstruction
+from mmyolo_ema.posthoc.snapshots import StoredRun
+from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
+from mmyolo_ema.posthoc.targets import Target
+from mmyolo_ema.schedule_report import rounded
+
+__all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'sweep_table', 'verdict']
+
+
+def plan_table(kept: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
+    """Returns how well averages can be made of what several settings keep, and what that takes.
+
+    Args:
+        kept: What is kept, a column each.
+        wanted: The averages, a row each.
+        updates: Number of updates in the run.
+    """
+    table = _table('Error of averages of another horizon', ['average'], [one.name for one in kept])
+    for one in wanted:
+        table.add_row(one.name, *(percent(each.error(one, updates)) if each.snapshots else '' for each in kept))
+    table.add_row('files', *(f'{each.files:,}' for each in kept))
+    table.add_row('on the disk, about', *(decimal(each.bytes) for each in kept))
+    return table
+
+
+def fit_table(found: Sequence[Reconstruction]) -> Table:
+    """Returns how well averages can be made of a run's checkpoints."""
+    table = _table('What can be made of them', ['average'], ['error', 'rounding', 'mean age', 'wanted', 'snapshots'])
+    for one in found:
+        worst = one.worst
+        table.add_row(one.target.name, percent(worst.error), f'{worst.rounding:.1f}', rounded(worst.mean_age),
+                      rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
+    return table
+
+
+def coefficients_table(run: StoredRun, found: Sequence[Reconstruction]) -> Table:
+    """Returns how averages are made of a run's checkpoints."""
+    table = _table('Coefficients', ['file', 'weights'], ['updates', *(one.target.name for one in found)])
+    for index, (file, kind) in enumerate(run.sources):
+        table.add_row(file.path.name, kind, f'{file.updates:,}',
+                      *(f'{one.worst.coefficients[index]:.4g}' for one in found))
+    return table
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Returns what was validated, from the youngest average to the oldest."""
+    own, best = sweep.candidates[SHIPPED], sweep.best
+    table = _table('Validated', ['average'], ['error', 'mean age', str(sweep.metric), 'to shipped'])
+    for one in sorted(sweep.candidates.values(), key=lambda one: one.mean_age):
+        table.add_row(one.name + (' (best)' if one is best else ''), percent(one.error), rounded(one.mean_age),
+                      f'{one.score:.4f}', f'{one.score - own.score:+.4f}')
+    return table
+
+
+def verdict(sweep: Sweep, compared: Optional[Comparison]) -> list[str]:
+    """Returns in words what to do."""
+    best, own = sweep.best, sweep.candidates[SHIPPED]
+    if best is own:
+        return ["The run's own average is the best of these: keep it."]
+    gain = f"{best.name} reaches {best.score:.4f}, the run's own average {own.score:.4f}."
+    if compared is None:
+        return [gain, "Whether that is more than chance cannot be told, because it is not COCO's mAP: keep the run's "
+                'own average.']
+    known = (f'On images drawn anew the difference is {compared.low:+.4f} to {compared.high:+.4f} (95 %); the best of '
+             f'so many would look so good by chance with p = {compared.p_value:.2g}.')
+    if compared.is_better:
+        return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
+    return [gain, known, "That is no more than chance: keep the run's own average."]
+
+
+def percent(error: float) -> str:
+    """Returns an error in words; one of a hundred times what is wanted needs no digits."""
+    return f'{error:.2%}' if error < 10 else f'{error:,.0f} times'
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    return Table(*texts, *(Column(name, justify='right') for name in numbers), title=title)

@@ -1,0 +1,70 @@
+import pytest
+from mmengine.config import Config
+
+from mmyolo_ema.posthoc import Snapshot
+from mmyolo_ema.posthoc.plan import advice, as_configured, with_snapshots
+from mmyolo_ema.posthoc.targets import target
+from mmyolo_ema.run_plan import plan_run
+from mmyolo_ema.schedule import Ramp
+
+SIZE = 1000
+
+
+@pytest.fixture
+def planned():
+    """Returns a function that makes a config of 10 epochs with 20 updates, and its plan."""
+
+    def make(checkpoint=None, snapshots=None, **options):
+        hooks = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.05, gamma=10)]
+        if snapshots is not None:
+            hooks.append(dict(type='mmyolo_ema.SnapshotHook', **snapshots))
+        cfg = Config(dict(
+            train_cfg=dict(by_epoch=True, max_epochs=10), train_dataloader=dict(batch_size=8),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD')), custom_hooks=hooks,
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(checkpoint or {})))))
+        cfg.merge_from_dict(options)
+        return cfg, plan_run(cfg, dataset_size=160)
+
+    return make
+
+
+@pytest.mark.parametrize(('checkpoint', 'updates'), [
+    (dict(interval=4), [80, 160, 200]),
+    (dict(interval=4, save_last=False), [80, 160]),
+    (dict(interval=1, max_keep_ckpts=2), [180, 200]),
+    (dict(), [200]),
+    (dict(interval=90, by_epoch=False), [90, 180, 200]),
+])
+def test_checkpoints_are_those_that_stay(planned, checkpoint, updates):
+    kept = as_configured(*planned(checkpoint), SIZE)
+    assert kept.snapshots == [Snapshot(track, count) for track in (0, 1) for count in updates]
+    assert (kept.files, kept.bytes) == (len(updates), len(updates) * 3 * SIZE)
+
+
+def test_checkpoints_before_the_average_begins_are_none_of_it(planned):
+    kept = as_configured(*planned(dict(interval=2), **{'custom_hooks.0.begin_epoch': 5}), SIZE)
+    assert [one.updates for one in kept.snapshots if one.track == 0] == [40, 80, 120]
+
+
+def test_snapshots_of_the_config_are_added(planned):
+    kept = as_configured(*planned(dict(interval=5), dict(interval=100, second_horizon=5)), SIZE)
+    assert kept.snapshots == [Snapshot(track, count) for track in (0, 1, 2) for count in (100, 200)]
+    assert (kept.tracks[2], kept.files, kept.bytes) == (Ramp(0.2, 10), 4, 2 * 3 * SIZE + 2 * 2 * SIZE)
+
+
+def test_advice_is_good_enough_and_no_narrower(planned):
+    _, plan = planned()
+    shortened, with_second = advice(plan, SIZE, 0.17)
+    wanted = [target(text, plan.schedule, plan.updates) for text in ('10', '40')]
+    assert all(kept.error(one, plan.updates) <= 0.17 for one in wanted for kept in (shortened, with_second))
+    assert shortened.name == 'SnapshotHook interval=12'
+    wider = with_snapshots(plan, SIZE, '25')
+    assert any(wider.error(one, plan.updates) > 0.17 for one in wanted)
+    assert with_second.bytes < shortened.bytes
+
+
+def test_what_the_hooks_would_refuse_is_refused(planned):
+    with pytest.raises(ValueError, match=r"default_hooks\.checkpoint\.interval must be an integer, but got 'often'"):
+        as_configured(*planned(dict(interval='often')), SIZE)
+    with pytest.raises(ValueError, match="but got 'often'"):
+        as_configured(*planned(snapshots=dict(interval='often')), SIZE)
