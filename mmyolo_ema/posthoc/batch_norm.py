@@ -31,8 +31,9 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
     so does ``num_batches_tracked``, which counts the batches of the training.
 
     The batches are the first of an epoch, in the order and with the transforms that the config's seed gives, 0 if it
-    has none. No hooks are run. So the pipeline is the one that the training starts with, even if a hook switches it for
-    the last epochs, as RTMDet's and YOLOX's do: give a config whose ``train_dataloader`` has the later one.
+    has none; another number of workers gives other transforms. No hooks are run. So the pipeline is the one that the
+    training starts with, even if a hook switches it for the last epochs, as RTMDet's and YOLOX's do: give a config
+    whose ``train_dataloader`` has the later one.
 
     Args:
         weights: The tensors of the config's model, by name. They are not changed.
@@ -49,6 +50,7 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         ValueError: If there are no batches, or fewer than asked for; if the config has no model or no training data;
             if the weights are of another model; if none of its BatchNorms is in training mode; if a new statistic is
             NaN or infinite.
+        RuntimeError: From torch, if the weights have names that the model lacks.
 
     Example:
         >>> from mmengine.model import BaseModel
@@ -60,7 +62,7 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         ...         return self.norm(inputs)
         >>> data = dict(dataset=[dict(inputs=torch.tensor([value])) for value in (1., 2., 3., 6.)], batch_size=2,
         ...             sampler=dict(type='DefaultSampler', shuffle=False), collate_fn=dict(type='default_collate'))
-        >>> cfg = Config(dict(model=dict(type=Small), train_dataloader=data))
+        >>> cfg = Config(dict(model=dict(type=Small), train_dataloader=data, default_scope='mmengine'))
         >>> found = reestimate(Small().state_dict(), cfg, batches=2)
         >>> found['norm.running_mean'], found['norm.running_var']  # of 1.5 and 4.5, of 0.5 and 4.5
         (tensor([3.]), tensor([2.5000]))
@@ -102,7 +104,7 @@ def _random_numbers(seed: int) -> Iterator[None]:
 def _message_hub() -> Iterator[MessageHub]:
     """Gives a hub where models find the iteration and the epoch, as YOLOX's random sizes and TOOD's head need them."""
     hub = MessageHub.get_instance(__name__)
-    hub.update_info_dict(dict(iter=0, epoch=0))
+    hub.update_info('epoch', 0)
     try:
         yield hub
     finally:
@@ -110,11 +112,11 @@ def _message_hub() -> Iterator[MessageHub]:
         MessageHub._instance_dict.pop(__name__)
 
 
-def _model(weights: dict[str, Any], cfg: Config) -> nn.Module:
+def _model(weights: dict[str, Any], cfg: Config) -> Any:
     """Returns the model of a config with these weights, in training mode."""
     model = MODELS.build(cfg.model)
     check_fits(weights, model)
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights)
     # SyncBatchNorm needs a GPU, or other processes. Moved afterwards, the twins of a shared one would come apart.
     return revert_sync_batchnorm(model.to(get_device())).train()
 

@@ -20,6 +20,9 @@ __all__ = ['Fit', 'Snapshot', 'fit']
 # Below this, relative to the target, what a snapshot lacks is rounding.
 _SAME = 1e-12
 
+# Mean times that differ by less than this, relative to what they lack of the wanted one, are as good as one.
+_ONE_TIME = 1e-6
+
 
 class Snapshot(NamedTuple):
     """A stored average: which of the schedules made it, and how many updates it had."""
@@ -36,7 +39,8 @@ class Fit(NamedTuple):
         error: Norm of what the weights lack, relative to that of the wanted weights; 0 is exact.
         rounding: Sum of the coefficients' magnitudes, by which rounding errors of the snapshots grow.
         mean_age: Mean age of the result, in updates before the end of the target.
-        wanted_age: That of the target. They are equal but for rounding, unless one snapshot is all there is.
+        wanted_age: That of the target. They are equal but for rounding, unless the snapshots have one mean age, as
+            one alone has.
     """
 
     coefficients: np.ndarray
@@ -95,9 +99,10 @@ def _least_squares(inner: Gram) -> np.ndarray:
     # Weights of averages of very different width have very different norms.
     scale = 1 / np.sqrt(products.diagonal())
     constraints, sums = [scale], [1.0]
-    spread = np.ptp(inner.times[:-1])
-    if spread > 0:  # otherwise there is one mean time only
-        constraints.append((inner.times[:-1] - inner.times[-1]) / spread * scale)
+    lacking = inner.times[:-1] - inner.times[-1]
+    spread = np.ptp(lacking)
+    if spread > _ONE_TIME * np.abs(lacking).max():  # otherwise there is one mean time only
+        constraints.append(lacking / spread * scale)
         sums.append(0.0)
     size, count = len(wanted), len(sums)
     system = np.zeros((size + count, size + count))

@@ -1,3 +1,5 @@
+from math import factorial, prod
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,20 @@ def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
     assert found.mean_age == pytest.approx(found.wanted_age, rel=1e-6)
     # The law for one track: S |1 / H' - 1 / H| / sqrt(12).
     assert found.error == pytest.approx(EPOCH * abs(1 / horizon - 1 / 10_000) / 12**0.5, rel=0.11)
+
+
+@pytest.mark.parametrize('spacing', [10, 20, 40])
+@pytest.mark.parametrize('horizon', [40, 60, 150])
+@pytest.mark.parametrize('horizons', [[100], [200, 100]])
+def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
+    count = len(horizons)
+    stored = [Snapshot(track, updates) for updates in range(spacing, 2401, spacing) for track in range(count)]
+    found = fit([Constant(1 / each) for each in horizons], stored, Constant(1 / horizon), updates=2400)
+    # Between two snapshots an exponential is approximated by J others: Legendre's polynomial of degree J is lacking.
+    lacking = prod(spacing * abs(1 / horizon - 1 / each) for each in horizons)
+    law = lacking * factorial(count) / (factorial(2 * count) * (2 * count + 1)**0.5)
+    assert found.error == pytest.approx(law, rel=0.05)
+    assert found.mean_age == pytest.approx(found.wanted_age, rel=1e-9)
 
 
 @pytest.mark.parametrize(('horizon', 'error'), [(1_000, 0.0136), (2_000, 0.0), (5_000, 0.0014)])

@@ -4,29 +4,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc import gram
-from mmyolo_ema.schedule import Annealing, Constant, Power, Ramp, Restarted, Triangular, Uniform
-
-momenta, gammas, intervals = st.floats(1e-4, 0.9), st.floats(1, 1e3), st.integers(1, 5)
-plain = st.one_of(
-    st.builds(Ramp, momenta, gammas, intervals), st.builds(Constant, momenta, intervals),
-    st.builds(Annealing, momenta, gammas, intervals), st.builds(Uniform, intervals),
-    st.builds(Power, st.floats(0, 20), intervals), st.builds(Triangular, st.integers(1, 300)))
-# Raw weights are an average with momentum 1.
-schedules = st.one_of(plain, st.builds(Restarted, plain, st.integers(0, 300)), st.just(Constant(1.0)))
+from mmyolo_ema.schedule import Constant, Power, Restarted, Uniform
 
 
-@given(st.lists(schedules, min_size=1, max_size=3), st.data())
-def test_products_and_times_are_those_of_the_explicit_weights(weights_of, tracks, data):
-    point = st.tuples(st.integers(0, len(tracks) - 1), st.integers(1, 200))
-    points = data.draw(st.lists(point, min_size=1, max_size=6))
-    found = gram(tracks, points)
-    weights = np.array([weights_of(tracks[track], updates, 200) for track, updates in points])
-    assert found.products == pytest.approx(weights @ weights.T, abs=1e-12)
-    assert found.times == pytest.approx(weights @ np.arange(200), abs=1e-9)
-
-
-def test_restart_by_copy_forgets_what_was_before(weights_of):
+def test_restart_by_copy_forgets_what_was_before():
     tracks = [Restarted(Constant(0.1), 50)]
     early, late = gram(tracks, [(0, 40), (0, 60)]).products[0]
     assert early == 1
     assert late == 0
+
+
+@given(st.floats(1e-3, 0.9), st.integers(2, 300), st.data())
+def test_constant_momentum_has_the_closed_forms(momentum, updates, data):
+    start, last = data.draw(st.integers(1, updates - 1)), updates - 1
+    # The product with the plain mean of the updates since the start is their share: the answer to a step.
+    found = gram([Constant(momentum), Restarted(Uniform(), start)], [(0, updates), (1, updates)])
+    kept = 1 - momentum
+    assert found.products[0, 1] * (updates - start) == pytest.approx(1 - kept**(updates - start), rel=1e-11)
+    assert last - found.times[0] == pytest.approx(kept / momentum * (1 - kept**last), rel=1e-9)
+    rest = kept**(2 * last)
+    assert found.products[0, 0] == pytest.approx(rest + momentum / (2 - momentum) * (1 - rest), rel=1e-11)
+
+
+@given(st.floats(0, 30), st.integers(1, 200))
+def test_power_function_has_the_closed_form(exponent, updates):
+    # The product with the raw weights of an update is the weight of that update.
+    raw = [(1, update) for update in range(1, updates + 1)]
+    weights = gram([Power(exponent), Constant(1.0)], [(0, updates), *raw]).products[0, 1:]
+    assert weights == pytest.approx(np.diff((np.arange(updates + 1) / updates)**(exponent + 1)), abs=1e-13)

@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc.targets import target
 from mmyolo_ema.schedule import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
@@ -17,12 +20,23 @@ def test_class_of_the_run_is_kept():
     assert target('50', Uniform(), updates=1000).schedule == Ramp(0.02)
 
 
-@pytest.mark.parametrize(('spread', 'exponent'), [(0.05, 16.9722), (0.1, 6.9372)])
+@pytest.mark.parametrize(('spread', 'exponent'), [(0.05, 16.9722), (0.1, 6.9372), (12**-0.5, 0)])
 def test_power_function_has_the_spread_that_it_is_named_by(spread, exponent):
     schedule = target(f'power:{spread}', Ramp(), updates=1000).schedule
     assert schedule == Power(pytest.approx(exponent, rel=1e-5))
     found, = figures(schedule, [100_000])
     assert found.spread / 100_000 == pytest.approx(spread, rel=1e-3)
+
+
+@given(st.integers(1, 200), st.data())
+def test_windows_have_the_weights_that_they_are_named_by(weights_of, updates, data):
+    length = data.draw(st.integers(1, updates))
+    last, triangle = (weights_of(target(f'{kind}:{length}', Ramp(), updates).schedule, updates)
+                      for kind in ('last', 'triangle'))
+    assert last[updates - length:] == pytest.approx(1 / length)
+    rising = np.arange(1, length + 1)
+    weights = np.minimum(rising, rising[::-1])
+    assert triangle[updates - length:] == pytest.approx(weights / weights.sum())
 
 
 @pytest.mark.parametrize(('text', 'said'), [
