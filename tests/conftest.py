@@ -112,12 +112,22 @@ def demo_config(tmp_path):
 
 
 @pytest.fixture(scope='session')
-def trained(tmp_path_factory):
+def train_once(tmp_path_factory):
+    """Returns a function that trains the small config, for several tests, and returns the work directory."""
+
+    def train(**options):
+        work_dir = tmp_path_factory.mktemp('trained')
+        forget_runs()
+        Runner.from_cfg(small_config(work_dir, **options)).train()
+        return work_dir
+
+    return train
+
+
+@pytest.fixture(scope='session')
+def trained(train_once):
     """Returns the path of a checkpoint that MMEngine's runner saved after 8 steps."""
-    work_dir = tmp_path_factory.mktemp('trained')
-    forget_runs()
-    Runner.from_cfg(small_config(work_dir)).train()
-    return work_dir / 'epoch_4.pth'
+    return train_once() / 'epoch_4.pth'
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 from mmengine.config import Config
 from tqdm import tqdm
 
-from mmyolo_ema.checkpoint.weights import single_precision_bytes
+from mmyolo_ema.checkpoint import check_fits, read
+from mmyolo_ema.checkpoint.weights import averaged_weights, single_precision_bytes
 from mmyolo_ema.command_line import (
     OneLineParser,
     add_cfg_options,
@@ -39,7 +40,7 @@ from mmyolo_ema.plots import draw_horizons
 from mmyolo_ema.posthoc.batch_norm import reestimate
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from mmyolo_ema.posthoc.plan import advice, as_configured
-from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, Reconstruction, reconstruct, write
+from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, reconstruct_named, write
 from mmyolo_ema.posthoc.report import coefficients_table, fit_table, percent, plan_table, sweep_table, verdict
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
 from mmyolo_ema.posthoc.sweep import Sweep
@@ -117,15 +118,10 @@ def plan(args: argparse.Namespace) -> None:
         print(f"    dict(type='mmyolo_ema.SnapshotHook', {each.name.removeprefix('SnapshotHook ')})")
 
 
-def reconstructions(stored: StoredRun, texts: list[str]) -> list[Reconstruction]:
-    return [reconstruct(stored, target(text, stored.schedule, stored.updates, stored.updates_per_epoch))
-            for text in texts]
-
-
 def fit(args: argparse.Namespace) -> None:
     stored = read_run(args.work_dir)
     print_run(stored)
-    found = reconstructions(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
+    found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
     print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.\n')
     show(coefficients_table(stored, found))
@@ -149,7 +145,7 @@ def build(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options) if args.config else None
     stored = read_run(args.work_dir)
     print_run(stored)
-    wanted = dict(zip(args.out, reconstructions(stored, args.horizon)))
+    wanted = dict(zip(args.out, reconstruct_named(stored, args.horizon)))
     finish = None if cfg is None else partial(reestimate, cfg=cfg, batches=args.bn_batches, progress=BAR)
     write(stored, wanted, BAR, finish)
     for path, one in wanted.items():
@@ -169,13 +165,15 @@ def sweep(args: argparse.Namespace) -> None:
     stored = read_run(args.work_dir)
     print_run(stored)
     texts = args.horizons or horizons_around(stored.schedule)
+    wanted = reconstruct_named(stored, texts)
+    check_fits(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
         running = Sweep(stored, evaluation, out['json'], validation_text(cfg), *metric_of(cfg, args.metric))
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
         running.measure_stored()
-        running.measure(texts, BAR)
+        running.measure(wanted, BAR)
         running.refine(BAR)
     compared = running.compare(args.resamples, partial(tqdm, disable=None, leave=False, desc='drawing images'))
     running.finish(compared)
@@ -204,10 +202,9 @@ def validation_text(cfg: Config) -> str:
 
 def write_best(running: Sweep, path: Path) -> None:
     """Writes the best average, in the place of that of an earlier sweep."""
-    reconstruction = running.reconstruction(running.best.name)
     if path.exists():
         print(f'{path} is written anew')
-    write(running.run, {path: reconstruction}, BAR, replaces=True)
+    write(running.run, {path: running.best_reconstruction}, BAR, replaces=True)
 
 
 def print_run(stored: StoredRun) -> None:

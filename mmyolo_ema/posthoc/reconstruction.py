@@ -1,6 +1,6 @@
 """An average that a run did not keep, made of what it kept: how well that goes, and the file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -11,9 +11,9 @@ from mmyolo_ema.files import replace, write_new
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.fit import Fit, fit
 from mmyolo_ema.posthoc.snapshots import StoredRun
-from mmyolo_ema.posthoc.targets import Target
+from mmyolo_ema.posthoc.targets import Target, target
 
-__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'write']
+__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'reconstruct_named', 'write']
 
 #: Errors beyond which an average is not made, and up to which a detector's metric has been seen to agree with that of
 #: the tracked average.
@@ -36,6 +36,11 @@ def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
     return Reconstruction(
         target, {count: fit(run.tracks(count), run.snapshots, target.schedule, run.updates)
                  for count in run.multiplicities})
+
+
+def reconstruct_named(run: StoredRun, texts: Sequence[str]) -> list[Reconstruction]:
+    """Finds how averages are made that :func:`mmyolo_ema.posthoc.targets.target` reads."""
+    return [reconstruct(run, target(text, run.schedule, run.updates, run.updates_per_epoch)) for text in texts]
 
 
 def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter,

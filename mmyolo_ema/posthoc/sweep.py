@@ -1,7 +1,7 @@
 """Validating averages of many horizons, and telling whether the best is better than the run's own."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -15,10 +15,9 @@ from mmyolo_ema.plots import HorizonCurve
 from mmyolo_ema.posthoc.bootstrap import Comparison, Matches, compare, mean_average_precision
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.evaluation import Evaluation
-from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, reconstruct
+from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, reconstruct, reconstruct_named
 from mmyolo_ema.posthoc.snapshots import StoredRun
-from mmyolo_ema.posthoc.targets import Target, target
-from mmyolo_ema.schedule import Schedule
+from mmyolo_ema.posthoc.targets import Target
 
 __all__ = ['RAW', 'SHIPPED', 'Candidate', 'Sweep']
 
@@ -71,6 +70,7 @@ class Sweep:
         #: Averages that are not made well enough, and their errors.
         self.dropped: dict[str, float] = {}
         self._evaluation, self._sign = evaluation, -1 if less_is_better else 1
+        self._made: dict[str, Reconstruction] = {}
         self._matches: dict[str, Optional[Matches]] = {}
         self._of = dict(files=[[file.path.name, file.updates, file.path.stat().st_mtime_ns] for file in run.files],
                         schedule=str(run.schedule), config=config)
@@ -79,38 +79,34 @@ class Sweep:
     def measure_stored(self) -> None:
         """Validates what the newest file holds: the run's average, and its raw weights."""
         content = read(self.run.files[-1].path, mmap=True)
-        own = reconstruct(self.run, Target(SHIPPED, self.run.schedule)).worst
-        self._measure(SHIPPED, lambda: averaged_weights(content), self.run.schedule, 0.0, own.mean_age)
+        own = reconstruct(self.run, Target(SHIPPED, self.run.schedule))
+        self._measure(SHIPPED, lambda: averaged_weights(content), own)
         if has_ema(content):
-            self._measure(RAW, lambda: raw_weights(content), None, 0.0, 0.0)
+            self._measure(RAW, lambda: raw_weights(content))
 
-    def measure(self, wanted: Iterable[str], progress: Callable[[Iterable], Iterable] = iter) -> None:
+    def measure(self, wanted: Sequence[Reconstruction], progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Validates averages, but for those that cannot be made well enough.
 
         Args:
-            wanted: As :func:`mmyolo_ema.posthoc.targets.target` reads them.
+            wanted: How they are made.
             progress: As for :func:`mmyolo_ema.posthoc.build.build`.
         """
-        found = {text: self.reconstruction(text) for text in wanted}
-        self.dropped.update((text, one.worst.error) for text, one in found.items() if one.worst.error > USUAL_ERROR)
-        kept = {text: one for text, one in found.items() if text not in self.dropped}
-        missing = {text: one for text, one in kept.items() if text not in self._stored}
+        found = {one.target.name: one for one in wanted}
+        self.dropped.update((name, one.worst.error) for name, one in found.items() if one.worst.error > USUAL_ERROR)
+        kept = {name: one for name, one in found.items() if name not in self.dropped}
+        missing = {name: {count: fit.coefficients for count, fit in one.fits.items()}
+                   for name, one in kept.items() if name not in self._stored}
         # All in one go: each file is read once.
-        built = build(self.run, {text: {count: fit.coefficients for count, fit in one.fits.items()}
-                                 for text, one in missing.items()}, progress) if missing else {}
-        for text, one in kept.items():
-            self._measure(text, partial(built.__getitem__, text), one.target.schedule, one.worst.error,
-                          one.worst.mean_age)
-
-    def finer(self, factor: float) -> list[str]:
-        """Returns the horizons beside that of the best average, closer by a factor; none if it has no horizon."""
-        horizon = self.best.horizon
-        return [] if horizon is None else [f'{near:.4g}' for near in (horizon / factor, horizon * factor) if near > 1]
+        built = build(self.run, missing, progress) if missing else {}
+        for name, one in kept.items():
+            self._measure(name, partial(built.pop, name), one)
 
     def refine(self, progress: Callable[[Iterable], Iterable] = iter) -> None:
-        """Validates averages between those around the best."""
+        """Validates averages between those around the best, if that has a horizon."""
         for factor in _FINER:
-            self.measure(self.finer(factor), progress)
+            horizon = self.best.horizon
+            near = () if horizon is None else (horizon / factor, horizon * factor)
+            self.measure(reconstruct_named(self.run, [f'{each:.4g}' for each in near if each > 1]), progress)
 
     @property
     def best(self) -> Candidate:
@@ -118,12 +114,10 @@ class Sweep:
         averages = [one for one in self.candidates.values() if one.name != RAW]
         return max(averages, key=lambda one: (self._sign * one.score, one.name == SHIPPED, -one.error))
 
-    def reconstruction(self, name: str) -> Reconstruction:
-        """Returns how an average is made; the run's own is the newest file's."""
-        run = self.run
-        wanted = Target(SHIPPED, run.schedule) if name == SHIPPED else target(
-            name, run.schedule, run.updates, run.updates_per_epoch)
-        return reconstruct(run, wanted)
+    @property
+    def best_reconstruction(self) -> Reconstruction:
+        """How the best average is made; the run's own is the newest file's."""
+        return self._made[self.best.name]
 
     def compare(self, resamples: int, progress: Callable[[Iterable], Iterable] = iter) -> Optional[Comparison]:
         """Tells whether the best average is better than the run's by more than chance.
@@ -152,8 +146,8 @@ class Sweep:
         return HorizonCurve(str(self.metric), [(one.mean_age, one.score, one.error, one.name) for one in averages],
                             (own.mean_age, own.score), {} if raw is None else {'raw weights': raw.score})
 
-    def _measure(self, name: str, weights: Callable[[], dict[str, Any]], schedule: Optional[Schedule], error: float,
-                 mean_age: float) -> None:
+    def _measure(self, name: str, weights: Callable[[], dict[str, Any]], made: Optional[Reconstruction] = None) -> None:
+        """Validates weights, unless they were; raw ones if it is not told how they are made."""
         stored = self._stored.get(name)
         if stored is None:
             stored = self._evaluation.measure(weights(), _file_name(name))
@@ -169,9 +163,14 @@ class Sweep:
         found = self._evaluation.matches(_file_name(name), self.metric, measured)
         if found is not None:
             measured = mean_average_precision(found, np.ones(len(found.images), dtype=int))
-        momentum = getattr(schedule, 'momentum', None)
         self._matches[name] = found
-        self.candidates[name] = Candidate(name, momentum and 1 / momentum, error, mean_age, stored, measured)
+        if made is None:
+            self.candidates[name] = Candidate(name, None, 0.0, 0.0, stored, measured)
+            return
+        momentum = getattr(made.target.schedule, 'momentum', None)
+        self._made[name] = made
+        self.candidates[name] = Candidate(
+            name, momentum and 1 / momentum, made.worst.error, made.worst.mean_age, stored, measured)
 
     def _read(self) -> dict[str, dict[str, float]]:
         if not self.path.exists():

@@ -1,20 +1,28 @@
+import json
+import shutil
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.posthoc.evaluation import Evaluation
+
+OPTIONS = {'default_hooks.checkpoint.max_keep_ckpts': -1, 'custom_hooks.0.momentum': 0.1, 'custom_hooks.0.gamma': 2}
+
+
+@pytest.fixture(scope='module')
+def trained_run(train_once):
+    return train_once(**OPTIONS)
 
 
 @pytest.fixture
-def work_dir(tool, config_file, tmp_path):
-    """Returns the folder of a run of 8 updates with two checkpoints."""
+def work_dir(trained_run, config_file, tmp_path):
+    """Returns the folder of a run of 8 updates with two checkpoints; config_file is its config."""
     cfg = Config.fromfile(config_file)
-    cfg.train_cfg.update(max_epochs=4, val_interval=9)
-    cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
-    cfg.custom_hooks[0].update(momentum=0.1, gamma=2)
+    cfg.merge_from_dict(dict(OPTIONS, **{'train_cfg.max_epochs': 4}))
     cfg.dump(config_file)
-    tool('train', config_file, '--work-dir', 'run')
-    return tmp_path / 'run'
+    return shutil.copytree(trained_run, tmp_path / 'run')
 
 
 def test_fit_tells_how_well_it_goes(tool, work_dir, capsys):
@@ -22,10 +30,9 @@ def test_fit_tells_how_well_it_goes(tool, work_dir, capsys):
     tool('posthoc_ema', 'fit', work_dir, '--horizon', '5', '2epochs', 'last:50%', '20')
     said = capsys.readouterr().out
     assert '2 checkpoints of updates 4 to 8, 2 in an epoch, Ramp(momentum=0.1, gamma=2, interval=1)' in said
-    rows = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
-            for line in said.splitlines() if line.startswith('|')}
-    assert rows['5'][2] == rows['5'][3], 'the mean age is the wanted one'
-    assert float(rows['epoch_4.pth'][1]) != 0
+    shown = rows(said)
+    assert shown['5'][2] == shown['5'][3], 'the mean age is the wanted one'
+    assert [shown['epoch_4.pth'][0], shown['epoch_4.pth'][1]] == ['raw', '8']
 
 
 def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys):
@@ -51,11 +58,103 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
     (['fit', '.'], 'has no checkpoints with an average'),
     (['fit', 'run', '--horizon', 'old'], 'a length of training is written as'),
     (['build', 'run', '-o', 'a.pth'], 'the following arguments are required: --horizon'),
-    (['build', 'run', '--horizon', '8', '-o', 'a.safetensors'], '-o must name a .pth file, but got a.safetensors'),
-    (['build', 'run', '--horizon', '8', '-o', 'small.py'], '-o must name a .pth file, but got small.py'),
+    (['build', 'run', '--horizon', '8', '-o', 'a.safetensors'], '-o must name .pth files, but got a.safetensors'),
+    (['build', 'run', '--horizon', '8', '-o', 'small.py'], '-o must name .pth files, but got small.py'),
+    (['build', 'run', '--horizon', '8', '-o', 'a.pth', 'b.pth'], '-o names 2 files for 1 --horizon'),
+    (['build', 'run', '--horizon', '8', '9', '-o', 'a.pth', 'a.pth'], '-o names a file twice: a.pth a.pth'),
+    (['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '2'], '--bn-batches and --config go together'),
+    (['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '9', '--config', 'small.py'],
+     '9 batches are asked for, but an epoch of the train_dataloader has 2'),
+    (['plan', 'nowhere.py'], 'there is no config nowhere.py'),
+    (['plan', 'small.py', '--horizon', 'old'], 'a length of training is written as'),
+    (['sweep', 'nowhere', 'small.py'], 'there is no folder nowhere'),
+    (['sweep', 'run', 'small.py', '--horizons', 'old'], 'a length of training is written as'),
+    (['sweep', 'run', 'small.py', '--resamples', '0'], 'argument --resamples: must be 1 to'),
+    (['sweep', 'run', 'small.py', '--cfg-options', 'val_evaluator=None'], 'the config defines no val_evaluator'),
+    (['sweep', 'run', 'small.py', '--cfg-options', 'model.bbox_head.num_classes=2'], 'bbox_head'),
     (['build', 'run', '--horizon', 'last:2', '-o', 'a.pth'], 'the average last:2 cannot be made of these checkpoints'),
     (['build', 'run', '--horizon', '8', '-o', 'run/epoch_2.pth'], 'run/epoch_2.pth exists: name another file for -o'),
 ])
 def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):
     capsys.readouterr()
     assert said in refused('posthoc_ema', *arguments)
+
+
+def test_several_averages_are_made_in_one_go(tool, work_dir, config_file):
+    tool('posthoc_ema', 'build', work_dir, '--horizon', '8', '10', '-o', 'a.pth', 'b.pth',
+         '--bn-batches', '2', '--config', config_file)
+    kept = checkpoint.read(work_dir / 'epoch_4.pth')['state_dict']
+    first, second = (checkpoint.read(path)['state_dict'] for path in ('a.pth', 'b.pth'))
+    # The second is the run's own, but for the statistics.
+    differing = [name for name, value in kept.items() if not torch.equal(second[name], value)]
+    assert differing == [name for name in kept if name.endswith(('running_mean', 'running_var'))]
+    assert not torch.equal(first['backbone.stem.0.conv.weight'], second['backbone.stem.0.conv.weight'])
+
+
+def test_plan_tells_what_the_run_will_allow(tool, work_dir, config_file, capsys):
+    cfg = Config.fromfile(config_file)
+    capsys.readouterr()
+    tool('posthoc_ema', 'plan', config_file, '--horizon', '8', '20')
+    planned = rows(capsys.readouterr().out)
+    tool('posthoc_ema', 'fit', work_dir, '--horizon', '8', '20')
+    fitted = rows(capsys.readouterr().out)
+    assert [planned[horizon][0] for horizon in ('8', '20')] == [fitted[horizon][0] for horizon in ('8', '20')]
+    assert planned['files'][0] == '2'
+    assert cfg.default_hooks.checkpoint.interval == 2
+
+
+def rows(said):
+    return {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
+            for line in said.splitlines() if line.startswith('|')}
+
+
+@pytest.fixture
+def files(work_dir):
+    return {name: work_dir / name for name in ('posthoc_sweep.json', 'posthoc_sweep.png', 'best_posthoc.pth')}
+
+
+def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, capsys):
+    capsys.readouterr()
+    tool('posthoc_ema', 'sweep', work_dir, config_file, '--horizons', '8', '2', '--resamples', '20')
+    said = capsys.readouterr().out
+    told = json.loads(files['posthoc_sweep.json'].read_text())
+    shown = {name.removesuffix(' (best)') for name in rows(said)}
+    assert {'raw', 'shipped', '8'} <= shown
+    assert '2' in told['dropped']
+    assert 'left out: 2, whose error would be' in said
+    assert told['metric'] == 'coco/bbox_mAP'
+    assert [one['score'] for one in told['candidates']] == [
+        pytest.approx(one['metrics']['coco/bbox_mAP'], abs=1e-3) for one in told['candidates']]
+    assert all(path.stat().st_size > 0 for path in files.values())
+    tool('test', config_file, files['best_posthoc.pth'])
+
+
+def test_broken_off_sweep_goes_on_where_it_was(tool, work_dir, config_file, files, monkeypatch, capsys):
+    measure, measured = Evaluation.measure, []
+
+    def stop_at_the_third(self, weights, name):
+        measured.append(name)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return measure(self, weights, name)
+
+    monkeypatch.setattr(Evaluation, 'measure', stop_at_the_third)
+    arguments = ('posthoc_ema', 'sweep', work_dir, config_file, '--horizons', '8', '9', '--resamples', '20')
+    with pytest.raises(KeyboardInterrupt):
+        tool(*arguments)
+    assert not files['best_posthoc.pth'].exists()
+    tool(*arguments)
+    assert measured[:2] == ['shipped', 'raw']
+    assert measured[2:5] == ['8', '8', '9']
+    assert not {'shipped', 'raw'} & set(measured[2:])
+    count = len(measured)
+    capsys.readouterr()
+    tool(*arguments)
+    assert len(measured) == count
+    assert f'{files["best_posthoc.pth"]} is written anew' in capsys.readouterr().out
+
+
+def test_file_that_no_sweep_wrote_is_not_replaced(refused, work_dir, config_file, files, capsys):
+    files['best_posthoc.pth'].write_bytes(b'mine')
+    capsys.readouterr()
+    assert 'best_posthoc.pth exists, but' in refused('posthoc_ema', 'sweep', work_dir, config_file)
