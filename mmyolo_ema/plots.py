@@ -227,12 +227,14 @@ def draw_horizons(curve: HorizonCurve, path: Path) -> None:
     ages, metrics, errors, names = zip(*sorted(curve.points))
     above.plot(ages, metrics, 'o-', color=OUR_COLOUR, label='average')
     for age, metric, name in zip(ages, metrics, names):
-        above.annotate(name, (age, metric), textcoords='offset points', xytext=(0, 7), ha='center', fontsize='small')
+        if (age, metric) != curve.own:
+            above.annotate(
+                name, (age, metric), textcoords='offset points', xytext=(1, 5), rotation=45, fontsize='small')
     above.plot(*curve.own, 's', color='black', label="the run's own average", zorder=3)
     for name, level in curve.levels.items():
         above.axhline(level, color=RAW_COLOUR, linestyle='--', label=name)
     above.set_ylabel(curve.metric)
-    above.margins(y=0.15)
+    above.margins(y=0.2)
     above.legend()
     below.plot(ages, [100 * error for error in errors], 'o-', color=OTHER_COLOUR)
     below.set_ylabel('error of the weights, %')
