@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint import listed, read
 from mmyolo_ema.checkpoint.difference import is_statistic
-from mmyolo_ema.checkpoint.streaming import chunks
 from mmyolo_ema.checkpoint.weights import averaged_weights, is_dense
 from mmyolo_ema.posthoc.snapshots import KINDS, SnapshotFile, StoredRun
 
@@ -52,11 +51,13 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     sums: Sums = {}
     for group, file in progress(steps):
         if file == run.files[0]:
-            sums = {name: {each: torch.zeros_like(newest[each], dtype=torch.float64) for each in group}
+            sums = {name: {each: torch.zeros_like(newest[each], dtype=_precise(newest[each])) for each in group}
                     for name in coefficients}
         _add(sums, run, file, group, coefficients)
         if file == run.files[-1]:
             for name, tensors in sums.items():
+                # One look at the sums instead of one at each file: what is not finite in one is not in the sum.
+                _check_finite(tensors, run)
                 built[name].update((each, _finished(each, total, newest[each])) for each, total in tensors.items())
             sums = {}
     for weights in built.values():
@@ -85,6 +86,10 @@ def _groups(names: list[str], weights: Mapping[str, Tensor]) -> Iterable[list[st
         yield group
 
 
+def _precise(value: Tensor) -> torch.dtype:
+    return torch.complex128 if value.is_complex() else torch.float64
+
+
 def _add(sums: Sums, run: StoredRun, file: SnapshotFile, group: list[str],
          coefficients: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     """Adds what a file contributes to a group of tensors."""
@@ -95,17 +100,23 @@ def _add(sums: Sums, run: StoredRun, file: SnapshotFile, group: list[str],
         weights = KINDS[kind](content)
         for each in group:
             count = multiplicity[each]
-            wanted = {name: float(parts[count][place]) for name, parts in coefficients.items()}
-            if any(wanted.values()):
-                _check_finite(each, weights[each], file)
+            wanted = {name: float(parts[count][place]) for name, parts in coefficients.items() if parts[count][place]}
+            if wanted:
+                # Once for all averages: the conversion takes longer than the sum.
+                value = weights[each].to(sums[next(iter(wanted))][each].dtype)
                 for name, coefficient in wanted.items():
-                    if coefficient:
-                        sums[name][each].add_(weights[each], alpha=coefficient)
+                    sums[name][each].add_(value, alpha=coefficient)
 
 
-def _check_finite(name: str, value: Tensor, file: SnapshotFile) -> None:
-    if not all(bool(part.isfinite().all()) for part, in chunks(value)):
-        raise ValueError(f'{file.path} holds NaN or infinity' + listed(': ', [name]))
+def _check_finite(totals: Mapping[str, Tensor], run: StoredRun) -> None:
+    """Raises if a sum holds NaN or infinity, and names the file that brought it in."""
+    broken = [name for name, total in totals.items() if not bool(total.isfinite().all())]
+    if broken:
+        first = broken[0]
+        for file, kind in run.sources:
+            if not bool(KINDS[kind](read(file.path, mmap=True))[first].isfinite().all()):
+                raise ValueError(f'{file.path} holds NaN or infinity: {first}')
+        raise ValueError('the average would hold NaN or infinity' + listed(': ', broken))
 
 
 def _finished(name: str, total: Tensor, like: Tensor) -> Tensor:

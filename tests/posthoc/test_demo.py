@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmyolo_ema.checkpoint import read
+from mmyolo_ema.checkpoint.weights import second_weights
+from mmyolo_ema.posthoc.bootstrap import mean_average_precision
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.posthoc.evaluation import Evaluation
+from mmyolo_ema.posthoc.reconstruction import reconstruct_named
+from mmyolo_ema.posthoc.snapshots import read_run
+
+
+@pytest.mark.slow
+def test_half_the_horizon_detects_as_the_average_that_was_tracked(root, tmp_path):
+    cfg = Config.fromfile(root / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+    kept = dict(type='mmyolo_ema.SnapshotHook', interval=4, second_horizon=10)
+    cfg.update(work_dir=str(tmp_path / 'run'), custom_hooks=[cfg.custom_hooks[0], kept], log_level='WARNING')
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    Runner.from_cfg(cfg).train()
+    run = read_run(tmp_path / 'run')
+    # Without the second averages, which would be the answer, and without the raw weights.
+    alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'ema' in file.kinds])
+    half, = reconstruct_named(alone, ['10'])
+    built = build(alone, dict(half={count: fit.coefficients for count, fit in half.fits.items()}))['half']
+    evaluation = Evaluation(cfg, tmp_path / 'evaluation')
+
+    def score(weights, name):
+        measured = evaluation.measure(weights, name)['coco/bbox_mAP']
+        found = evaluation.matches(name, 'coco/bbox_mAP', measured)
+        return mean_average_precision(found, np.ones(len(found.images), dtype=int))
+
+    tracked = score(second_weights(read(run.files[-1].path)), 'tracked')
+    assert 0.01 < half.worst.error < 0.1
+    assert tracked > 0.4
+    assert score(built, 'built') == pytest.approx(tracked, abs=0.002)
