@@ -17,7 +17,7 @@ __all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'recons
 
 #: Errors beyond which an average is not made, and up to which a detector's metric has been seen to agree with that of
 #: the tracked average.
-MOST_ERROR, USUAL_ERROR = 0.5, 0.17
+MOST_ERROR, USUAL_ERROR = 0.5, 0.1
 
 
 class Reconstruction(NamedTuple):
