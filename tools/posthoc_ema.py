@@ -8,6 +8,7 @@ Examples:
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 from mmyolo_ema.checkpoint import check_fits, read
-from mmyolo_ema.checkpoint.weights import averaged_weights, single_precision_bytes
+from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, single_precision_bytes
 from mmyolo_ema.command_line import (
     OneLineParser,
     add_cfg_options,
@@ -35,6 +36,7 @@ from mmyolo_ema.command_line import (
     show,
     stop,
 )
+from mmyolo_ema.ema_config import averages_by_name, hooks_named
 from mmyolo_ema.files import replace
 from mmyolo_ema.plots import draw_horizons
 from mmyolo_ema.posthoc.batch_norm import reestimate
@@ -48,8 +50,10 @@ from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
 
-ERROR = (f'error: what the weights of the updates lack, relative to the wanted ones. Up to {USUAL_ERROR:.0%} is '
+ERROR = (f'error: how far the mixture of updates is from the wanted one; no error in mAP. Up to {USUAL_ERROR:.0%} is '
          f'close; above {MOST_ERROR:.0%} no file is written.')
+BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
+           "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 BAR = partial(tqdm, disable=None, leave=False)
 HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500', '2epochs', '4%%'; or last:LENGTH, "
            'the plain mean of the last updates, triangle:LENGTH, power:SPREAD')
@@ -75,6 +79,7 @@ def parse_args() -> argparse.Namespace:
                  'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs')
     fitted.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: a quarter, half, twice and '
                         "four times the run's)")
+    fitted.add_argument('--coefficients', action='store_true', help='show how they are made of the checkpoints')
     built = add('build', 'make averages of the checkpoints, and write each to a checkpoint of its own',
                 'build work_dirs/run --horizon 2epochs -o half.pth')
     built.add_argument('--horizon', required=True, nargs='+', metavar='H', help=HORIZON)
@@ -105,15 +110,24 @@ def parse_args() -> argparse.Namespace:
 def plan(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     planned = read_plan(cfg, args)
-    size = single_precision_bytes(build_model(cfg).state_dict())
+    if planned.place is None:
+        stop(f'the config {args.config} has no EMAHook in custom_hooks (a list in a config replaces that of its base)')
+    state = build_model(cfg).state_dict()
+    size = single_precision_bytes(state)
+    shared = set(Counter(first_names(state).values()).values()) if averages_by_name(planned.hook) else {1}
     wanted = [target(text, planned.schedule, planned.updates, planned.updates_per_epoch)
               for text in args.horizon or horizons_around(planned.schedule)]
-    kept = [as_configured(cfg, planned, size), *advice(planned, size, USUAL_ERROR)]
+    kept = [as_configured(cfg, planned, size)]
+    has_snapshots = bool(hooks_named(cfg.get('custom_hooks'), 'SnapshotHook'))
+    kept += [] if has_snapshots else advice(planned, size, USUAL_ERROR)
+    kept = [each._replace(multiplicities=sorted(shared)) for each in kept]
     print(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}\n')
     show(plan_table(kept, wanted, planned.updates))
     print(f'\n{ERROR}')
+    if shared != {1}:
+        print(BY_NAME)
     if len(kept) > 1:
-        print('To keep more, add one of these to custom_hooks:')
+        print('To make averages from half to twice the horizon, add one of these to custom_hooks:')
     for each in kept[1:]:
         print(f"    dict(type='mmyolo_ema.SnapshotHook', {each.name.removeprefix('SnapshotHook ')})")
 
@@ -123,8 +137,10 @@ def fit(args: argparse.Namespace) -> None:
     print_run(stored)
     found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
-    print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.\n')
-    show(coefficients_table(stored, found))
+    print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.')
+    if args.coefficients:
+        print()
+        show(coefficients_table(stored, found))
 
 
 def horizons_around(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str]:
@@ -147,11 +163,12 @@ def build(args: argparse.Namespace) -> None:
     print_run(stored)
     wanted = dict(zip(args.out, reconstruct_named(stored, args.horizon)))
     finish = None if cfg is None else partial(reestimate, cfg=cfg, batches=args.bn_batches, progress=BAR)
-    write(stored, wanted, BAR, finish)
+    remark = None if cfg is None else f'BatchNorm estimated anew on {args.bn_batches} training batches'
+    write(stored, wanted, BAR, finish, remark)
     for path, one in wanted.items():
         worst = one.worst
         print(f'{path}  {one.target.name}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
-              f'{rounded(worst.mean_age)} updates')
+              f'{rounded(worst.mean_age)} updates' + (f', {remark}' if remark else ''))
         if worst.error > USUAL_ERROR:
             print(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
 
@@ -175,6 +192,7 @@ def sweep(args: argparse.Namespace) -> None:
         running.measure_stored()
         running.measure(wanted, BAR)
         running.refine(BAR)
+        running.add_earlier()
     compared = running.compare(args.resamples, partial(tqdm, disable=None, leave=False, desc='drawing images'))
     running.finish(compared)
     show(sweep_table(running))
@@ -187,12 +205,17 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
-    """Returns the metric to choose by, None for the first, and whether less of it is better."""
+    """Returns the metric to choose by, None for the usual one, and whether less of it is better."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    wanted = hook.get('save_best')
+    wanted, rule = (value[0] if isinstance(value, list) and value else value
+                    for value in (hook.get('save_best'), hook.get('rule')))
     # The raw weights' metrics of a training are measured by the name of the average's here.
     configured = wanted.removesuffix('_origin') if isinstance(wanted, str) and wanted != 'auto' else None
-    return named or configured, hook.get('rule') == 'less'
+    metric = named or configured
+    if rule is not None and metric == configured:
+        return metric, rule == 'less'
+    # As MMEngine tells where it is not told.
+    return metric, 'loss' in (metric or '').lower()
 
 
 def validation_text(cfg: Config) -> str:
@@ -212,7 +235,10 @@ def print_run(stored: StoredRun) -> None:
     print(f'{len(stored.files)} checkpoints of updates {stored.files[0].updates:,} to {stored.updates:,}{epoch}, '
           f'{stored.schedule}')
     if stored.left_out:
-        print('left out, without an average of their own: ' + ', '.join(path.name for path in stored.left_out))
+        print('not used (no average of a run, or another file holds that of the same update): '
+              + ', '.join(path.name for path in stored.left_out))
+    if not stored.once and stored.multiplicities != [1]:
+        print(BY_NAME)
     print()
 
 

@@ -25,6 +25,7 @@ from mmyolo_ema.checkpoint.weights import (
     first_names,
     has_ema,
     is_dense,
+    origin,
     raw_weights,
     state_dict_kind,
     updates_in,
@@ -64,11 +65,13 @@ class StoredAverage:
         updates: How often it was updated; None if the file does not say.
         hook: Options of its EMAHook, from the config in the file; empty if there is none.
         mean_age: How old what it holds is, on average, in updates; None if that does not follow.
+        made: How it was made of a run's checkpoints after the training; None if it was not.
     """
 
     updates: Optional[int]
     hook: dict[str, Any]
     mean_age: Optional[float]
+    made: Optional[dict[str, Any]] = None
 
 
 @dataclass
@@ -138,7 +141,8 @@ def inspect(path: Path) -> Inspection:
     average = None
     if 'ema' in sets:
         updates = updates_in(content)
-        average = StoredAverage(updates, hook, _mean_age(hook, updates))
+        made = origin(content).get('posthoc')
+        average = StoredAverage(updates, hook, _mean_age(hook, updates) if made is None else made.get('mean_age'), made)
     parts = _sizes(content)
     found = Inspection(
         file=str(path),

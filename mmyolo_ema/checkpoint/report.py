@@ -38,6 +38,10 @@ def _average(average: Optional[StoredAverage]) -> str:
         return 'no average beside these weights'
     updates = 'an unknown number of' if average.updates is None else f'{average.updates:,}'
     age = '' if average.mean_age is None else f', {average.mean_age:,.1f} updates old on average'
+    if average.made is not None:
+        remark = f'; {average.made["remark"]}' if average.made.get('remark') else ''
+        return (f'average {average.made.get("target")}, made of the checkpoints of {updates} updates with an error of '
+                f'{percent(average.made.get("error", 0))}{age}{remark}')
     options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
     by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
     return f'average of {updates} updates{age}, by {by}'

@@ -3,6 +3,8 @@
 import logging
 import shutil
 import time
+import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -68,6 +70,7 @@ class SnapshotHook(Hook):
                  second_horizon: Union[int, float, str, None] = None) -> None:
         self.interval, self.second_horizon = interval, second_horizon
         self._second: Optional[BaseAveragedModel] = None
+        self._runner: Callable[[], Optional[Runner]] = lambda: None
 
     def before_run(self, runner: Runner) -> None:
         """Makes the second average of a run that trains.
@@ -75,19 +78,20 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        # Asking a runner for its training loop would make one.
-        if not isinstance(runner._train_loop, BaseLoop):
+        # Asking a runner for its training loop would make one; a validation after the training starts nothing anew.
+        if not isinstance(runner._train_loop, BaseLoop) or self._runner() is runner:
             return
-        self._ema = _ema_hook(runner)
+        self._runner = weakref.ref(runner)
+        self._ema = self._ema_hook(runner)
         schedule = schedule_of(dict(self._ema.ema_cfg, ema_type=self._ema.ema_cfg['type']))
         counts_steps = isinstance(self._ema, EMAHook)
         self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
         by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
         self._per_epoch = len(runner.train_dataloader) / self._iterations if by_epoch else None
         in_all = updates_at_end(runner, self._ema, self._iterations)
-        self._every = max(round(in_updates(str(self.interval), in_all, self._per_epoch)), 1)
+        self._every = max(round(self._in_updates('interval', in_all)), 1)
         if self.second_horizon is not None:
-            horizon = in_updates(str(self.second_horizon), in_all, self._per_epoch)
+            horizon = self._in_updates('second_horizon', in_all)
             if horizon <= 1 or not hasattr(schedule, 'momentum'):
                 raise ValueError(f'second_horizon={self.second_horizon!r} is {horizon:g} updates for an average with '
                                  f'the schedule {schedule}: it needs one with a momentum, and more than 1 update')
@@ -104,13 +108,13 @@ class SnapshotHook(Hook):
         self._folder = Path(runner.work_dir) / SNAPSHOTS
         self._updates = self._written = int(self._ema.ema_model.steps)
         stored = sorted(self._folder.glob('update_*.pth'))
-        if stored and not self._updates:
+        if stored and not self._updates and not runner._resume:
             raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
                              'choose another work directory, or resume that run')
         if is_main_process():
             for path in stored:
                 if path > self._path(self._updates):
-                    path.replace(path.with_suffix('.abandoned'))
+                    _put_aside(path)
             self._announce(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
@@ -182,6 +186,25 @@ class SnapshotHook(Hook):
                              'as it was, or leave it out.')
         self._second.load_state_dict(checkpoint[SECOND])
 
+    def _in_updates(self, option: str, in_all: int) -> float:
+        value = getattr(self, option)
+        try:
+            return in_updates(str(value), in_all, self._per_epoch)
+        except ValueError as error:
+            raise ValueError(f'{option}={value!r} of the SnapshotHook: {error}') from error
+
+    def _ema_hook(self, runner: Runner) -> MMEngineEMAHook:
+        """Returns the hook of the average that is kept."""
+        found = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
+        own = [hook for hook in runner.hooks if isinstance(hook, SnapshotHook)]
+        if len(found) != 1 or len(own) != 1:
+            raise ValueError(f'one SnapshotHook keeps snapshots of one EMAHook, but custom_hooks has {len(own)} and '
+                             f'{len(found)} of them')
+        if runner.hooks.index(self) < runner.hooks.index(found[0]):
+            raise ValueError(f'the SnapshotHook must come after the EMAHook, but its priority is {self.priority} and '
+                             f"the EMAHook's is {found[0].priority}")
+        return found[0]
+
     def _path(self, updates: int) -> Path:
         return self._folder / f'update_{updates:08d}.pth'
 
@@ -228,19 +251,22 @@ class SnapshotHook(Hook):
             time=time.strftime('%Y%m%d_%H%M%S'),
             mmengine_version=mmengine.__version__,
             dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', None),
-            mmyolo_ema=dict(self._about_second(), weights='ema', updates=self._updates)))
+            mmyolo_ema=dict(self._about_second(), weights='ema', updates=self._updates,
+                            buffers=[name for name, _ in self._ema.src_model.named_buffers()])))
 
 
-def _ema_hook(runner: Runner) -> MMEngineEMAHook:
-    found = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
-    if len(found) != 1:
-        raise ValueError(f'a SnapshotHook keeps snapshots of an EMAHook, but custom_hooks has {len(found)} of them')
-    return found[0]
+def _put_aside(path: Path) -> None:
+    """Renames a file to what no earlier one is called."""
+    number = len(list(path.parent.glob(f'{path.stem}*.abandoned')))
+    path.rename(path.with_name(f'{path.stem}{f".{number}" if number else ""}.abandoned'))
 
 
 def _slim(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-            for name, value in cpu_copies(state).items()}
+    """Returns copies in single precision; names that share a tensor share its copy."""
+    copies = cpu_copies(state)
+    single = {id(value): value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+              for value in copies.values()}
+    return {name: single[id(value)] for name, value in copies.items()}
 
 
 def _say(message: str, level: int = logging.INFO) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import listed, read
+from mmyolo_ema.checkpoint import has_ema, raw_weights, read
 from mmyolo_ema.checkpoint.difference import is_statistic
-from mmyolo_ema.checkpoint.weights import averaged_weights, is_dense
+from mmyolo_ema.checkpoint.weights import averaged_weights, is_dense, origin
 from mmyolo_ema.posthoc.snapshots import KINDS, SnapshotFile, StoredRun
 
 __all__ = ['build']
@@ -28,8 +28,9 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     """Returns averages made of a run's checkpoints.
 
     Each tensor of each file is read once, whatever the number of averages. Floating tensors are summed up in float64
-    and get their own dtype back. All others, and without ``update_buffers`` the statistics of BatchNorm, are those of
-    the newest file. Variances are kept above 0, which a sum with negative coefficients may miss.
+    and get their own dtype back. All others, and what the average copies from the model (buffers without
+    ``update_buffers``, infinities), are those of the newest file. Variances are kept above 0, which a sum with negative
+    coefficients may miss.
 
     Args:
         run: The run.
@@ -43,8 +44,12 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     Raises:
         ValueError: If a file holds NaN or infinity in a tensor that counts.
     """
-    newest = averaged_weights(read(run.files[-1].path, mmap=True))
-    summed = [name for name, value in newest.items() if run.firsts[name] == name and _is_summed(name, value, run)]
+    content = read(run.files[-1].path, mmap=True)
+    newest = averaged_weights(content)
+    raw = raw_weights(content) if has_ema(content) else {}
+    buffers = [] if run.update_buffers else _buffers(content, newest, raw)
+    summed = [name for name, value in newest.items()
+              if run.firsts[name] == name and _has_numbers(value) and name not in buffers]
     built: dict[str, dict[str, Any]] = {name: {} for name in coefficients}
     groups = list(_groups(summed, newest))
     steps = [(group, file) for group in groups for file in run.files]
@@ -57,8 +62,9 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
         if file == run.files[-1]:
             for name, tensors in sums.items():
                 # One look at the sums instead of one at each file: what is not finite in one is not in the sum.
-                _check_finite(tensors, run)
-                built[name].update((each, _finished(each, total, newest[each])) for each, total in tensors.items())
+                finite = {each: total for each, total in tensors.items() if bool(total.isfinite().all())}
+                _check_copied([each for each in tensors if each not in finite], run, newest, raw)
+                built[name].update((each, _finished(each, total, newest[each])) for each, total in finite.items())
             sums = {}
     for weights in built.values():
         for name, value in newest.items():
@@ -67,10 +73,19 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     return {name: {each: weights[each] for each in newest} for name, weights in built.items()}
 
 
-def _is_summed(name: str, value: Any, run: StoredRun) -> bool:
-    if not (isinstance(value, Tensor) and is_dense(value) and (value.is_floating_point() or value.is_complex())):
-        return False
-    return run.update_buffers or not is_statistic(name)
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and is_dense(value) and (value.is_floating_point() or value.is_complex())
+
+
+def _buffers(content: dict, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
+    """Returns what the average copies from the model at each update; a file does not tell buffers from parameters."""
+    told = origin(content).get('buffers') or ()
+    return {name for name, value in newest.items()
+            if name in told or is_statistic(name) or _is_same(value, raw.get(name))}
+
+
+def _is_same(averaged: Any, raw: Any) -> bool:
+    return isinstance(averaged, Tensor) and isinstance(raw, Tensor) and torch.equal(averaged, raw)
 
 
 def _groups(names: list[str], weights: Mapping[str, Tensor]) -> Iterable[list[str]]:
@@ -108,15 +123,15 @@ def _add(sums: Sums, run: StoredRun, file: SnapshotFile, group: list[str],
                     sums[name][each].add_(value, alpha=coefficient)
 
 
-def _check_finite(totals: Mapping[str, Tensor], run: StoredRun) -> None:
-    """Raises if a sum holds NaN or infinity, and names the file that brought it in."""
-    broken = [name for name, total in totals.items() if not bool(total.isfinite().all())]
-    if broken:
-        first = broken[0]
+def _check_copied(names: list[str], run: StoredRun, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
+    """Raises unless tensors whose sums are not finite are copies of the model's, such as a mask with infinities."""
+    for name in names:
+        if _is_same(newest[name], raw.get(name)):
+            continue
         for file, kind in run.sources:
-            if not bool(KINDS[kind](read(file.path, mmap=True))[first].isfinite().all()):
-                raise ValueError(f'{file.path} holds NaN or infinity: {first}')
-        raise ValueError('the average would hold NaN or infinity' + listed(': ', broken))
+            if not bool(KINDS[kind](read(file.path, mmap=True))[name].isfinite().all()):
+                raise ValueError(f'{file.path} holds NaN or infinity: {name}')
+        raise ValueError(f'the average would hold NaN or infinity: {name}')
 
 
 def _finished(name: str, total: Tensor, like: Tensor) -> Tensor:

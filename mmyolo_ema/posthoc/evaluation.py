@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Optional
@@ -22,7 +22,7 @@ __all__ = ['Evaluation']
 
 # Parts of a config that a validation does without.
 _OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'test_dataloader', 'test_cfg',
-                'test_evaluator', 'load_from', 'custom_hooks')
+                'test_evaluator', 'load_from', 'custom_hooks', 'visualizer')
 
 
 class _Tell(Hook):
@@ -61,7 +61,8 @@ class Evaluation:
         cfg.default_hooks = dict(cfg.get('default_hooks') or {}, checkpoint=None)
         cfg.default_hooks.pop('visualization', None)
         self._folder = folder
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how it gets on
+        self._ground_truth: Optional[COCO] = None
+        with _quietly():
             self._runner = Runner.from_cfg(cfg)
             self._runner.register_hook(_Tell(tell))
             self._runner._val_loop = self._runner.build_val_loop(self._runner._val_loop)
@@ -88,7 +89,7 @@ class Evaluation:
         self._runner.model.load_state_dict(weights)
         if self._coco is not None:
             self._coco.outfile_prefix = str(self._folder / name)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quietly():
             measured = self._runner.val_loop.run()
         return {key: float(value) for key, value in measured.items() if isinstance(value, (int, float, np.number))}
 
@@ -104,7 +105,10 @@ class Evaluation:
         path = self._folder / f'{name}.{kind}.json'
         if self._coco is None or kind not in ('bbox', 'segm') or not path.is_file():
             return None
-        results = json.loads(path.read_text())
+        try:
+            results = json.loads(path.read_text())
+        except ValueError:  # cut off
+            return None
         for result in results if kind == 'segm' else ():
             del result['bbox']  # so that the area is that of the mask, as MMDetection has it
         truth = self._truth(name)
@@ -115,7 +119,19 @@ class Evaluation:
         return found if abs(exact - measured) < 1e-3 else None
 
     def _truth(self, name: str) -> COCO:
-        if self._coco._coco_api is None:
-            # It is made of the data set, and written beside the detections.
-            self._coco._coco_api = COCO(str(self._folder / f'{name}.gt.json'))
-        return self._coco._coco_api
+        if self._ground_truth is None:
+            # Without an ann_file it is made of the data set, and written beside the detections.
+            path = self._folder / f'{name}.gt.json'
+            with _quietly():
+                self._ground_truth = self._coco._coco_api or COCO(str(path))
+        return self._ground_truth
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps back what pycocotools tells, and gives what a config's classes raise one type."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:  # what they raise is up to them
+        raise ValueError(f'the weights cannot be validated: {type(error).__name__}: {error!s:.300}') from error

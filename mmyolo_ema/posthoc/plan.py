@@ -1,5 +1,6 @@
 """What a run will leave of its average, before it is made, and what can be made of that."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
@@ -10,7 +11,7 @@ from mmyolo_ema.posthoc.fit import Snapshot, fit
 from mmyolo_ema.posthoc.snapshots import RAW
 from mmyolo_ema.posthoc.targets import Target, target
 from mmyolo_ema.run_plan import RunPlan
-from mmyolo_ema.schedule import Schedule
+from mmyolo_ema.schedule import Repeated, Schedule
 
 __all__ = ['Kept', 'advice', 'as_configured', 'with_snapshots']
 
@@ -27,6 +28,7 @@ class Kept(NamedTuple):
         tracks: Their schedules.
         files: How many files they are in.
         bytes: What these take on the disk, about.
+        multiplicities: How many names the tensors have that are averaged once for each of them; 1 for all others.
     """
 
     name: str
@@ -34,10 +36,15 @@ class Kept(NamedTuple):
     tracks: list[Schedule]
     files: int
     bytes: int
+    multiplicities: Sequence[int] = (1,)
 
     def error(self, wanted: Target, updates: int) -> float:
-        """Returns how well an average can be made of it, as :attr:`mmyolo_ema.posthoc.Fit.error`."""
-        return fit(self.tracks, self.snapshots, wanted.schedule, updates).error
+        """Returns how well an average can be made of it, as :attr:`mmyolo_ema.posthoc.Fit.error`; that of the worst."""
+        return max(fit(self._tracks(count), self.snapshots, wanted.schedule, updates).error
+                   for count in self.multiplicities)
+
+    def _tracks(self, multiplicity: int) -> list[Schedule]:
+        return [track if track == RAW or multiplicity == 1 else Repeated(track, multiplicity) for track in self.tracks]
 
 
 def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
+
 from mmyolo_ema.checkpoint import read
 from mmyolo_ema.checkpoint.publication import plain, save
 from mmyolo_ema.files import replace, write_new
@@ -13,7 +15,7 @@ from mmyolo_ema.posthoc.fit import Fit, fit
 from mmyolo_ema.posthoc.snapshots import StoredRun
 from mmyolo_ema.posthoc.targets import Target, target
 
-__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'reconstruct_named', 'write']
+__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'reconstruct_named', 'stored_average', 'write']
 
 #: Errors beyond which an average is not made, and up to which a detector's metric has been seen to agree with that of
 #: the tracked average.
@@ -38,13 +40,26 @@ def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
                  for count in run.multiplicities})
 
 
+def stored_average(run: StoredRun, name: str) -> Reconstruction:
+    """Returns the run's own average as it is in the newest file, under a name."""
+    snapshots = run.snapshots
+    place = max(index for index, one in enumerate(snapshots) if one.track == 0)
+    fits = {}
+    for count in run.multiplicities:
+        track = run.tracks(count)[0]
+        alone = fit([track], [snapshots[place]], track, snapshots[place].updates)
+        fits[count] = alone._replace(coefficients=np.eye(len(snapshots))[place], error=0.0)
+    return Reconstruction(Target(name, run.schedule), fits)
+
+
 def reconstruct_named(run: StoredRun, texts: Sequence[str]) -> list[Reconstruction]:
     """Finds how averages are made that :func:`mmyolo_ema.posthoc.targets.target` reads."""
     return [reconstruct(run, target(text, run.schedule, run.updates, run.updates_per_epoch)) for text in texts]
 
 
 def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter,
-          finish: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None, replaces: bool = False) -> None:
+          finish: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None, remark: Optional[str] = None,
+          replaces: bool = False) -> None:
     """Makes averages and writes each to a checkpoint of its own, with coefficients and errors in its ``meta``.
 
     Args:
@@ -52,6 +67,7 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
         wanted: What to write to which file.
         progress: As for :func:`mmyolo_ema.posthoc.build.build`.
         finish: Changes the weights before they are written. Defaults to None: nothing does.
+        remark: What else the files shall say about themselves. Defaults to None: nothing.
         replaces: Whether files are replaced that exist. Defaults to False.
 
     Raises:
@@ -67,12 +83,12 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
     meta = read(run.files[-1].path, mmap=True).get('meta')
     for path, one in wanted.items():
         weights = built.pop(str(path))
-        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one)),
+        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one, remark)),
                        state_dict=weights if finish is None else finish(weights))
         (replace if replaces else write_new)(path, partial(save, content))
 
 
-def _told(run: StoredRun, one: Reconstruction) -> dict[str, Any]:
+def _told(run: StoredRun, one: Reconstruction, remark: Optional[str]) -> dict[str, Any]:
     """Returns what a written file says about itself."""
     fit = one.worst
     names = [f'{file.path.name} {kind}' for file, kind in run.sources]
@@ -85,4 +101,5 @@ def _told(run: StoredRun, one: Reconstruction) -> dict[str, Any]:
             error=fit.error,
             rounding=fit.rounding,
             mean_age=fit.mean_age,
+            remark=remark,
             coefficients={name: float(value) for name, value in zip(names, fit.coefficients) if value}))

@@ -69,13 +69,14 @@ def verdict(sweep: Sweep, compared: Optional[Comparison]) -> list[str]:
         return ["The run's own average is the best of these: keep it."]
     gain = f"{best.name} reaches {best.score:.4f}, the run's own average {own.score:.4f}."
     if compared is None:
-        return [gain, "Whether that is more than chance cannot be told, because it is not COCO's mAP: keep the run's "
-                'own average.']
+        return [gain, "Whether that is more than chance cannot be told; it can for COCO's mAP, if the detections of "
+                "all are in posthoc_sweep/. Keep the run's own average."]
     known = (f'On images drawn anew the difference is {compared.low:+.4f} to {compared.high:+.4f} (95 %); the best of '
              f'so many would look so good by chance with p = {compared.p_value:.2g}.')
     if compared.is_better:
         return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
-    return [gain, known, "That is no more than chance: keep the run's own average."]
+    return [gain, known, "That is no more than chance: keep the run's own average. best_posthoc.pth is there for a "
+            'look.']
 
 
 def percent(error: float) -> str:

@@ -114,14 +114,15 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     left_out = []
     for path in [*sorted(work_dir.glob('[!.]*.pth')), *sorted(work_dir.glob(f'{SNAPSHOTS}/[!.]*.pth'))]:
         content = read(path, mmap=True)
-        kinds = _kinds(content)
+        kinds = _kinds(content, is_slim=path.parent != work_dir)
         if kinds:
             told.append(_told(path, content, kinds))
         else:
             left_out.append(path)
     if not told:
         raise ValueError(f'{work_dir} has no checkpoints with an average')
-    told.sort(key=lambda one: one.updates)
+    # Of two files of one update the one that has more: a full checkpoint before a slim snapshot.
+    told.sort(key=lambda one: (one.updates, 'raw' not in one.kinds))
     _check_same(told)
     files = []
     seen: set[tuple[str, int]] = set()
@@ -141,7 +142,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         update_buffers=newest.hook.get('update_buffers') is True,
         once=once,
         firsts=_shared_names(files[-1].path, by_content=not once),
-        updates_per_epoch=newest.updates_per_epoch,
+        updates_per_epoch=_updates_per_epoch(told),
         left_out=left_out)
 
 
@@ -153,18 +154,36 @@ class _Told(NamedTuple):
     hook: dict[str, Any]
     updates: int
     iteration: Any
+    epoch: Any
     launch: Optional[str]
+    seed: Any
     schedule: Schedule
     second: Optional[Schedule]
     updates_per_epoch: Optional[float]
     shapes: dict[str, Any]
 
 
-def _kinds(content: dict) -> tuple[str, ...]:
-    """Returns which weights of a run a file holds; none if it is no snapshot of one."""
-    said = origin(content)
-    has_average = has_ema(content) or (said.get('weights') == 'ema' and 'posthoc' not in said)
-    has = dict(ema=has_average, raw=has_ema(content), second=has_average and bool(second_weights(content)))
+def _updates_per_epoch(told: list[_Told]) -> Optional[float]:
+    """Returns the number of updates in an epoch if a SnapshotHook tells it, or all checkpoints agree about it."""
+    for one in told:
+        if one.updates_per_epoch:
+            return one.updates_per_epoch
+    found = set()
+    for before, after in pairwise(told):
+        if after.updates > before.updates and isinstance(before.epoch, int) and isinstance(after.epoch, int):
+            # Saved by iterations, the epoch is that which ended before, or the same.
+            epochs = after.epoch - before.epoch
+            found.add((after.updates - before.updates) / epochs if epochs > 0 else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _kinds(content: dict, is_slim: bool) -> tuple[str, ...]:
+    """Returns which weights of a run a file holds; none if it is no snapshot of one, or of before its first update."""
+    # Elsewhere, an average alone was extracted, and maybe in another precision; or made of snapshots.
+    has_average = has_ema(content) or (is_slim and origin(content).get('weights') == 'ema')
+    if not has_average or updates_in(content) == 0:
+        return ()
+    has = dict(ema=True, raw=has_ema(content), second=bool(second_weights(content)))
     return tuple(kind for kind in KINDS if has[kind])
 
 
@@ -181,8 +200,7 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     if schedule is None:
         raise ValueError(f'{path} does not hold the config of its run, which tells the schedule of the average')
     if not updates:
-        raise ValueError(f'{path} does not say how many updates its average had, or had none')
-    epoch = meta.get('epoch')
+        raise ValueError(f'{path} does not say how many updates its average had')
     launch = _LAUNCH.search(str(meta.get('experiment_name')))
     return _Told(
         path=path,
@@ -190,11 +208,12 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
         hook=hook,
         updates=updates,
         iteration=meta.get('iter'),
+        epoch=meta.get('epoch'),
         launch=launch and launch[1],
+        seed=meta.get('seed'),
         schedule=schedule,
         second=second,
-        updates_per_epoch=origin(content).get('updates_per_epoch') or (
-            updates / epoch if isinstance(epoch, int) and epoch > 0 else None),
+        updates_per_epoch=origin(content).get('updates_per_epoch'),
         shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()})
 
 
@@ -247,8 +266,10 @@ def _check_same(told: list[_Told]) -> None:
         counts_differ = isinstance(start, int) and isinstance(end, int) and end - start < after.updates - before.updates
         # One that was started anew in the same folder wrote over the first files of the one before.
         is_older = before.launch and after.launch and after.launch < before.launch
-        if before.updates < after.updates and (counts_differ or is_older):
+        # A run that resumes goes on with its seed.
+        is_other = before.seed is not None and after.seed is not None and before.seed != after.seed
+        if before.updates < after.updates and (counts_differ or is_older or is_other):
             raise ValueError(
-                f'{before.path} (update {before.updates}, iteration {start}, of a run launched {before.launch}) and '
-                f'{after.path} (update {after.updates}, iteration {end}, launched {after.launch}) are not of one run: '
-                'move the files of one of them away')
+                f'{before.path} (update {before.updates}, iteration {start}, seed {before.seed}, launched '
+                f'{before.launch}) and {after.path} (update {after.updates}, iteration {end}, seed {after.seed}, '
+                f'launched {after.launch}) are not of one run: move the files of one of them away')

@@ -15,9 +15,9 @@ from mmyolo_ema.plots import HorizonCurve
 from mmyolo_ema.posthoc.bootstrap import Comparison, Matches, compare, mean_average_precision
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.evaluation import Evaluation
-from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, reconstruct, reconstruct_named
+from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, reconstruct_named, stored_average
 from mmyolo_ema.posthoc.snapshots import StoredRun
-from mmyolo_ema.posthoc.targets import Target
+from mmyolo_ema.posthoc.targets import horizons
 
 __all__ = ['RAW', 'SHIPPED', 'Candidate', 'Sweep']
 
@@ -56,7 +56,7 @@ class Sweep:
         evaluation: How weights are validated.
         path: File of what was measured.
         config: What the evaluation depends on, as text; a file of another config, or of another run, is refused.
-        metric: The metric of interest. Defaults to None: the first.
+        metric: The metric of interest. Defaults to None: a mAP of boxes or masks, or the first.
         less_is_better: Whether it is like a loss. Defaults to False.
 
     Raises:
@@ -79,8 +79,7 @@ class Sweep:
     def measure_stored(self) -> None:
         """Validates what the newest file holds: the run's average, and its raw weights."""
         content = read(self.run.files[-1].path, mmap=True)
-        own = reconstruct(self.run, Target(SHIPPED, self.run.schedule))
-        self._measure(SHIPPED, lambda: averaged_weights(content), own)
+        self._measure(SHIPPED, lambda: averaged_weights(content), stored_average(self.run, SHIPPED))
         if has_ema(content):
             self._measure(RAW, lambda: raw_weights(content))
 
@@ -101,18 +100,21 @@ class Sweep:
         for name, one in kept.items():
             self._measure(name, partial(built.pop, name), one)
 
+    def add_earlier(self) -> None:
+        """Adds averages that an earlier sweep validated: who looks again, at fewer, has had all these chances."""
+        self.measure(reconstruct_named(self.run, [name for name in self._stored
+                                                  if name not in (RAW, *self.candidates)]))
+
     def refine(self, progress: Callable[[Iterable], Iterable] = iter) -> None:
         """Validates averages between those around the best, if that has a horizon."""
         for factor in _FINER:
-            horizon = self.best.horizon
-            near = () if horizon is None else (horizon / factor, horizon * factor)
-            self.measure(reconstruct_named(self.run, [f'{each:.4g}' for each in near if each > 1]), progress)
+            near = horizons(self.best_reconstruction.target.schedule, (1 / factor, factor))
+            self.measure(reconstruct_named(self.run, near), progress)
 
     @property
     def best(self) -> Candidate:
         """The best average; of equal ones the run's own, then the one that is made best."""
-        averages = [one for one in self.candidates.values() if one.name != RAW]
-        return max(averages, key=lambda one: (self._sign * one.score, one.name == SHIPPED, -one.error))
+        return self._by_merit()[0]
 
     @property
     def best_reconstruction(self) -> Reconstruction:
@@ -125,7 +127,7 @@ class Sweep:
         Returns:
             None if that cannot be told, because the metric is not COCO's mAP, or there is no other average.
         """
-        others = {name: found for name, found in self._matches.items() if name not in (SHIPPED, RAW)}
+        others = {one.name: self._matches[one.name] for one in self._by_merit() if one.name != SHIPPED}
         base = self._matches.get(SHIPPED)
         if base is None or not others or any(found is None for found in others.values()):
             return None
@@ -146,6 +148,10 @@ class Sweep:
         return HorizonCurve(str(self.metric), [(one.mean_age, one.score, one.error, one.name) for one in averages],
                             (own.mean_age, own.score), {} if raw is None else {'raw weights': raw.score})
 
+    def _by_merit(self) -> list[Candidate]:
+        averages = [one for one in self.candidates.values() if one.name != RAW]
+        return sorted(averages, key=lambda one: (self._sign * one.score, one.name == SHIPPED, -one.error), reverse=True)
+
     def _measure(self, name: str, weights: Callable[[], dict[str, Any]], made: Optional[Reconstruction] = None) -> None:
         """Validates weights, unless they were; raw ones if it is not told how they are made."""
         stored = self._stored.get(name)
@@ -153,11 +159,14 @@ class Sweep:
             stored = self._evaluation.measure(weights(), _file_name(name))
             self._stored[name] = stored
             self._write()
+        if name == SHIPPED and not stored:
+            raise ValueError("the evaluator measured nothing for the run's own average: it detects nothing, or the "
+                             'evaluator only writes results (format_only)')
         if self.metric is None:
-            self.metric = next(iter(stored), None)
-        if self.metric is None or (stored and self.metric not in stored):
-            raise ValueError(f'the evaluator measures no {self.metric or "number"}, but '
-                             f'{", ".join(stored) or "nothing"}')
+            usual = [key for key in stored if key.endswith(('bbox_mAP', 'segm_mAP'))]
+            self.metric = next(iter([*usual, *stored]), '')
+        if stored and self.metric not in stored:
+            raise ValueError(f'the evaluator measures no {self.metric}, but {", ".join(stored)}')
         # A detector that detects nothing gets no metrics.
         measured = stored.get(self.metric, 0.0)
         found = self._evaluation.matches(_file_name(name), self.metric, measured)
@@ -177,9 +186,11 @@ class Sweep:
             return {}
         try:
             content = json.loads(self.path.read_text())
+            measured = {name: {key: float(value) for key, value in metrics.items()}
+                        for name, metrics in content['measured'].items()}
             if content['of'] == self._of:
-                return content['measured']
-        except (ValueError, KeyError, TypeError) as error:
+                return measured
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{self.path} is not what a sweep writes: move it away') from error
         raise ValueError(f'{self.path} is of another config, or of other checkpoints: move it away')
 

@@ -71,7 +71,7 @@ def horizons(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str
     """
     momentum = getattr(schedule, 'momentum', None)
     found = [] if momentum is None else [factor / momentum for factor in factors]
-    return [f'{horizon:.4g}' for horizon in found if horizon > 1]
+    return [f'{float(f"{horizon:.4g}"):.15g}' for horizon in found if horizon > 1]
 
 
 _WINDOWS: dict[str, Callable[[int], Schedule]] = dict(last=lambda count: Uniform(), triangle=Triangular)

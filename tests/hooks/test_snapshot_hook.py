@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
 from mmyolo_ema.checkpoint.weights import SECOND, second_weights
+from mmyolo_ema.hooks import SnapshotHook
 from mmyolo_ema.posthoc.reconstruction import reconstruct
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.targets import target
@@ -62,7 +63,9 @@ def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, assert_equal, h
     assert_equal(found['state_dict'], dict(whole['state_dict']))
     assert list(found) == ['meta', 'state_dict']
     meta = found['meta']
-    assert (meta['iter'], meta['mmyolo_ema']) == (12, dict(updates_per_epoch=6, weights='ema', updates=12))
+    buffers = ['norm.running_mean', 'norm.running_var', 'norm.num_batches_tracked']
+    assert (meta['iter'], meta['mmyolo_ema']) == (
+        12, dict(updates_per_epoch=6, weights='ema', updates=12, buffers=buffers))
 
 
 def test_second_average_is_that_of_its_own_horizon(run, tmp_path, assert_equal):
@@ -139,7 +142,7 @@ def test_full_disk_ends_no_training(run, messages, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('average', 'options', 'said'), [
-    (dict(type='mmyolo_ema.RawWeightsHook'), {}, 'but custom_hooks has 0 of them'),
+    (dict(type='mmyolo_ema.RawWeightsHook'), {}, 'but custom_hooks has 1 and 0 of them'),
     (None, dict(interval='often'), "but got 'often'"),
     (None, dict(interval=0), "but got '0'"),
     (None, dict(second_horizon=1), 'second_horizon=1 is 1 updates'),
@@ -149,6 +152,34 @@ def test_full_disk_ends_no_training(run, messages, tmp_path, monkeypatch):
 def test_what_cannot_work_is_refused_at_the_start(run, average, options, said):
     with pytest.raises(ValueError, match=said):
         run(average=average, **options).train()
+
+
+@pytest.mark.parametrize(('more', 'said'), [
+    (dict(type='mmyolo_ema.SnapshotHook'), 'but custom_hooks has 2 and 1 of them'),
+    (None, 'must come after the EMAHook, but its priority is VERY_HIGH')])
+def test_hooks_that_do_not_go_together_are_refused(toy, hook_config, more, said):
+    own = dict(type='mmyolo_ema.SnapshotHook', **({} if more else dict(priority='VERY_HIGH')))
+    with pytest.raises(ValueError, match=said):
+        toy(custom_hooks=[hook_config(), own, *([more] if more else [])]).train()
+
+
+def test_validation_after_the_training_leaves_the_second_average(run):
+    runner = run(second_horizon=5)
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SnapshotHook))
+    before = hook._second
+    runner.val()
+    assert (hook._second is before, int(before.steps)) == (True, 12)
+
+
+def test_run_that_resumes_from_nothing_puts_snapshots_aside(run, tmp_path):
+    for _ in range(3):
+        run(toy_options=dict(resume=True)).train()
+        for path in (tmp_path / 'run').glob('*.pth'):
+            path.unlink()
+        (tmp_path / 'run' / 'last_checkpoint').unlink()
+    names = sorted(path.name for path in (tmp_path / 'run' / 'snapshots').glob('*06*'))
+    assert names == ['update_00000006.1.abandoned', 'update_00000006.abandoned', 'update_00000006.pth']
 
 
 def test_snapshots_of_another_run_are_not_mixed_in(run):

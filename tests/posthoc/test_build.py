@@ -123,3 +123,42 @@ def test_nan_in_a_file_is_named(config):
     torch.save(content, run.files[0].path)
     with pytest.raises(ValueError, match=r'epoch_6\.pth holds NaN or infinity: neck\.out_convs\.0\.conv\.weight'):
         half(run, Ramp(0.2, 2))
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Returns a function that stores a run of two updates, with averaged and raw of each in turn, and reads it."""
+
+    def store(update_buffers=True, **tensors):
+        hook = ("dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, "
+                f'update_buffers={update_buffers})')
+        for updates in (1, 2):
+            averaged = {name: values[2 * updates - 2] for name, values in tensors.items()}
+            raw = {f'module.{name}': values[2 * updates - 1] for name, values in tensors.items()}
+            torch.save(dict(meta=dict(cfg=f'custom_hooks = [{hook}]', iter=updates), state_dict=averaged,
+                            ema_state_dict=dict(raw, steps=torch.tensor(updates))), tmp_path / f'{updates}.pth')
+        return read_run(tmp_path)
+
+    return store
+
+
+def mean(run):
+    """The mean of both averages."""
+    weights = np.array([0.5, 0.5, 0, 0])
+    return build(run, dict(mean={count: weights for count in run.multiplicities}))['mean']
+
+
+def test_buffers_that_are_copied_are_those_of_the_newest(stored):
+    values = [torch.tensor([number]) for number in (1., 5., 2., 7.)]
+    copied = [torch.tensor([number]) for number in (1., 1., 3., 3.)]
+    built = mean(stored(update_buffers=False, weight=values, scale=copied))
+    assert (float(built['weight']), float(built['scale'])) == (1.5, 3)
+    built = mean(stored(update_buffers=True, weight=values, scale=copied))
+    assert (float(built['weight']), float(built['scale'])) == (1.5, 2)
+
+
+def test_masks_and_complex_weights_are_kept(stored):
+    mask = torch.tensor([0., -torch.inf])
+    built = mean(stored(mask=[mask] * 4, phase=[torch.tensor([number * 1j]) for number in (1, 5, 2, 7)]))
+    assert torch.equal(built['mask'], mask)
+    assert built['phase'] == torch.tensor([1.5j])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mmyolo_ema.checkpoint import extract
 from mmyolo_ema.posthoc import Snapshot
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedule import Ramp, Repeated
@@ -12,12 +13,12 @@ OURS = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1,
 def file(tmp_path):
     """Returns a function that writes a checkpoint with an average of so many updates."""
 
-    def write(name, updates, iteration=None, hook=OURS, launch='20260101_000000', **weights):
+    def write(name, updates, iteration=None, hook=OURS, launch='20260101_000000', seed=0, **weights):
         shared = torch.ones(2)
         raw = weights or dict(a=torch.zeros(2), b=shared, c=shared)
         iteration = updates if iteration is None else iteration
         meta = dict(cfg=f'custom_hooks = [{hook}]', iter=iteration, epoch=updates // 10,
-                    experiment_name=f'mine_{launch}')
+                    experiment_name=f'mine_{launch}', seed=seed)
         stored = dict(steps=torch.tensor(updates), **{f'module.{name}': value for name, value in raw.items()})
         averaged = {name: value + 1 for name, value in raw.items()}
         torch.save(dict(meta=meta, state_dict=averaged, ema_state_dict=stored), tmp_path / name)
@@ -56,7 +57,7 @@ def test_shared_tensors_of_other_classes_followed_another_schedule(file, tmp_pat
     (dict(a=torch.zeros(3)), 'do not hold the same tensors: a, b, c'),
     (dict(iteration=5), 'are not of one run'),
     (dict(launch='20251231_235959'), 'are not of one run'),
-    (dict(updates=0), 'b.pth does not say how many updates its average had'),
+    (dict(seed=1), 'are not of one run'),
 ])
 def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, said):
     file('a.pth', 10)
@@ -136,3 +137,22 @@ def test_what_was_made_of_snapshots_is_none(file, tmp_path):
     torch.save(content, tmp_path / 'made.pth')
     run = read_run(tmp_path)
     assert (run.updates, run.left_out) == (10, [tmp_path / 'made.pth'])
+
+
+def test_files_without_an_average_of_the_run_are_left_out(file, tmp_path):
+    before_begin = file('early.pth', 0)
+    whole = file('a.pth', 10)
+    extract(whole, tmp_path / '0.pth')
+    run = read_run(tmp_path)
+    assert [found.path for found in run.files] == [whole]
+    assert sorted(run.left_out) == [tmp_path / '0.pth', before_begin]
+
+
+def test_length_of_an_epoch_is_told_if_all_files_agree(file, tmp_path):
+    file('a.pth', 15, iteration=15)
+    assert read_run(tmp_path).updates_per_epoch is None
+    file('b.pth', 25, iteration=25)
+    assert read_run(tmp_path).updates_per_epoch == 10
+    # Saved by iterations: the epoch is the one before.
+    file('c.pth', 29, iteration=29)
+    assert read_run(tmp_path).updates_per_epoch is None

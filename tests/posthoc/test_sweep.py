@@ -111,7 +111,7 @@ def test_metric_that_is_not_measured_is_named(sweep):
 
 @pytest.mark.parametrize(('names', 'compared', 'said'), [
     ([], None, 'is the best of these: keep it'),
-    (['14'], None, "cannot be told, because it is not COCO's mAP: keep the run's own"),
+    (['14'], None, "cannot be told; it can for COCO's mAP"),
     (['14'], Comparison('14', 0.1, -0.1, 0.3, 0.3), "no more than chance: keep the run's own average"),
     (['14'], Comparison('14', 0.1, 0.05, 0.3, 0.01), 'best_posthoc.pth is better'),
 ])
@@ -119,3 +119,24 @@ def test_verdict_tells_chance_from_gain(sweep, names, compared, said):
     found = sweep(Nearness(87))
     found.measure(reconstruct_named(found.run, names))
     assert said in verdict(found, compared)[-1]
+
+
+def test_who_asks_for_fewer_later_has_had_the_earlier_chances(sweep):
+    sweep(Nearness(87)).measure(reconstruct_named(sweep(Nearness(87)).run, ['20', '40']))
+    found = sweep(Nearness(87))
+    found.measure(reconstruct_named(found.run, ['14']))
+    found.add_earlier()
+    assert list(found.candidates) == ['shipped', 'raw', '14', '20', '40']
+
+
+def test_detector_that_detects_nothing_is_no_result(sweep):
+    nothing = Nearness(87)
+    nothing.measure = lambda weights, name: {}
+    with pytest.raises(ValueError, match="measured nothing for the run's own average"):
+        sweep(nothing)
+
+
+def test_usual_metric_comes_before_those_of_classes(sweep):
+    two = Nearness(87)
+    two.measure = lambda weights, name: {'coco/cat_precision': 0.1, 'coco/bbox_mAP': 0.5}
+    assert sweep(two).metric == 'coco/bbox_mAP'

@@ -32,7 +32,9 @@ def test_fit_tells_how_well_it_goes(tool, work_dir, capsys):
     assert '2 checkpoints of updates 4 to 8, 2 in an epoch, Ramp(momentum=0.1, gamma=2, interval=1)' in said
     shown = rows(said)
     assert shown['5'][2] == shown['5'][3], 'the mean age is the wanted one'
-    assert [shown['epoch_4.pth'][0], shown['epoch_4.pth'][1]] == ['raw', '8']
+    assert 'epoch_4.pth' not in shown
+    tool('posthoc_ema', 'fit', work_dir, '--horizon', '5', '--coefficients')
+    assert rows(capsys.readouterr().out)['epoch_4.pth'][:2] == ['raw', '8']
 
 
 def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys):
@@ -43,6 +45,8 @@ def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys
     assert told['target'] == '8'
     assert sum(told['coefficients'].values()) == pytest.approx(1)
     assert 0 < told['error'] < 0.5
+    tool('ema_checkpoint', 'inspect', 'out/a.pth')
+    assert 'average 8, made of the checkpoints of 8 updates with an error of' in capsys.readouterr().out
     tool('test', config_file, 'out/a.pth')
     assert 'out/a.pth holds no EMA: its only weights are tested' in capsys.readouterr().out
 
@@ -66,6 +70,7 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
     (['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '9', '--config', 'small.py'],
      '9 batches are asked for, but an epoch of the train_dataloader has 2'),
     (['plan', 'nowhere.py'], 'there is no config nowhere.py'),
+    (['plan', 'small.py', '--cfg-options', 'custom_hooks=[]'], 'has no EMAHook in custom_hooks'),
     (['plan', 'small.py', '--horizon', 'old'], 'a length of training is written as'),
     (['sweep', 'nowhere', 'small.py'], 'there is no folder nowhere'),
     (['sweep', 'run', 'small.py', '--horizons', 'old'], 'a length of training is written as'),
@@ -158,3 +163,29 @@ def test_file_that_no_sweep_wrote_is_not_replaced(refused, work_dir, config_file
     files['best_posthoc.pth'].write_bytes(b'mine')
     capsys.readouterr()
     assert 'best_posthoc.pth exists, but' in refused('posthoc_ema', 'sweep', work_dir, config_file)
+
+
+@pytest.mark.parametrize(('hook', 'named', 'chosen'), [
+    ({}, None, (None, False)),
+    (dict(save_best='auto', rule='less'), None, (None, True)),
+    (dict(save_best='coco/bbox_mAP_origin'), None, ('coco/bbox_mAP', False)),
+    (dict(save_best='error', rule='less'), None, ('error', True)),
+    (dict(save_best='error', rule='less'), 'coco/bbox_mAP', ('coco/bbox_mAP', False)),
+    (dict(save_best=['error', 'coco/bbox_mAP'], rule=['less', 'greater']), None, ('error', True)),
+    (dict(save_best='loss'), None, ('loss', True)),
+])
+def test_best_is_what_the_config_calls_best(load_tool, hook, named, chosen):
+    cfg = Config(dict(default_hooks=dict(checkpoint=hook)))
+    assert load_tool('posthoc_ema').metric_of(cfg, named) == chosen
+
+
+def test_plan_knows_what_other_classes_do_to_shared_tensors(tool, config_file, capsys):
+    theirs = ['--cfg-options', 'custom_hooks.0.ema_type=mmdet.ExpMomentumEMA', 'custom_hooks.0.momentum=0.1']
+    errors = []
+    for options in (theirs[:1] + theirs[2:], theirs):
+        capsys.readouterr()
+        tool('posthoc_ema', 'plan', config_file, '--horizon', '5', *options)
+        said = capsys.readouterr().out
+        errors.append(float(rows(said)['5'][0].rstrip('%')))
+    assert 'averages a tensor once for each of its names' in said
+    assert errors[1] != errors[0]

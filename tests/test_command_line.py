@@ -1,0 +1,22 @@
+import subprocess
+import sys
+
+POOL = """
+from multiprocessing import get_context
+from mmyolo_ema.command_line import run
+
+def main():
+    for _ in range(40):
+        # MMDetection's mAP of VOC closes its pools only, so that they are terminated when they are collected.
+        pool = get_context('fork').Pool(4)
+        pool.map(abs, [1])
+        pool.close()
+        pool.terminate()
+        pool.join()
+
+run(main)
+"""
+
+
+def test_worker_processes_of_a_tool_can_be_terminated():
+    subprocess.run([sys.executable, '-c', POOL], check=True, timeout=120)
