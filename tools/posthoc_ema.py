@@ -175,6 +175,7 @@ def build(args: argparse.Namespace) -> None:
 
 def sweep(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
+    text = validation_text(cfg)  # now, because models write into their configs when they are built
     out = {suffix: args.work_dir / f'posthoc_sweep.{suffix}' for suffix in ('json', 'png')}
     best = args.work_dir / 'best_posthoc.pth'
     if best.exists() and not out['json'].exists():
@@ -186,7 +187,7 @@ def sweep(args: argparse.Namespace) -> None:
     check_fits(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
-        running = Sweep(stored, evaluation, out['json'], validation_text(cfg), *metric_of(cfg, args.metric))
+        running = Sweep(stored, evaluation, out['json'], text, *metric_of(cfg, args.metric))
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
         running.measure_stored()
