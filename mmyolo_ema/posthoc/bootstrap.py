@@ -210,7 +210,7 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
         for _ in progress(range(resamples))])
     best = int(gains.argmax())
     low, high = np.percentile(drawn[:, best], [2.5, 97.5])
-    by_chance = np.count_nonzero((drawn - gains).max(axis=1) >= gains[best])
+    by_chance = int(np.count_nonzero((drawn - gains).max(axis=1) >= gains[best]))
     return Comparison(list(candidates)[best], float(gains[best]), float(low), float(high),
                       (1 + by_chance) / (1 + resamples))
 
