@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -35,3 +37,4 @@ def test_half_the_horizon_detects_as_the_average_that_was_tracked(root, tmp_path
     assert 0.01 < half.worst.error < 0.1
     assert tracked > 0.4
     assert score(built, 'built') == pytest.approx(tracked, abs=0.002)
+    shutil.rmtree(tmp_path / 'run')  # 2 GB
