@@ -133,12 +133,12 @@ def _category(found: Sequence[Optional[dict[str, Any]]]) -> CategoryMatches:
     return CategoryMatches(images, decisive, (matched & ~ignored)[:, decisive], ignored[:, decisive])
 
 
-def mean_average_precision(matches: Matches, counts: np.ndarray) -> float:
+def mean_average_precision(matches: Matches, counts: Optional[np.ndarray] = None) -> float:
     """Returns COCO's mAP of images that count several times, or not at all.
 
     Args:
         matches: The matched detections.
-        counts: How often each image counts, whole numbers, in the order of ``matches.images``.
+        counts: How often each image counts, whole numbers, in the order of ``matches.images``. Defaults to None: once.
 
     Returns:
         The mean over the categories that have ground truth in these images, and over thresholds of IoU from 0.5 to
@@ -146,6 +146,8 @@ def mean_average_precision(matches: Matches, counts: np.ndarray) -> float:
 
     Example: See :func:`matches`.
     """
+    if counts is None:
+        counts = np.ones(len(matches.images), dtype=int)
     totals = matches.positives @ counts
     found = [_average_precision(one, counts, total) for one, total in zip(matches.categories, totals) if total]
     return float(np.mean(found)) if found else -1.0
@@ -204,7 +206,7 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
     _check(candidates, base, resamples)
     size = len(base.images)
     generator = np.random.default_rng(seed)
-    gains = _gains(candidates, base, np.ones(size, dtype=int))
+    gains = _gains(candidates, base)
     drawn = np.array([
         _gains(candidates, base, np.bincount(generator.integers(size, size=size), minlength=size))
         for _ in progress(range(resamples))])
@@ -215,7 +217,7 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
                       (1 + by_chance) / (1 + resamples))
 
 
-def _gains(candidates: Mapping[str, Matches], base: Matches, counts: np.ndarray) -> np.ndarray:
+def _gains(candidates: Mapping[str, Matches], base: Matches, counts: Optional[np.ndarray] = None) -> np.ndarray:
     reached = [mean_average_precision(one, counts) for one in candidates.values()]
     return np.array(reached) - mean_average_precision(base, counts)
 

@@ -115,8 +115,7 @@ class Evaluation:
         categories = truth.getCatIds(catNms=self._coco.dataset_meta['classes'])
         found = matches(truth, results, kind, category_ids=categories)
         # MMDetection rounds to three digits; another set of thresholds would make another metric.
-        exact = mean_average_precision(found, np.ones(len(found.images), dtype=int))
-        return found if abs(exact - measured) < 1e-3 else None
+        return found if abs(mean_average_precision(found) - measured) < 1e-3 else None
 
     def _truth(self, name: str) -> COCO:
         if self._ground_truth is None:

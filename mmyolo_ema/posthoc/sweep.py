@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import numpy as np
-
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read
 from mmyolo_ema.checkpoint.weights import averaged_weights
 from mmyolo_ema.files import replace
@@ -144,9 +142,9 @@ class Sweep:
     def curve(self) -> HorizonCurve:
         """Returns what the picture shows."""
         own, raw = self.candidates[SHIPPED], self.candidates.get(RAW)
-        averages = [one for one in self.candidates.values() if one.name != RAW]
-        return HorizonCurve(str(self.metric), [(one.mean_age, one.score, one.error, one.name) for one in averages],
-                            (own.mean_age, own.score), {} if raw is None else {'raw weights': raw.score})
+        points = [(one.mean_age, one.score, one.error, one.name) for one in self._by_merit()]
+        levels = {} if raw is None else {'raw weights': raw.score}
+        return HorizonCurve(str(self.metric), points, (own.mean_age, own.score), levels)
 
     def _by_merit(self) -> list[Candidate]:
         averages = [one for one in self.candidates.values() if one.name != RAW]
@@ -171,7 +169,7 @@ class Sweep:
         measured = stored.get(self.metric, 0.0)
         found = self._evaluation.matches(_file_name(name), self.metric, measured)
         if found is not None:
-            measured = mean_average_precision(found, np.ones(len(found.images), dtype=int))
+            measured = mean_average_precision(found)
         self._matches[name] = found
         if made is None:
             self.candidates[name] = Candidate(name, None, 0.0, 0.0, stored, measured)
