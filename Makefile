@@ -1,30 +1,47 @@
-# Two commands, either one first: `make demo` and `make test`. Both set up what they need.
+# Two commands, either one first: `make demo` and `make test`. Both set up what they need, look for an NVIDIA GPU, and
+# say what they found. `make gpu-check` proves and measures everything on one.
 #
 # PYTHON  the Python that the environment is made with (3.10 or newer)
 # STACK   the family of OpenMMLab packages to install: onedl (maintained) or openmmlab (upstream)
+# DEVICE  where to run: auto (a GPU, where there is one and mmcv has operators for it), cpu or cuda
+# TORCH   pinned (installed with the rest) or installed: that of PYTHON, and no other is installed
+# WHEELS  a folder that everything is installed from, without a network; `make wheels` fills it for PYTHON_VERSION
 
 PYTHON ?= python3
 STACK ?= onedl
-VENV := $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+DEVICE ?= auto
+TORCH ?= pinned
+WHEELS ?=
+PYTHON_VERSION ?= 3.12
+VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))$(if $(filter-out pinned,$(TORCH)),-$(TORCH)-torch)
+ON_DEVICE := $(VENV)/bin/python tools/environment/device.py $(DEVICE)
+SET_UP := $(STACK) $(VENV) --torch $(TORCH) $(if $(WHEELS),--wheels $(WHEELS))
 
-# The environment has mmcv's CPU ops, so a detector cannot be validated on a GPU in it.
-export CUDA_VISIBLE_DEVICES :=
-
-# An environment that was made for a folder of another name has the package of that folder.
-ifneq ($(shell cat $(VENV)/ready 2>/dev/null),$(CURDIR))
+# An environment that was made for a folder of another name has the package of that folder; and one without operators
+# for a GPU is made anew where they are asked for.
+MADE_FOR := $(shell cat $(VENV)/ready 2>/dev/null)
+ifneq ($(MADE_FOR),$(CURDIR) cuda)
+ifneq ($(MADE_FOR)$(filter cuda,$(DEVICE)),$(CURDIR) cpu)
 $(shell rm -f $(VENV)/ready)
 endif
+endif
 
-.PHONY: demo test benchmark lint environment clean
+.PHONY: demo test benchmark gpu-check lint environment wheels clean
 
 demo: environment
-	$(VENV)/bin/python tools/demo.py
+	@$(ON_DEVICE) tools/demo.py
 
+# The tests that need a GPU run on it; all others run on the CPU, as everywhere.
 test: environment
-	$(VENV)/bin/python -m pytest
+	@$(ON_DEVICE)
+	CUDA_VISIBLE_DEVICES= $(VENV)/bin/python -m pytest
+	@$(ON_DEVICE) --gpu-only -m pytest tests -m gpu
 
 benchmark: environment
-	$(VENV)/bin/python tools/benchmark_ema.py
+	$(VENV)/bin/python tools/benchmark_ema.py --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE))
+
+gpu-check:
+	$(PYTHON) tools/gpu_check.py --device $(DEVICE) $(SET_UP)
 
 lint: environment
 	$(VENV)/bin/ruff check .
@@ -33,8 +50,11 @@ lint: environment
 environment: $(VENV)/ready
 
 $(VENV)/ready: tools/environment/$(STACK).txt tools/environment/create.py tools/environment/verify.py \
-		tools/environment/build_mmcv.py tools/environment/peers.txt setup.py pyproject.toml
-	$(PYTHON) tools/environment/create.py $(STACK) $(VENV)
+		tools/environment/build_mmcv.py tools/environment/device.py tools/environment/peers.txt setup.py pyproject.toml
+	$(PYTHON) tools/environment/create.py $(SET_UP) --device $(DEVICE)
+
+wheels:
+	$(PYTHON) tools/environment/wheels.py $(STACK) $(or $(WHEELS),$(error name the folder to fill: make wheels WHEELS=dir)) $(PYTHON_VERSION)
 
 clean:
-	rm -rf .venv .venv-openmmlab
+	rm -rf .venv .venv-*

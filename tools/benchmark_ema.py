@@ -7,6 +7,7 @@ Example:
     python tools/benchmark_ema.py --models rtmdet-tiny my_config.py --rounds 20
     python tools/benchmark_ema.py --scale                            # by number of tensors, and of weights
     python tools/benchmark_ema.py --training-step --device cuda      # a training step, with and without an average
+    python tools/benchmark_ema.py --hook --device cuda               # what hooks add to steps of MMEngine's runner
     python tools/benchmark_ema.py --training-run --rounds 3          # the demo's whole training
 """
 
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from mmyolo_ema.benchmark import report
 from mmyolo_ema.benchmark.agreement import check_agreement
 from mmyolo_ema.benchmark.detectors import DETECTORS, build_detector
+from mmyolo_ema.benchmark.hook_cost import measure_hook_cost
 from mmyolo_ema.benchmark.scale import SIZES, fits, measure_scale
 from mmyolo_ema.benchmark.steps import LIMIT, measure_steps
 from mmyolo_ema.benchmark.timing import Timing
@@ -58,6 +60,11 @@ def parse_args() -> argparse.Namespace:
                         help=f'detectors: {", ".join(DETECTORS)}, or configs (default: these four)')
     parser.add_argument('--rounds', type=rounds, help='how often each is measured (default: 100 steps, 10 training '
                         'steps, 3 training runs)')
+    parser.add_argument('--batch-sizes', nargs='+', type=rounds, metavar='N', default=[8, 32],
+                        help='images in a training step, for --hook (default: 8 32)')
+    parser.add_argument('--image-size', type=rounds, default=640, help='pixels, for --hook (default: 640)')
+    parser.add_argument('--seconds', type=float, default=40,
+                        help='how long to train for each model and batch size, for --hook (default: 40)')
     parser.add_argument('--json', type=Path, metavar='F.json', help='write the numbers to this file, and the picture '
                         'beside it (default: in work_dirs/)')
     what = parser.add_mutually_exclusive_group()
@@ -65,6 +72,8 @@ def parse_args() -> argparse.Namespace:
                       help='measure how a step grows with the number of tensors and of weights')
     what.add_argument('--training-step', dest='mode', action='store_const', const='training-step',
                       help='measure what an update adds to a training step of the first of the models')
+    what.add_argument('--hook', dest='mode', action='store_const', const='hook',
+                      help='measure what hooks add to the steps of a training of the models')
     what.add_argument('--training-run', dest='mode', action='store_const', const='training-run',
                       help="measure what the hook adds to the demo's whole training")
     what.set_defaults(mode='steps')
@@ -134,6 +143,13 @@ def benchmark_training_step(args: argparse.Namespace) -> Results:
     return Results(cost, [report.training_step_table(cost)])
 
 
+def benchmark_hook(args: argparse.Namespace) -> Results:
+    cases = [(name, size) for name in args.models for size in args.batch_sizes]
+    costs = [measure_hook_cost(name, build_detectors([name])[name], size, args.image_size, args.seconds, args.device)
+             for name, size in progress(cases)]
+    return Results(costs, [report.hook_table(costs)])
+
+
 def benchmark_training_run(args: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'),
@@ -190,6 +206,7 @@ MODES = {
     'steps': benchmark_steps,
     'scale': benchmark_scale,
     'training-step': benchmark_training_step,
+    'hook': benchmark_hook,
     'training-run': benchmark_training_run,
 }
 

@@ -51,7 +51,9 @@ def last_checkpoint(work_dir: Path) -> Path:
 def metrics_in_training(work_dir: Path, suffix: str = '') -> dict[str, float]:
     """Returns the metrics of the last validation of a training run; with a suffix, those of the raw weights."""
     lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
-    validations = [values for values in map(json.loads, lines) if METRICS[0] in values]
+    validations = [values for values in map(json.loads, lines) if METRICS[0] + suffix in values]
+    if not validations:
+        stop(f'no validation of the training has {METRICS[0] + suffix}: nothing was detected')
     return {name: validations[-1][name + suffix] for name in METRICS}
 
 
@@ -83,13 +85,18 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    OneLineParser(__doc__).parse_args()
+    parser = OneLineParser(__doc__)
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help="override settings of the demo's config")
+    options = parser.parse_args().cfg_options
+    overrides = ['--cfg-options', *options] if options else []
     folder = Path('work_dirs') / f'demo-{time.strftime("%Y%m%d_%H%M%S")}'
-    run('train.py', CONFIG, '--work-dir', folder / 'train')
+    run('train.py', CONFIG, '--work-dir', folder / 'train', *overrides)
     saved = last_checkpoint(folder / 'train')
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
-    run('test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions)
-    run('test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw')
+    run('test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions,
+        *overrides)
+    run('test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw', *overrides)
     draw_detections(held_out_detections(predictions),
                     f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}', picture)
     measured = [metrics_in_training(folder / 'train', suffix) for suffix in ('', RAW)]

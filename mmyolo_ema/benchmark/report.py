@@ -8,13 +8,16 @@ import torch
 from rich.table import Table
 
 from mmyolo_ema.benchmark.contenders import OURS
+from mmyolo_ema.benchmark.hook_cost import NO_HOOK, HookCost
 from mmyolo_ema.benchmark.memory import Memory
 from mmyolo_ema.benchmark.scale import ScalePoint
 from mmyolo_ema.benchmark.steps import BARE, LIMIT, Cost, StepCosts
 from mmyolo_ema.benchmark.timing import Timing
 from mmyolo_ema.benchmark.training import RunCost, TrainingStepCost
 
-__all__ = ['environment', 'run_table', 'scale_table', 'step_table', 'surroundings_table', 'training_step_table']
+__all__ = [
+    'environment', 'hook_table', 'run_table', 'scale_table', 'step_table', 'surroundings_table', 'training_step_table'
+]
 
 _PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
 
@@ -31,9 +34,12 @@ def environment(device: str) -> dict[str, object]:
 
 def step_table(costs: StepCosts) -> Table:
     """Returns the time of a step by class, beside the least that it could take."""
-    table = _table(f'{_title(costs)}: a step', 'class', 'ms', 'quartiles', 'x limit', 'x bare', 'x ours')
+    on_gpu = costs.costs[OURS].gpu is not None
+    table = _table(f'{_title(costs)}: a step', 'class', 'ms', 'quartiles', *(['host ms', 'GPU ms'] if on_gpu else []),
+                   *(f'{"GPU " if on_gpu else ""}x {name}' for name in ('limit', 'bare', 'ours')))
     for name, cost in costs.costs.items():
-        table.add_row(name, _ms(cost.step), f'{_ms_of(cost.step.lower)} - {_ms_of(cost.step.upper)}',
+        table.add_row(name, _ms(cost.step), _quartiles(cost.step),
+                      *(map(_ms, (cost.host, cost.gpu)) if on_gpu else ()),
                       *(f'{costs.ratio(name, to):.2f}' for to in (LIMIT, BARE, OURS)))
     return table
 
@@ -65,7 +71,19 @@ def training_step_table(cost: TrainingStepCost) -> Table:
                    'ms', 'quartiles')
     for name, timing in (('without an average', cost.without), ('with it', cost.with_average),
                          (f'its update alone: {share:.2%}', cost.update)):
-        table.add_row(name, _ms(timing), f'{_ms_of(timing.lower)} - {_ms_of(timing.upper)}')
+        table.add_row(name, _ms(timing), _quartiles(timing))
+    return table
+
+
+def hook_table(costs: list[HookCost]) -> Table:
+    """Returns what hooks add to a training step."""
+    table = _table(f'a training step, {costs[0].image_size} x {costs[0].image_size} pixels', 'hook', 'images',
+                   'step ms', 'quartiles', 'added ms', 'quartiles', 'added', 'host ms')
+    for cost in costs:
+        for name, step in cost.step.items():
+            added = [] if name == NO_HOOK else [_ms(cost.added[name]), _quartiles(cost.added[name]),
+                                                f'{cost.share(name):.2%}', _ms(cost.host[name])]
+            table.add_row(f'{cost.detector}: {name}', str(cost.batch_size), _ms(step), _quartiles(step), *added)
     return table
 
 
@@ -94,6 +112,10 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def _ms(timing: Optional[Timing]) -> str:
     return '-' if timing is None else _ms_of(timing.median)
+
+
+def _quartiles(timing: Timing) -> str:
+    return f'{_ms_of(timing.lower)} - {_ms_of(timing.upper)}'
 
 
 def _ms_of(seconds: float) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmyolo_ema.benchmark.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
 from mmyolo_ema.benchmark.memory import Memory, memory_of
-from mmyolo_ema.benchmark.timing import Timing, interleaved, measured, pooled
+from mmyolo_ema.benchmark.timing import Timing, interleaved, measured, measured_apart, pooled
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
 
@@ -40,7 +40,9 @@ class Cost:
     """What the average of one class costs on one detector; for the limits there is only a step.
 
     Attributes:
-        step: Time of an update, past the first.
+        step: Time of an update, past the first, until all is done.
+        host: On a GPU, the time until the call of an update returns.
+        gpu: On a GPU, the time of its work there.
         check: Time to look for NaN and infinity before an update; None for classes that do not.
         swap: Time to exchange average and model for a validation, and back; None where no hook does so.
         create: Time to make the average, first update included.
@@ -51,6 +53,8 @@ class Cost:
     """
 
     step: Timing
+    host: Optional[Timing] = None
+    gpu: Optional[Timing] = None
     check: Optional[Timing] = None
     swap: Optional[Timing] = None
     create: Optional[Timing] = None
@@ -79,8 +83,12 @@ class StepCosts:
     costs: dict[str, Cost] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> float:
-        """Returns the time of a step as a multiple of another's."""
-        return self.costs[name].step.median / self.costs[to].step.median
+        """Returns the time of a step as a multiple of another's: on a GPU, of its work there."""
+        return self._work(name) / self._work(to)
+
+    def _work(self, name: str) -> float:
+        cost = self.costs[name]
+        return (cost.gpu or cost.step).median
 
 
 def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds: int, device: str = 'cpu') -> StepCosts:
@@ -99,8 +107,9 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     """
     model = deepcopy(model).to(device)
     make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
-    steps = pooled(_time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
-                   for part in np.array_split(range(rounds), min(rounds, _PLACES)))
+    places = [_time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
+              for part in np.array_split(range(rounds), min(rounds, _PLACES))]
+    steps, hosts, gpus = map(pooled, zip(*places))
 
     few = min(rounds, _FEW_ROUNDS)
     contenders = {name: function() for name, function in make.items()}
@@ -114,7 +123,7 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     pairs = averaged_pairs(model, model, update_buffers)
     costs = StepCosts(detector, update_buffers, len(pairs), sum(source.numel() for _, source in pairs))
     for name in (*make, BARE, LIMIT):
-        costs.costs[name] = Cost(steps[name], check.get(name), swap.get(name), create.get(name), save.get(name))
+        costs.costs[name] = Cost(steps[name], *(found.get(name) for found in (hosts, gpus, check, swap, create, save)))
     for name, contender in contenders.items():
         costs.costs[name].average_memory = memory_of(make[name], device)
         costs.costs[name].step_memory = memory_of(contender.update, device)
@@ -124,8 +133,8 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
 
 
 def _time_steps(make: Mapping[str, Callable[[], Contender]], model: nn.Module, update_buffers: bool, rounds: int,
-                device: str, order: random.Random) -> dict[str, list[float]]:
-    """Returns the times of steps of averages that are made for this, in a random order."""
+                device: str, order: random.Random) -> tuple[dict[str, list[float]], ...]:
+    """Returns the times of steps of averages that are made for this, in a random order: all, the host's, the GPU's."""
     names = [*make, BARE, LIMIT]
     order.shuffle(names)
     steps: dict[str, Callable[[], object]] = {}
@@ -138,7 +147,9 @@ def _time_steps(make: Mapping[str, Callable[[], Contender]], model: nn.Module, u
                 steps[name] = bare_update(pairs, MOMENTUM)
             else:
                 steps[name], limit_source = limit_update(pairs, MOMENTUM)
-    return measured(steps, rounds, device, before=training_step_of(model, limit_source))
+    before = training_step_of(model, limit_source)
+    whole = measured(steps, rounds, device, before)
+    return (whole, *(({}, {}) if device == 'cpu' else measured_apart(steps, rounds, device, before)))
 
 
 def training_step_of(model: nn.Module, *others: Tensor) -> Callable[[], object]:

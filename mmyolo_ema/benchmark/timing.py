@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ['Timing', 'interleaved', 'measured', 'pooled']
+__all__ = ['Timing', 'interleaved', 'measured', 'measured_apart', 'pooled', 'synchronize']
 
 # What a first call does once (a plan, a workspace, a page of memory) is not what the others cost.
 _WARM_UP = 3
+# At least as fast as the clock of any GPU.
+_CYCLES_PER_SECOND = 2.5e9
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,51 @@ def measured(functions: Mapping[str, Callable[[], object]],
         shuffle(order)
         for name in order:
             before()
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             functions[name]()
-            _synchronize(device)
+            synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def measured_apart(functions: Mapping[str, Callable[[], object]], rounds: int, device: str,
+                   before: Callable[[], object]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Returns the times of what a GPU and its host do in a call, apart, as they overlap in a training.
+
+    The host's time, until the call returns, is that with an idle GPU. The GPU's is taken in another call, all of whose
+    work is queued behind something else before the GPU comes to it, so that it waits for no host.
+
+    Args:
+        functions: What to time, by name; none may wait for the GPU.
+        rounds: How often each is timed, at least 1.
+        device: The name of the GPU that they use.
+        before: As for :func:`interleaved`.
+
+    Returns:
+        Each single time of the host and of the GPU, in seconds, by name.
+    """
+    hosts: dict[str, list[float]] = {name: [] for name in functions}
+    gpus: dict[str, list[float]] = {name: [] for name in functions}
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    order, shuffle = list(functions), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            before()
+            synchronize(device)
+            start = time.perf_counter()
+            functions[name]()
+            hosts[name].append(time.perf_counter() - start)
+
+            before()
+            torch.cuda._sleep(int((2 * hosts[name][-1] + 1e-3) * _CYCLES_PER_SECOND))
+            begin.record()
+            functions[name]()
+            end.record()
+            synchronize(device)
+            gpus[name].append(begin.elapsed_time(end) / 1e3)
+    return hosts, gpus
 
 
 def pooled(parts: Iterable[dict[str, list[float]]]) -> dict[str, Timing]:
@@ -90,7 +131,7 @@ def pooled(parts: Iterable[dict[str, list[float]]]) -> dict[str, Timing]:
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits until a GPU has done everything that it was asked for."""
     if device != 'cpu':
         torch.cuda.synchronize(device)

@@ -20,6 +20,23 @@ def installed(packages: tuple) -> list:
     return [f'{package} {names[package]}' for package in packages if package in names]
 
 
+def devices_with_operators() -> list:
+    """Returns the devices that mmcv has operators for, and that are here."""
+    import torch
+    from device import has_cuda_operators
+    return ['cpu', 'cuda'] if has_cuda_operators() and torch.cuda.is_available() else ['cpu']
+
+
+def check_nms(device: str) -> None:
+    """Raises if an operator does not run, or computes something wrong."""
+    import torch
+    from mmcv.ops import nms
+    boxes = torch.tensor([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 20., 30., 30.]], device=device)
+    kept = nms(boxes, torch.tensor([.9, .8, .7], device=device), iou_threshold=.5)[1].tolist()
+    if kept != [0, 2]:
+        raise RuntimeError(f'nms on {device} kept the boxes {kept} instead of [0, 2]')
+
+
 def main() -> None:
     found = {family: installed(packages) for family, packages in FAMILIES.items()}
     if all(found.values()):
@@ -28,15 +45,17 @@ def main() -> None:
                  '(make clean) and let make build it anew.')
     try:
         import torch
-        from mmcv.ops import nms
-        boxes = torch.tensor([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 20., 30., 30.]])
-        kept = nms(boxes, torch.tensor([.9, .8, .7]), iou_threshold=.5)[1].tolist()
+        devices = devices_with_operators()
+        for device in devices:
+            check_nms(device)
     except Exception as error:  # whatever breaks here, the reason is what the user needs
         sys.exit(f'mmcv has no working ops: {type(error).__name__}: {error}')
-    if kept != [0, 2]:
-        sys.exit(f'mmcv has no working ops: nms kept the boxes {kept} instead of [0, 2]')
+    try:
+        import mmdet.models  # noqa: F401
+    except ImportError as error:
+        sys.exit(f'MMDetection cannot be imported: {error}')
     family = next(packages for packages in found.values() if packages)
-    print(f'      ready: torch {torch.__version__}, {", ".join(family)}, ops compiled')
+    print(f'      ready: torch {torch.__version__}, {", ".join(family)}, ops for {" and ".join(devices)}')
 
 
 if __name__ == '__main__':
