@@ -118,7 +118,8 @@ def benchmark_steps(args: argparse.Namespace) -> Results:
                   {name: quartiles_ms(one.step) for name, one in cost.costs.items() if name != LIMIT},
                   cost.costs[LIMIT].step.median * 1e3) for cost in costs
     ]
-    tables = [table(cost) for cost in costs for table in (report.step_table, report.surroundings_table)]
+    tables = [report.step_table(cost) for cost in costs]
+    tables += [report.surroundings_table(cost) for cost in costs if cost.update_buffers]
     return Results(costs, tables, partial(draw_step_times, panels))
 
 

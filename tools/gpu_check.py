@@ -22,9 +22,8 @@ from typing import NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / 'tools' / 'environment'
-sys.path.insert(0, str(ROOT / 'tools'))
 DEMO_CONFIG = 'configs/demo/rtmdet_nuclei.py'
-# What MMEngine and MMDetection print at every start says nothing about a part.
+# Of what a part prints.
 LAST_LINES = 15
 
 
@@ -110,36 +109,36 @@ class SetUp:
         self._args = args
         self._folder = Path(args.folder)
         self.python = (ROOT / self._folder / 'bin' / 'python').absolute()
+        self._source = ['--wheels', args.wheels] if args.wheels else []
         self._build: Optional[subprocess.Popen] = None
 
-    def create(self, device: str) -> None:
-        """Makes the environment anew if need be."""
-        source = ['--wheels', self._args.wheels] if self._args.wheels else []
+    def create(self, device: str) -> bool:
+        """Makes the environment, or puts other operators into it; returns whether that worked."""
         command = [sys.executable, ENVIRONMENT / 'create.py', self._args.stack, self._folder, '--device', device,
-                   '--torch', self._args.torch, *source]
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
-            sys.exit(1)
+                   '--torch', self._args.torch, *self._source]
+        return subprocess.run(command, cwd=ROOT).returncode == 0
 
     def has_cuda_operators(self) -> bool:
+        """Whether they were there from the start."""
         return (ROOT / self._folder / 'ready').read_text().strip().endswith(' cuda')
 
     def start_to_build(self) -> None:
         """Starts to compile the CUDA operators in the background."""
         pins = (ENVIRONMENT / f'{self._args.stack}.txt').read_text().splitlines()
         mmcv = next(line for line in pins if re.match('(onedl-)?mmcv==', line))
-        source = ['--wheels', self._args.wheels] if self._args.wheels else []
-        self._build = subprocess.Popen([self.python, ENVIRONMENT / 'build_mmcv.py', mmcv, '--device', 'cuda', *source],
-                                       cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+        command = [self.python, ENVIRONMENT / 'build_mmcv.py', mmcv, '--device', 'cuda', *self._source]
+        self._build = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def pause_build(self) -> None:
         """Lets the compilers rest, so that they do not disturb what is measured."""
         self._signal_build(signal.SIGSTOP)
 
-    def finish(self) -> None:
-        """Puts the CUDA operators into the environment if they can be built."""
+    def finish_build(self) -> bool:
+        """Puts the CUDA operators into the environment; returns whether it has them then."""
         self._signal_build(signal.SIGCONT)
         if self._build is not None and self._build.wait() == 0:
-            self.create('cuda')
+            return self.create('cuda')
+        return self.has_cuda_operators()
 
     def _signal_build(self, number: int) -> None:
         if self._build is not None and self._build.poll() is None:
@@ -152,7 +151,8 @@ def check(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True)
     start = time.perf_counter()
     set_up = SetUp(args)
-    set_up.create('cpu' if args.device == 'cpu' else 'quick')
+    if not set_up.create('cpu' if args.device == 'cpu' else 'quick'):
+        sys.exit(1)
     found = machine(set_up.python)
     gpu = bool(found['card']) and args.device != 'cpu'
     if args.device == 'cuda' and not gpu:
@@ -165,9 +165,10 @@ def check(args: argparse.Namespace) -> None:
     for name, part in parts(folder, gpu).items():
         if name == 'step':
             set_up.pause_build()
-        if name == 'demo':
-            set_up.finish()
-        result = run_part(set_up.python, part, gpu and (name != 'demo' or set_up.has_cuda_operators()))
+        if name == 'demo' and gpu and not set_up.finish_build():
+            result = dict(ended='left out: mmcv has no working CUDA operators', seconds=0, said=[])
+        else:
+            result = run_part(set_up.python, part, gpu)
         content['parts'][name] = result
         content['seconds'] = round(time.perf_counter() - start, 1)
         write(folder / 'gpu_check.json', json.dumps(content, indent=1))
@@ -193,9 +194,10 @@ def main() -> None:
     if args.chapter is None:
         check(args)
     else:
-        from gpu_chapter import write_chapter
+        from gpu_chapter import with_chapter
 
-        write_chapter(json.loads(args.chapter.read_text()), ROOT / 'docs' / 'performance.md')
+        page = ROOT / 'docs' / 'performance.md'
+        write(page, with_chapter(page.read_text(), json.loads(args.chapter.read_text())))
 
 
 if __name__ == '__main__':

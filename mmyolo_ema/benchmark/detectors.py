@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModule, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -35,4 +35,9 @@ def build_detector(name: str) -> nn.Module:
     else:
         raise ValueError(f'{name} is no config, and none of {", ".join(DETECTORS)}')
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    return revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    for module in model.modules():
+        # A runner would download the weights of a backbone.
+        if isinstance(module, BaseModule) and 'Pretrained' in str(module.init_cfg):
+            module.init_cfg = None
+    return model

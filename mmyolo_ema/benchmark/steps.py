@@ -29,15 +29,15 @@ LIMIT = 'limit'
 MOMENTUM = 0.0002
 # The classes that MMEngine's hook works with.
 _SWAPPED = (OURS, 'mmdet', 'mmengine')
-# How often the averages are made anew.
-_PLACES = 10
+# How often the averages are made anew, and how often a step is timed in between.
+_PLACES, _ROUNDS_IN_A_PLACE = 10, 5
 # For what takes long and is done seldom.
 _FEW_ROUNDS = 5
 
 
 @dataclass
 class Cost:
-    """What the average of one class costs on one detector; for the limits there is only a step.
+    """What the average of one class costs on one detector; for the limits, and without buffers, there is only a step.
 
     Attributes:
         step: Time of an update, past the first, until all is done.
@@ -94,6 +94,9 @@ class StepCosts:
 def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds: int, device: str = 'cpu') -> StepCosts:
     """Measures what each class costs on a detector, all in turns in this process.
 
+    What depends on the average's size alone is measured with ``update_buffers`` only: the check, the exchange, making,
+    saving, memory.
+
     All averages follow one model, each in memory of its own. Before each update the weights of the model are changed,
     as an optimizer does it, so that they are as near to the processor as in a training, and the average as far away.
     The averages are made anew several times: where one happens to lie in memory makes a step up to 5 % slower.
@@ -108,28 +111,34 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     model = deepcopy(model).to(device)
     make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
     places = [_time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
-              for part in np.array_split(range(rounds), min(rounds, _PLACES))]
+              for part in np.array_split(range(rounds), min(-(-rounds // _ROUNDS_IN_A_PLACE), _PLACES))]
     steps, hosts, gpus = map(pooled, zip(*places))
-
-    few = min(rounds, _FEW_ROUNDS)
-    contenders = {name: function() for name, function in make.items()}
-    finite = FiniteCheck(model, model)
-    check = interleaved({OURS: finite.passes}, rounds, device, before=training_step_of(model))
-    swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
-    swap = interleaved(swaps, few, device)
-    create = interleaved(make, few, device, warm_up=1)
-    save = _time_saving(contenders, few, device)
 
     pairs = averaged_pairs(model, model, update_buffers)
     costs = StepCosts(detector, update_buffers, len(pairs), sum(source.numel() for _, source in pairs))
-    for name in (*make, BARE, LIMIT):
-        costs.costs[name] = Cost(steps[name], *(found.get(name) for found in (hosts, gpus, check, swap, create, save)))
-    for name, contender in contenders.items():
-        costs.costs[name].average_memory = memory_of(make[name], device)
-        costs.costs[name].step_memory = memory_of(contender.update, device)
-    for name in swaps:
-        costs.costs[name].swap_memory = memory_of(swaps[name], device)
+    costs.costs = {name: Cost(steps[name], hosts.get(name), gpus.get(name)) for name in (*make, BARE, LIMIT)}
+    if update_buffers:
+        _measure_surroundings(costs.costs, make, model, rounds, device)
     return costs
+
+
+def _measure_surroundings(costs: dict[str, Cost], make: Mapping[str, Callable[[], Contender]], model: nn.Module,
+                          rounds: int, device: str) -> None:
+    """Adds what an average costs besides its steps."""
+    few = min(rounds, _FEW_ROUNDS)
+    contenders = {name: function() for name, function in make.items()}
+    costs[OURS].check = interleaved({OURS: FiniteCheck(model, model).passes}, rounds, device,
+                                    before=training_step_of(model))[OURS]
+    swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
+    for name, timing in interleaved(swaps, few, device).items():
+        costs[name].swap = timing
+        costs[name].swap_memory = memory_of(swaps[name], device)
+    create = interleaved(make, few, device, warm_up=1)
+    save = _time_saving(contenders, few, device)
+    for name, contender in contenders.items():
+        costs[name].create, costs[name].save = create[name], save[name]
+        costs[name].average_memory = memory_of(make[name], device)
+        costs[name].step_memory = memory_of(contender.update, device)
 
 
 def _time_steps(make: Mapping[str, Callable[[], Contender]], model: nn.Module, update_buffers: bool, rounds: int,

@@ -96,9 +96,22 @@ def add_missing_header(folder: Path) -> None:
         (folder / 'THC' / 'THCAtomics.cuh').write_text('#include <ATen/cuda/Atomic.cuh>\n')
 
 
+def standard_library(compiler: str) -> list[str]:
+    """Returns the linker's options for the shared C++ library.
+
+    Where a compiler has the static one only, or is told to prefer it, the operators would hold a second copy of it
+    beside torch's: the first stream that they use then ends the process.
+    """
+    found = subprocess.run([*shlex.split(compiler), '-print-file-name=libstdc++.so.6'], capture_output=True, text=True)
+    path = found.stdout.strip()
+    return ['-Wl,--no-as-needed', path, '-Wl,--as-needed'] if os.path.isabs(path) else []
+
+
 def build_environment(header: Path, architecture: str) -> dict[str, str]:
     """Returns the environment variables of a build, with CUDA operators if an architecture is named."""
-    environment = dict(os.environ, CFLAGS=shlex.join([*OPTIMISATION, '-include', str(header)]), MMCV_WITH_OPS='1')
+    link = [*shlex.split(os.environ.get('LDFLAGS', '')), *standard_library(check_compiler())]
+    environment = dict(os.environ, CFLAGS=shlex.join([*OPTIMISATION, '-include', str(header)]), MMCV_WITH_OPS='1',
+                       LDFLAGS=shlex.join(link))
     environment.setdefault('MAX_JOBS', str(os.cpu_count() or 1))
     if architecture:
         add_missing_header(header.parent)

@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def call(*command: object) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors='replace')
     if done.returncode != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        if done.returncode < 0:  # it had no chance to say anything
+            lines.append(f'ended by {signal.Signals(-done.returncode).name}')
         shown = ' '.join(str(part) for part in command[:6])
         sys.exit('\n'.join(lines[-25:]) + f'\nset-up stopped at: {shown} ...')
     return done.stdout

@@ -57,7 +57,7 @@ def choose(wanted: str, machine: Machine) -> tuple[str, str]:
     if not machine.gpu:
         return _unless(wanted == 'cuda', f'the CPU: torch {torch.__version__} sees no NVIDIA GPU')
     if not has_cuda_operators():
-        return _unless(wanted == 'cuda', f'the CPU, although torch {torch.__version__} sees an {machine.gpu}: '
+        return _unless(wanted == 'cuda', f'the CPU, although torch {torch.__version__} sees {machine.gpu}: '
                        f'training runs there, but mmcv has CPU operators only. {WAYS}')
     return 'cuda', (f'{machine.gpu}, with torch {torch.__version__} and CUDA operators; '
                     f'CUDA compiler: {machine.compiler or "none"}')
