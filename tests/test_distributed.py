@@ -118,7 +118,9 @@ ONE_BAD = """
 import torch
 from torch import distributed, nn
 from mmyolo_ema.command_line import finish
+from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.hooks.finite_check import FiniteCheck
+from mmyolo_ema.hooks.stored_average import synchronize_buffers
 
 distributed.init_process_group('gloo')
 rank, last = distributed.get_rank(), distributed.get_world_size() - 1
@@ -131,6 +133,13 @@ passed += [check.passes(), check.names() == (['bias'] if rank == last else [])]
 model.bias.data[0] = 3e38
 passed += [check.passes()]
 assert passed == [True, False, True, True], passed
+
+model.register_buffer('statistic', torch.tensor(float(rank)))
+model.register_buffer('table', torch.arange(rank + 1.))
+averaged = ExpMomentumEMA(model)
+synchronize_buffers(averaged)
+assert averaged.module.statistic == last / 2
+assert torch.equal(averaged.module.table, torch.arange(rank + 1.))
 finish()
 """
 
