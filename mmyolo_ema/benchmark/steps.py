@@ -105,7 +105,7 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     few = min(rounds, _FEW_ROUNDS)
     contenders = {name: function() for name, function in make.items()}
     finite = FiniteCheck(model, model)
-    check = interleaved({OURS: finite.passes}, rounds, device, before=training_step_of(model))
+    check = interleaved({OURS: finite.look}, rounds, device, before=training_step_of(model))
     swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
     swap = interleaved(swaps, few, device)
     create = interleaved(make, few, device, warm_up=1)

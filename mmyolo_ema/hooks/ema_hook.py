@@ -20,7 +20,8 @@ from torch import nn
 from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
-from mmyolo_ema.hooks.finite_check import FiniteCheck
+from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
+from mmyolo_ema.hooks.kept_buffers import KeptBuffers
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
@@ -48,7 +49,8 @@ class EMAHook(MMEngineEMAHook):
     * The average, the model, or both are validated.
     * Before a validation and before a checkpoint is saved, the floating buffers of the average are made equal on all
       processes: their mean.
-    * A step that left NaN or infinity in the model is not averaged.
+    * A step that left NaN or infinity in a parameter is not averaged. A buffer that holds any keeps its last finite
+      average.
     * Whatever ends a validation, the model has its own weights afterwards.
     * Before ``begin_iter`` or ``begin_epoch`` nothing is copied: the model stands for its average.
     * The log has ``ema/momentum``, ``ema/mean_age`` (in updates) and ``ema/drift`` (the L2 distance of average and
@@ -69,8 +71,8 @@ class EMAHook(MMEngineEMAHook):
             Defaults to True.
         evaluate_on_origin (bool): Whether the model is validated beside the average, in a pass of its own before it.
             Its metrics get names that end in ``_origin``. Defaults to False.
-        skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter or a stored buffer are left
-            out. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
+        skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter are left out, and stored buffers
+            that hold any. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers.
 
     Raises:
@@ -154,6 +156,7 @@ class EMAHook(MMEngineEMAHook):
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
+        self._kept_buffers = KeptBuffers(self.ema_model.module)
         wanted = _raw_metrics_to_save_by(runner)
         if wanted and not self.evaluate_on_both:
             _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
@@ -176,12 +179,14 @@ class EMAHook(MMEngineEMAHook):
             outputs (dict, optional): Not used.
         """
         if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
-            if not self.skip_nonfinite or self._finite.passes():
+            not_finite = self._finite.look() if self.skip_nonfinite else NotFinite([], [])
+            if not_finite.parameters:
+                self._skip(not_finite.parameters + not_finite.buffers)
+            else:
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
-                self.ema_model.update_parameters(self.src_model)
-            else:
-                self._skip()
+                with self._kept_buffers.unchanged(not_finite.buffers):
+                    self.ema_model.update_parameters(self.src_model)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
         if is_saved_after_iteration(runner):
@@ -362,12 +367,11 @@ class EMAHook(MMEngineEMAHook):
         if self._has_begun(runner):
             synchronize_buffers(self.ema_model)
 
-    def _skip(self) -> None:
+    def _skip(self, names: list[str]) -> None:
         """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
         self.skipped += 1
         if math.log10(self.skipped).is_integer():
-            names = self._finite.names()
-            where = f'{", ".join(names[:5])}{" and others" if len(names) > 5 else ""}' if names else 'another process'
+            where = f'{", ".join(names[:5])}{" and others" if len(names) > 5 else ""}'
             _say(f'left out a step that holds NaN or infinity, in {where} (the {self.skipped}. such step of the run). '
                  'The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
                  logging.WARNING)
