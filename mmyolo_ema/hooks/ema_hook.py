@@ -53,7 +53,7 @@ class EMAHook(MMEngineEMAHook):
       average.
     * Whatever ends a validation, the model has its own weights afterwards.
     * Before ``begin_iter`` or ``begin_epoch`` nothing is copied: the model stands for its average.
-    * The log has ``ema/momentum``, ``ema/mean_age`` (in updates) and ``ema/drift`` (the L2 distance of average and
+    * The log has ``ema_momentum``, ``ema_mean_age`` (in updates) and ``ema_drift`` (the L2 distance of average and
       model, relative to the model's norm); the work directory gets ``ema_curves.png``.
 
     A test run makes no average: the file has it where the runner looks for weights.

@@ -177,4 +177,4 @@ def test_start_from_an_average_is_announced(toy, hook, messages, tmp_path):
 def test_log_shows_momentum_age_and_drift(toy, hook):
     runner = toy(hook=hook)
     runner.train()
-    assert {'train/ema/momentum', 'train/ema/mean_age', 'train/ema/drift'} <= runner.message_hub.log_scalars.keys()
+    assert {'train/ema_momentum', 'train/ema_mean_age', 'train/ema_drift'} <= runner.message_hub.log_scalars.keys()
