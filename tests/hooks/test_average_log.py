@@ -53,10 +53,12 @@ def test_log_is_understood_by_the_script_of_mmdetection(toy, monkeypatch):
     runner = toy(val_evaluator=dict(type='Mean', prefix='toy'))
     runner.train()
     log = str(Path(runner.log_dir, 'vis_data', 'scalars.json'))
-    monkeypatch.setitem(sys.modules, 'seaborn', ModuleType('seaborn'))  # it is imported for the looks only
+    seaborn = ModuleType('seaborn')  # for the looks only
+    seaborn.set_style = lambda style: None
+    monkeypatch.setitem(sys.modules, 'seaborn', seaborn)
     tool, plotted = runpy.run_path(str(script)), []
     monkeypatch.setattr(tool['plt'], 'plot', lambda steps, values, **style: plotted.append((list(steps), len(values))))
     tool['plot_curve'](tool['load_json_logs']([log]), Namespace(
         json_logs=[log], keys=['loss', 'ema_momentum', 'ema_mean_age', 'ema_drift'], out=f'{log}.png', backend=None,
-        legend=None, title=None, eval_interval='1'))
+        style=None, legend=None, title=None, eval_interval='1'))
     assert plotted == [(list(range(1, 13)), 12)] * 4
