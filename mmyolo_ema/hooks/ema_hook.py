@@ -143,7 +143,7 @@ class EMAHook(MMEngineEMAHook):
                 self._end_loan_after(loop)
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to listen to the optimizer; says so if the run is too short for the schedule of the average.
+        """Starts to listen to the optimizer; says so if the schedule of the average does not suit the run.
 
         Args:
             runner (Runner): The runner of the training.

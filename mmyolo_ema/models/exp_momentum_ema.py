@@ -2,7 +2,7 @@
 
 import logging
 from numbers import Integral, Real
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
@@ -14,7 +14,7 @@ from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.models.step_count import StepCount
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.registry import MODELS
-from mmyolo_ema.schedule import momentum_at
+from mmyolo_ema.schedule import momentum_at, three_digits
 
 __all__ = ['ExpMomentumEMA']
 
@@ -56,7 +56,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         steps (Tensor): Number of updates made, an int64 scalar.
 
     Raises:
-        TypeError: If an argument has a wrong type.
+        TypeError: If an argument has a wrong type or is not known, such as ``decay``.
         ValueError: If ``interval`` is below 1 or ``gamma`` is infinite.
         AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
 
@@ -84,7 +84,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  gamma: float = 2000,
                  interval: int = 1,
                  device: Optional[torch.device] = None,
-                 update_buffers: bool = False) -> None:
+                 update_buffers: bool = False,
+                 **other: Any) -> None:
+        if other:
+            raise TypeError(_unexpected(*next(iter(other.items()))))
         _check_arguments(model, momentum, gamma, interval, update_buffers)
         # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
         # references to its tensors that go stale. It gets an empty module in its place.
@@ -161,6 +164,14 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def __getstate__(self) -> dict:
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
         return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_count')}
+
+
+def _unexpected(name: str, value: object) -> str:
+    said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
+    if name != 'decay':
+        return f'{said}; it takes model, momentum, gamma, interval, device and update_buffers'
+    instead = f'momentum={three_digits(1 - value):.12g}' if isinstance(value, (int, float)) else 'that'
+    return f'{said}; momentum is 1 - decay: write {instead}'
 
 
 def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:

@@ -394,14 +394,14 @@ def test_curves_are_drawn_in_the_work_directory(toy, messages, tmp_path):
     assert any('in the place of an earlier one' in str(message) for message in messages)
 
 
-def test_run_too_short_for_its_schedule_is_announced(toy, hook_config, messages):
+def test_schedule_that_does_not_suit_the_run_is_announced(toy, hook_config, messages):
     toy(hook=dict(hook_config(), momentum=0.0002, gamma=2000)).train()
-    said = [message for message in messages if 'too short' in str(message)]
+    said = [message for message in messages if 'do not suit' in str(message)]
     assert len(said) == 1
-    assert 'this run of 12 updates is too short for momentum=0.0002 and gamma=2000' in said[0]
-    assert 'momentum=0.68 and gamma=8 would make them 4 % of the run old' in said[0]
+    assert 'momentum=0.0002 and gamma=2000 do not suit this run of 12 updates' in said[0]
+    assert 'momentum=0.615 and gamma=6.18 would make them 4% of the run old' in said[0]
 
 
 def test_nothing_is_announced_for_a_schedule_that_suits(toy, messages):
     toy(train_cfg=dict(by_epoch=True, max_epochs=20)).train()
-    assert not any('too short' in str(message) for message in messages)
+    assert not any('do not suit' in str(message) for message in messages)
