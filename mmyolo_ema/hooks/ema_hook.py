@@ -26,6 +26,7 @@ from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
 from mmyolo_ema.hooks.second_pass import validate_once_more
+from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
@@ -143,7 +144,7 @@ class EMAHook(MMEngineEMAHook):
                 self._end_loan_after(loop)
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to listen to the optimizer; says so if the schedule of the average does not suit the run.
+        """Starts to listen to the optimizer; says so if the average's class or schedule does not suit model or run.
 
         Args:
             runner (Runner): The runner of the training.
@@ -167,6 +168,9 @@ class EMAHook(MMEngineEMAHook):
             found = advice(updates, average.momentum, average.gamma, average.interval)
             if found:
                 _say(found, logging.WARNING)
+        shared = advice_on_shared_tensors(self.ema_model, self.src_model)
+        if shared:
+            _say(shared, logging.WARNING)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
