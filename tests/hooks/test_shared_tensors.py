@@ -26,9 +26,9 @@ def test_class_that_averages_shared_tensors_by_name_is_announced(toy, messages, 
     runner.train()
     said = [message for message in messages if 'once for each of their names' in str(message)]
     assert said == warns * [
-        'EMA: mmdet.ExpMomentumEMA averages shared tensors once for each of their names, so several times in an update: '
-        "linear.weight (2 names), linear.bias (2 names). Write ema_type='mmyolo_ema.ExpMomentumEMA', which averages each "
-        'once.']
+        'EMA: mmdet.ExpMomentumEMA averages shared tensors once for each of their names, so several times in an '
+        'update: linear.weight (2 names), linear.bias (2 names). '
+        "Write ema_type='mmyolo_ema.ExpMomentumEMA', which averages each once."]
 
 
 def test_shared_convolutions_of_rtmdet_are_named(detector):
