@@ -21,7 +21,7 @@ from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
-from mmyolo_ema.hooks.kept_buffers import KeptBuffers
+from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
@@ -116,6 +116,9 @@ class EMAHook(MMEngineEMAHook):
         self.skip_nonfinite = skip_nonfinite
         #: Steps that were not averaged because of NaN or infinity.
         self.skipped = 0
+        #: Buffers that the last update left as they were, because the model's are not finite.
+        self.kept_buffers: list[str] = []
+        self._said_kept: set[str] = set()
         self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._loan: Optional[Loan] = None
         self._raw_metrics: Optional[dict] = None
@@ -157,7 +160,6 @@ class EMAHook(MMEngineEMAHook):
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
-        self._kept_buffers = KeptBuffers(self.ema_model.module)
         wanted = _raw_metrics_to_save_by(runner)
         if wanted and not self.evaluate_on_both:
             _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
@@ -184,12 +186,14 @@ class EMAHook(MMEngineEMAHook):
         """
         if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
             not_finite = self._finite.look() if self.skip_nonfinite else NotFinite([], [])
+            self.kept_buffers = not_finite.buffers
             if not_finite.parameters:
                 self._skip(not_finite.parameters + not_finite.buffers)
             else:
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
-                with self._kept_buffers.unchanged(not_finite.buffers):
+                self._say_kept()
+                with unchanged(self.ema_model.module, self.kept_buffers):
                     self.ema_model.update_parameters(self.src_model)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
@@ -371,14 +375,26 @@ class EMAHook(MMEngineEMAHook):
         if self._has_begun(runner):
             synchronize_buffers(self.ema_model)
 
+    def _say_kept(self) -> None:
+        """Warns of buffers that an update leaves as they were, once for each."""
+        new = [name for name in self.kept_buffers if name not in self._said_kept]
+        self._said_kept.update(new)
+        if new:
+            _say(f'NaN or infinity in buffers of the model: {_some(new)}. The average keeps its last finite value '
+                 'there and follows all else. If they are statistics of BatchNorm, tools/posthoc_ema.py build '
+                 '--bn-batches measures them anew.', logging.WARNING)
+
     def _skip(self, names: list[str]) -> None:
         """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
         self.skipped += 1
         if math.log10(self.skipped).is_integer():
-            where = f'{", ".join(names[:5])}{" and others" if len(names) > 5 else ""}'
-            _say(f'left out a step that holds NaN or infinity, in {where} (the {self.skipped}. such step of the run). '
-                 'The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
+            _say(f'left out a step that holds NaN or infinity, in {_some(names)} (the {self.skipped}. such step of the '
+                 'run). The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
                  logging.WARNING)
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (' and others' if len(names) > 5 else '')
 
 
 def _raw_metrics_to_save_by(runner: Runner) -> list[str]:

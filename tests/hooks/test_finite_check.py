@@ -156,9 +156,26 @@ def test_buffer_that_is_not_finite_keeps_its_average_and_stops_nothing_else(
     assert not torch.equal(remember.averaged[8], remember.averaged[2])
     if not update_buffers:
         assert torch.equal(remember.averaged[8], remember.raw[8])
-    said = [message for message in messages if 'NaN or infinity in the buffer' in str(message)]
+    said = [message for message in messages if 'NaN or infinity in buffers' in str(message)]
     assert len(said) == 1
-    assert 'norm.running_var of the model' in said[0]
+    assert 'of the model: norm.running_var. ' in said[0]
+
+
+def test_second_average_keeps_the_buffer_too(toy, hook_config):
+    runner = toy(custom_hooks=[hook_config(), dict(type='mmyolo_ema.SnapshotHook', second_horizon=5)])
+    runner.register_hook(PoisonBuffers())
+    seen = []
+
+    class Remember(Hook):
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            second = next(hook for hook in runner.hooks if hasattr(hook, '_second'))._second
+            seen.append(second.module.norm.running_var.clone())
+
+    runner.register_hook(Remember(), priority='LOWEST')
+    runner.train()
+    assert all(torch.equal(value, seen[2]) for value in seen[3:8])
+    assert not torch.equal(seen[8], seen[2])
 
 
 @pytest.mark.gpu
