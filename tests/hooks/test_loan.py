@@ -32,7 +32,7 @@ def test_model_has_the_averaged_weights_meanwhile(net, averaged):
     assert net.linear.weight.requires_grad
 
 
-def test_nothing_is_copied(net, averaged):
+def test_parameters_are_not_copied(net, averaged):
     own = net.linear.weight.data_ptr()
     loan = Loan(averaged, net)
     loan.begin()
