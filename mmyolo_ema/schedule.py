@@ -16,14 +16,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = [
-    'MOST_UPDATES', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp', 'Repeated',
-    'Restarted', 'Schedule', 'Triangular', 'Uniform', 'aged', 'figures', 'mean_age', 'momentum_at', 'of_age', 'profile',
-    'rescaled', 'suited'
+    'MOST_UPDATES', 'SUITED_SHARE', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power', 'Profile', 'Ramp',
+    'Repeated', 'Restarted', 'Schedule', 'Triangular', 'Uniform', 'aged', 'figures', 'is_nearly_raw', 'mean_age',
+    'momentum_at', 'of_age', 'profile', 'rescaled', 'suggested', 'suited', 'three_digits'
 ]
 
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
 #: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023.
 USUAL_AGES = (0.01, 0.2)
+
+#: The mean age that is suggested where none is asked for, as a share of the run: that of the long COCO recipes.
+SUITED_SHARE = 0.04
+
+# Mean ages, in updates, below and above which an average is short or long whatever the run.
+_FEW, _MANY = 5, 1000
 
 #: The longest run, in updates, that is gone through update by update: ten seconds.
 MOST_UPDATES = 20_000_000
@@ -103,7 +109,7 @@ def aged(age: float, step: int, momentum: float, interval: int = 1) -> float:
     return (age + 1) * (1 - momentum) if step % interval == 0 else age + 1
 
 
-def suited(updates: int, share: float = 0.04) -> tuple[float, float]:
+def suited(updates: int, share: float = SUITED_SHARE) -> tuple[float, float]:
     """Returns the momentum and gamma that make the average a given share of a run old at the run's end.
 
     ``momentum = 1 / (share * updates + 1)``, whose mean age in the long run is ``share * updates``, and ``gamma`` such
@@ -154,6 +160,47 @@ def of_age(updates: int, age: float, interval: int = 1) -> tuple[float, float]:
             break
     raise ValueError(f'no momentum makes the average {age:g} updates old at the end of a run of {updates:,} updates' +
                      (f' with interval={interval}' if interval != 1 else ''))
+
+
+def suggested(updates: int, interval: int = 1) -> tuple[float, float]:
+    """Returns the momentum and gamma that hook and tools suggest for a run: :data:`SUITED_SHARE` of it old at its end.
+
+    Args:
+        updates: Number of updates in the run, at least 1.
+        interval: As in :func:`mean_age`. Defaults to 1.
+
+    Raises:
+        ValueError: If no momentum makes the average so old in a run of this length.
+
+    Example:
+        >>> suggested(480)
+        (0.0495, 39.9)
+    """
+    momentum, gamma = of_age(updates, SUITED_SHARE * updates, interval)
+    return three_digits(momentum), three_digits(gamma)
+
+
+def three_digits(number: float) -> float:
+    """Returns a number with the three significant digits in which momentum and gamma are suggested.
+
+    Example:
+        >>> three_digits(0.0123456), three_digits(1234.5)
+        (0.0123, 1230.0)
+    """
+    return float(f'{number:.3g}')
+
+
+def is_nearly_raw(updates: int, age: float) -> bool:
+    """Whether an average of a mean age is nearly the newest weights, for a run of a length.
+
+    It is if its age is below what has been found useful and it holds a few updates only, or if it is far below and not
+    long in itself.
+
+    Example:
+        >>> is_nearly_raw(100_000, age=1.0), is_nearly_raw(100_000, age=4999.0)
+        (True, False)
+    """
+    return age < USUAL_AGES[0] * updates and (age < _FEW or age < min(USUAL_AGES[0] / 5 * updates, _MANY))
 
 
 def rescaled(momentum: float, gamma: float, factor: float) -> tuple[float, float]:

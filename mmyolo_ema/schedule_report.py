@@ -5,7 +5,7 @@ from typing import NamedTuple, Optional
 from rich.table import Table
 
 from mmyolo_ema.recipes import RECIPES
-from mmyolo_ema.schedule import USUAL_AGES, Figures, Schedule, figures, of_age
+from mmyolo_ema.schedule import SUITED_SHARE, USUAL_AGES, Figures, Schedule, figures, is_nearly_raw, suggested
 
 __all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
 
@@ -13,9 +13,6 @@ __all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 # Of fewer updates than this the average is nearly the newest, however short the run.
 _FEW = 10
-# A mean age that is next to nothing, and the one that is proposed instead, as shares of the run.
-_FAR_BELOW = USUAL_AGES[0] / 5
-_SHARE = 0.04
 
 
 class Setting(NamedTuple):
@@ -75,13 +72,14 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
 
 def _remedy(at_end: Figures, interval: int) -> str:
     """Returns what would suit a run, if its schedule is for another one."""
-    if _FAR_BELOW <= at_end.mean_age / at_end.updates <= USUAL_AGES[1]:
+    updates, age = at_end.updates, at_end.mean_age
+    if not is_nearly_raw(updates, age) and age <= USUAL_AGES[1] * updates:
         return ''
     try:
-        momentum, gamma = of_age(at_end.updates, _SHARE * at_end.updates, interval)
+        momentum, gamma = suggested(updates, interval)
     except ValueError:  # the run is too short for any
         return ''
-    return f'. momentum={momentum:.3g} and gamma={gamma:.3g} would make it {_SHARE:.0%} of the run old'
+    return f'. momentum={momentum:.12g} and gamma={gamma:.12g} would make it {SUITED_SHARE:.0%} of the run old'
 
 
 def meaning(at: Figures) -> str:
@@ -95,7 +93,7 @@ def _kind(at: Figures) -> str:
         return 'mostly the weights that it began with'
     if share > USUAL_AGES[1]:
         return f'much of it stems from early in the run, its mean age is above {USUAL_AGES[1]:.0%} of the run so far'
-    if share < _FAR_BELOW or at.effective_size < _FEW:
+    if is_nearly_raw(at.updates, at.mean_age) or at.effective_size < _FEW:
         return 'practically the raw weights'
     if share < USUAL_AGES[0]:
         return f'a short average, its mean age is below {USUAL_AGES[0]:.0%} of the run so far'

@@ -34,7 +34,7 @@ from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
 from mmyolo_ema.run_plan import RunPlan
-from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled
+from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled, three_digits
 from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
 
 
@@ -139,7 +139,7 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
         found.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
     if any(momentum > 0.99 for _, (momentum, _) in found):
         stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
-    return [Suggestion(reason, Ramp(float(f'{momentum:.3g}'), float(f'{gamma:.3g}'), interval))
+    return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval))
             for reason, (momentum, gamma) in found]
 
 

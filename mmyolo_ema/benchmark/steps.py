@@ -127,7 +127,7 @@ def _measure_surroundings(costs: dict[str, Cost], make: Mapping[str, Callable[[]
     """Adds what an average costs besides its steps."""
     few = min(rounds, _FEW_ROUNDS)
     contenders = {name: function() for name, function in make.items()}
-    costs[OURS].check = interleaved({OURS: FiniteCheck(model, model).passes}, rounds, device,
+    costs[OURS].check = interleaved({OURS: FiniteCheck(model, model).look}, rounds, device,
                                     before=training_step_of(model))[OURS]
     swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
     for name, timing in interleaved(swaps, few, device).items():

@@ -83,12 +83,13 @@ class AverageLog:
             bool(loggers) and loggers[0].end_of_epoch(runner.train_dataloader, batch_idx))
 
     def add_state(self, runner: Runner) -> None:
-        """Hands the scalars ``ema/momentum``, ``ema/mean_age`` and ``ema/drift`` to the log and the visualizer."""
+        """Hands the scalars ``ema_momentum``, ``ema_mean_age`` and ``ema_drift`` to the log and the visualizer."""
         steps = int(self._ema_model.steps)
         momentum, distance = self._momentum_of(steps - 1), drift(self._ema_model.module, self._model)
         scalars = dict(momentum=momentum, mean_age=self._mean_age(steps), drift=distance)
         for name, value in scalars.items():
-            runner.message_hub.update_scalar(f'train/ema/{name}', value)
+            # MMDetection's analyze_logs.py takes a line with a slash in a name for a validation's.
+            runner.message_hub.update_scalar(f'train/ema_{name}', value)
         self._history(runner.message_hub)['state'].append([_position(runner, runner.iter + 1), momentum, distance])
 
     def add_metrics(self, runner: Runner, averaged: Optional[dict], raw: Optional[dict]) -> None:

@@ -20,11 +20,13 @@ from torch import nn
 from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
-from mmyolo_ema.hooks.finite_check import FiniteCheck
+from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
+from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
 from mmyolo_ema.hooks.second_pass import validate_once_more
+from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
@@ -48,10 +50,11 @@ class EMAHook(MMEngineEMAHook):
     * The average, the model, or both are validated.
     * Before a validation and before a checkpoint is saved, the floating buffers of the average are made equal on all
       processes: their mean.
-    * A step that left NaN or infinity in the model is not averaged.
+    * A step that left NaN or infinity in a parameter is not averaged. A buffer that holds any keeps its last finite
+      average.
     * Whatever ends a validation, the model has its own weights afterwards.
     * Before ``begin_iter`` or ``begin_epoch`` nothing is copied: the model stands for its average.
-    * The log has ``ema/momentum``, ``ema/mean_age`` (in updates) and ``ema/drift`` (the L2 distance of average and
+    * The log has ``ema_momentum``, ``ema_mean_age`` (in updates) and ``ema_drift`` (the L2 distance of average and
       model, relative to the model's norm); the work directory gets ``ema_curves.png``.
 
     A test run makes no average: the file has it where the runner looks for weights.
@@ -69,8 +72,8 @@ class EMAHook(MMEngineEMAHook):
             Defaults to True.
         evaluate_on_origin (bool): Whether the model is validated beside the average, in a pass of its own before it.
             Its metrics get names that end in ``_origin``. Defaults to False.
-        skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter or a stored buffer are left
-            out. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
+        skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter are left out, and stored buffers
+            that hold any. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers.
 
     Raises:
@@ -113,6 +116,9 @@ class EMAHook(MMEngineEMAHook):
         self.skip_nonfinite = skip_nonfinite
         #: Steps that were not averaged because of NaN or infinity.
         self.skipped = 0
+        #: Buffers that the last update left as they were, because the model's are not finite.
+        self.kept_buffers: list[str] = []
+        self._said_kept: set[str] = set()
         self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._loan: Optional[Loan] = None
         self._raw_metrics: Optional[dict] = None
@@ -141,7 +147,7 @@ class EMAHook(MMEngineEMAHook):
                 self._end_loan_after(loop)
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to listen to the optimizer; says so if the run is too short for the schedule of the average.
+        """Starts to listen to the optimizer; says so if the average's class or schedule does not suit model or run.
 
         Args:
             runner (Runner): The runner of the training.
@@ -164,6 +170,9 @@ class EMAHook(MMEngineEMAHook):
             found = advice(updates, average.momentum, average.gamma, average.interval)
             if found:
                 _say(found, logging.WARNING)
+        shared = advice_on_shared_tensors(self.ema_model, self.src_model)
+        if shared:
+            _say(shared, logging.WARNING)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
@@ -176,12 +185,16 @@ class EMAHook(MMEngineEMAHook):
             outputs (dict, optional): Not used.
         """
         if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
-            if not self.skip_nonfinite or self._finite.passes():
+            not_finite = self._finite.look() if self.skip_nonfinite else NotFinite([], [])
+            self.kept_buffers = not_finite.buffers
+            if not_finite.parameters:
+                self._skip(not_finite.parameters + not_finite.buffers)
+            else:
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
-                self.ema_model.update_parameters(self.src_model)
-            else:
-                self._skip()
+                self._say_kept()
+                with unchanged(self.ema_model.module, self.kept_buffers):
+                    self.ema_model.update_parameters(self.src_model)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
         if is_saved_after_iteration(runner):
@@ -362,15 +375,26 @@ class EMAHook(MMEngineEMAHook):
         if self._has_begun(runner):
             synchronize_buffers(self.ema_model)
 
-    def _skip(self) -> None:
+    def _say_kept(self) -> None:
+        """Warns of buffers that an update leaves as they were, once for each."""
+        new = [name for name in self.kept_buffers if name not in self._said_kept]
+        self._said_kept.update(new)
+        if new:
+            _say(f'NaN or infinity in buffers of the model: {_some(new)}. The average keeps its last finite value '
+                 'there and follows all else. If they are statistics of BatchNorm, tools/posthoc_ema.py build '
+                 '--bn-batches measures them anew.', logging.WARNING)
+
+    def _skip(self, names: list[str]) -> None:
         """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
         self.skipped += 1
         if math.log10(self.skipped).is_integer():
-            names = self._finite.names()
-            where = f'{", ".join(names[:5])}{" and others" if len(names) > 5 else ""}' if names else 'another process'
-            _say(f'left out a step that holds NaN or infinity, in {where} (the {self.skipped}. such step of the run). '
-                 'The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
+            _say(f'left out a step that holds NaN or infinity, in {_some(names)} (the {self.skipped}. such step of the '
+                 'run). The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
                  logging.WARNING)
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (' and others' if len(names) > 5 else '')
 
 
 def _raw_metrics_to_save_by(runner: Runner) -> list[str]:

@@ -1,25 +1,34 @@
 """Noticing NaN and infinity in a model before they are averaged."""
 
+import math
 from collections import defaultdict
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
-from torch import Tensor, nn
+from torch import nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.slots import Slot, slots
 
-__all__ = ['FiniteCheck']
+__all__ = ['FiniteCheck', 'NotFinite']
 
 _DEVICE = attrgetter('device')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
-class FiniteCheck:
-    """Tells whether all tensors of a model that an average takes in are finite, on all processes.
+class NotFinite(NamedTuple):
+    """Names of the tensors that hold NaN or infinity, on any process."""
 
-    These are its parameters and the floating buffers that a checkpoint holds. What is not finite at the beginning,
+    parameters: list[str]
+    buffers: list[str]
+
+
+class FiniteCheck:
+    """Tells which tensors of a model that an average takes in are not finite, on any process.
+
+    Looked at are its parameters and the floating buffers that a checkpoint holds. What is not finite at the beginning,
     such as an attention mask, is not looked at: there is nothing to lose.
 
     Args:
@@ -31,47 +40,53 @@ class FiniteCheck:
         self._model = model
         self._ignored = {name for name, slot in slots(beginning)
                          if _can_be_looked_at(slot) and not slot.tensor.isfinite().all()}
+        self._large: set[str] = set()
         self._list()
 
-    def passes(self) -> bool:
-        """Whether all are finite; the same answer on each process. Waits for the model's device once."""
-        if not (self._watch.is_unchanged() and list(map(_DEVICE, self._tensors.values())) == self._devices):
+    def look(self) -> NotFinite:
+        """Returns the names of what is not finite, the same on each process. Waits for the model's device once."""
+        if not (self._watch.is_unchanged() and list(map(_DEVICE, self._tensors)) == self._devices):
             self._list()
-        if not self._tensors or self._agreed(self._all_norms_are_finite()):
-            return True
-        # A norm overflows before the largest finite number does.
-        return self._agreed(torch.tensor(not self.names(), device=self._devices[0]))
-
-    def names(self) -> list[str]:
-        """Returns the names of the tensors that are not finite in this process; looks at each by itself."""
-        return [name for name, tensor in self._tensors.items() if not tensor.isfinite().all()]
+        norms = self._norms()
+        if all(map(math.isfinite, norms)):
+            return NotFinite([], [])
+        large = {name for name, norm in zip(self._names, norms) if math.isinf(norm)} - self._large
+        if large:
+            # The norm overflows before the largest finite number does, the maximum does not.
+            self._large |= large
+            self._list()
+            return self.look()
+        bad = [name for name, norm in zip(self._names, norms) if not math.isfinite(norm)]
+        return NotFinite([name for name in bad if name in self._parameters],
+                         [name for name in bad if name not in self._parameters])
 
     def _list(self) -> None:
-        distinct = {id(slot.tensor): (name, slot.tensor) for name, slot in slots(self._model)
-                    if _can_be_looked_at(slot)}
-        self._tensors: dict[str, Tensor] = {
-            name: tensor for name, tensor in distinct.values() if name not in self._ignored
-        }
-        self._devices = list(map(_DEVICE, self._tensors.values()))
-        self._watch = ModuleWatch(self._model.modules())
+        distinct = {id(slot.tensor): (name, slot) for name, slot in slots(self._model) if _can_be_looked_at(slot)}
+        looked_at = {name: slot for name, slot in distinct.values() if name not in self._ignored}
+        self._parameters = {name for name, slot in looked_at.items() if slot.is_parameter}
         groups = defaultdict(list)
-        for tensor in self._tensors.values():
-            groups[tensor.device, tensor.dtype].append(tensor)
-        self._groups = list(groups.values())
+        for name, slot in looked_at.items():
+            groups[slot.tensor.device, slot.tensor.dtype, name in self._large].append((name, slot.tensor))
+        #: Tensors of one device and dtype, and the order of their norm: infinity is the maximum.
+        self._groups = [([tensor for _, tensor in group], math.inf if is_large else 2)
+                        for (_, _, is_large), group in groups.items()]
+        self._names = [name for group in groups.values() for name, _ in group]
+        self._tensors = [tensor for group, _ in self._groups for tensor in group]
+        self._devices = list(map(_DEVICE, self._tensors))
+        self._watch = ModuleWatch(self._model.modules())
 
-    def _all_norms_are_finite(self) -> Tensor:
-        """Returns a flag on the first device, without waiting for it."""
+    def _norms(self) -> list[float]:
+        """Returns the norm of each tensor, summed over the processes: not finite if one is not."""
+        if not self._tensors:
+            return []
         with torch.inference_mode():
-            flags = [torch.stack(torch._foreach_norm(group)).isfinite().all() for group in self._groups]
-            return torch.stack([flag.to(self._devices[0]) for flag in flags]).all()
-
-    @staticmethod
-    def _agreed(flag: Tensor) -> bool:
-        """Whether a flag is true on all processes."""
+            norms = torch.cat([torch.stack(torch._foreach_norm(group, order)).to(self._devices[0])
+                               for group, order in self._groups])
         if get_world_size() > 1:
-            flag = flag.to(torch.uint8)
-            all_reduce(flag, op='min')
-        return bool(flag)
+            # In a precision that all backends know, and so that the sum of the largest finite numbers is finite.
+            norms = norms.to(torch.promote_types(norms.dtype, torch.float32)) / (2 * get_world_size())
+            all_reduce(norms, op='sum')
+        return norms.tolist()
 
 
 def _can_be_looked_at(slot: Slot) -> bool:

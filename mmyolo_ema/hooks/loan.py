@@ -13,16 +13,20 @@ __all__ = ['Loan']
 class Loan:
     """The weights of an average in the place of a model's own.
 
-    The model's tensors are pointed at the memory of the average's. So nothing is copied, unless the average is kept on
-    another device or in another dtype. The model's own tensors and their memory are remembered beforehand, so that they
-    can be given back whatever happened meanwhile, also if the exchange itself was interrupted.
+    The model's parameters are pointed at the memory of the average's. So they are not copied, unless the average is
+    kept on another device or in another dtype. Buffers are copied, because a validation may write to them. The model's
+    own tensors and their memory are remembered beforehand, so that they can be given back whatever happened meanwhile,
+    also if the exchange itself was interrupted.
+
+    A buffer may have another shape than the average's, or get one meanwhile, as a table does that follows the size of
+    the images. Then the model keeps its own.
 
     Args:
         averaged: The module that holds the averaged tensors.
         model: The model, bare or wrapped.
 
     Raises:
-        ValueError: If the names or the shapes of their tensors differ.
+        ValueError: If the names of their tensors or the shapes of parameters differ.
 
     Example:
         >>> import torch
@@ -39,18 +43,21 @@ class Loan:
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
         lent, own = dict(slots(unwrap(averaged))), dict(slots(unwrap(model)))
         check_same_tensors(lent, own)
-        self._lent = [(slot, slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()]
+        self._lent = [(slot, slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()
+                      if name in lent and slot.tensor.shape == lent[name].tensor.shape]
 
     def begin(self) -> None:
         """Gives the model the average's weights."""
-        for _, tensor, own, averaged in self._lent:
-            tensor.data = averaged.data.to(own.device, own.dtype)
+        for slot, tensor, own, averaged in self._lent:
+            tensor.data = averaged.data.to(own.device, own.dtype, copy=not slot.is_parameter)
 
     def end(self) -> None:
         """Gives the model its own weights back; does no harm if it has them."""
         for slot, tensor, own, _ in self._lent:
             tensor.data = own
-            slot.holder[slot.key] = tensor
+            current = slot.holder.get(slot.key)
+            if slot.is_parameter or current is None or current.shape == own.shape:
+                slot.holder[slot.key] = tensor
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:

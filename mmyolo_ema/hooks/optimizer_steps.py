@@ -28,6 +28,8 @@ class OptimizerSteps:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._heard: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._ever_heard: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._iterations = 0
         self._is_of_model: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         # torch keeps the function for the rest of the process; the model must not be kept with it.
         heard = weakref.ref(self._heard)
@@ -44,17 +46,32 @@ class OptimizerSteps:
     def stepped(self, optim_wrapper: Wrapper) -> bool:
         """Whether a step was made since this was asked last.
 
-        An optimizer that is not torch's, such as DeepSpeed's, cannot be listened to. Every iteration counts then.
+        torch does not listen to an optimizer that never calls its constructor, as many that wrap another one. Such an
+        optimizer is heard when what it wraps is. Where nothing can be heard, every iteration counts.
 
         Args:
             optim_wrapper: The runner's.
         """
-        wrappers = _wrappers(optim_wrapper)
+        self._iterations += 1
+        self._ever_heard |= self._heard
         # These count also if they hold copies of the model's parameters, in another precision or in shards.
-        wrapped = [getattr(wrapper, 'optimizer', None) for wrapper in wrappers]
-        stepped = any(optimizer in wrapped or self._steps_model(optimizer) for optimizer in self._heard)
+        families = [_with_wrapped(getattr(wrapper, 'optimizer', None)) for wrapper in _wrappers(optim_wrapper)]
+        stepped = any(self._steps_model(optimizer) or any(optimizer in family for family in families)
+                      for optimizer in self._heard)
         self._heard.clear()
-        return stepped or not all(map(_can_be_heard, wrapped))
+        patience = accumulative_counts(optim_wrapper)
+        return stepped or not all(self._is_listened_to(family, patience) for family in families)
+
+    def _is_listened_to(self, family: list, patience: int) -> bool:
+        """Whether silence means that there was no step.
+
+        Args:
+            family: An optimizer, and those that it wraps. It need not step them: then they stay silent.
+            patience: How many iterations a step takes.
+        """
+        if _can_be_heard(family[0]) or any(optimizer in self._ever_heard for optimizer in family[1:]):
+            return True
+        return any(map(_can_be_heard, family)) and self._iterations < patience
 
     def _steps_model(self, optimizer: Optimizer) -> bool:
         if optimizer not in self._is_of_model:
@@ -71,6 +88,17 @@ def accumulative_counts(optim_wrapper: Wrapper) -> int:
 
 def _wrappers(optim_wrapper: Wrapper) -> list:
     return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+
+
+def _with_wrapped(optimizer: object) -> list:
+    """Returns an optimizer and, if torch does not listen to it, those in its attributes and in theirs."""
+    family = [optimizer]
+    for member in family:
+        if not _can_be_heard(member):
+            held = [part for value in getattr(member, '__dict__', {}).values()
+                    for part in (value if isinstance(value, (list, tuple)) else [value])]
+            family += [part for part in held if isinstance(part, Optimizer) and part not in family]
+    return family
 
 
 def _can_be_heard(optimizer: object) -> bool:

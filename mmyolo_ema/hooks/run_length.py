@@ -5,7 +5,7 @@ import math
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-from mmyolo_ema.schedule import USUAL_AGES, mean_age, suited
+from mmyolo_ema.schedule import SUITED_SHARE, USUAL_AGES, is_nearly_raw, mean_age, suggested, three_digits
 
 __all__ = ['advice', 'updates_at_end']
 
@@ -41,14 +41,20 @@ def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:
     youngest, oldest = USUAL_AGES
     if age > oldest * updates:
         meaning = 'they will be mostly those of its beginning'
-    elif still_ramps and age < youngest * updates:
+    elif is_nearly_raw(updates, age) or (still_ramps and age < youngest * updates):
         meaning = 'they will be nearly the raw ones'
     else:
         return ''
-    better_momentum, better_gamma = suited(updates)
-    return (f'this run of {updates:,} updates is too short for momentum={momentum:g} and gamma={gamma:g}: at its end '
-            f'the averaged weights will be {_rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}. '
-            f'momentum={better_momentum:.2g} and gamma={better_gamma:.0f} would make them 4 % of the run old.')
+    said = (f'momentum={momentum:g} and gamma={gamma:g} do not suit this run of {updates:,} updates: at its end the '
+            f'averaged weights will be {_rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}.')
+    try:
+        better_momentum, better_gamma = suggested(updates, interval)
+    except ValueError:  # the run is too short for any
+        return said
+    if momentum > max(better_momentum, 0.5):
+        said += f' It looks like a decay; momentum is 1 - decay: write {three_digits(1 - momentum):.12g}.'
+    return said + (f' momentum={better_momentum:.12g} and gamma={better_gamma:.12g} would make them {SUITED_SHARE:.0%} '
+                   'of the run old.')
 
 
 def _rounded(age: float) -> str:

@@ -26,6 +26,7 @@ from mmyolo_ema.durations import in_updates
 from mmyolo_ema.ema_config import schedule_of
 from mmyolo_ema.files import write_new
 from mmyolo_ema.hooks.ema_hook import EMAHook, is_saved_after_iteration
+from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.run_length import updates_at_end
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
@@ -131,7 +132,8 @@ class SnapshotHook(Hook):
         if updates != self._updates:
             self._updates = updates
             if self._second is not None:
-                self._second.update_parameters(self._ema.src_model)
+                with unchanged(self._second.module, getattr(self._ema, 'kept_buffers', [])):
+                    self._second.update_parameters(self._ema.src_model)
             if updates % self._every == 0:
                 self._write(runner, runner.iter + 1)
         if self._second is not None and is_saved_after_iteration(runner):

@@ -4,11 +4,12 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce_params
+from mmengine.dist import all_gather_object, all_reduce_params
 from mmengine.model import BaseAveragedModel
 from torch import Tensor
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
+from mmyolo_ema.models.slots import slots
 
 __all__ = ['cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
@@ -35,8 +36,16 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
 
 
 def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
-    """Makes the floating buffers of an average equal on all processes, which must all call this: their mean."""
-    all_reduce_params([buffer for buffer in ema_model.module.buffers() if buffer.is_floating_point()], op='mean')
+    """Makes the stored floating buffers of an average equal on all processes, which must all call this: their mean.
+
+    Those that have no mean stay as they are: the scale of an observer for quantization, which belongs to its zero
+    point, and what has another shape in another process, as a table may that follows the size of the images.
+    """
+    buffers = {name: slot.tensor for name, slot in slots(ema_model.module) if not slot.is_parameter
+               and slot.is_persistent and not slot.is_of_quantizer and slot.tensor.is_floating_point()}
+    shapes = all_gather_object({name: buffer.shape for name, buffer in buffers.items()})
+    all_reduce_params([buffer for name, buffer in buffers.items()
+                       if all(others.get(name) == buffer.shape for others in shapes)], op='mean')
 
 
 def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """Exponential moving average of a model's weights, with a momentum that ramps down."""
 
 import logging
-from copy import deepcopy
 from numbers import Integral, Real
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.models.step_count import StepCount
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.registry import MODELS
-from mmyolo_ema.schedule import momentum_at
+from mmyolo_ema.schedule import momentum_at, three_digits
 
 __all__ = ['ExpMomentumEMA']
 
@@ -33,14 +33,16 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  mu_t = (1 - momentum) * exp(-(1 + t) / gamma) + momentum
 
     Each distinct tensor is averaged once per step, also where the model holds it under several names. Tensors
-    that are not averaged (integers, flags, buffers that no checkpoint holds and, without ``update_buffers``, all
-    buffers) are copied at every step. A tensor that is re-assigned in the model or in the average is followed.
+    that are not averaged (integers, flags, buffers that no checkpoint holds or that belong to quantization and, without
+    ``update_buffers``, all buffers) are copied at every step. A tensor that is re-assigned in the model or in the
+    average is followed; a buffer that has another shape then starts anew, as a copy.
 
     The checkpoint format, the constructor and the errors are those of MMDetection's class of the same name.
 
     Args:
         model (nn.Module): The model to average. Wrappers for distributed training and ``torch.compile`` are seen
-            through. A copy of it is made.
+            through. A copy of it is made, which shares what is no child of the model: modules and tensors that it keeps
+            as plain attributes, such as a teacher.
         momentum (float): Weight of the newest source once the ramp is over, in (0, 1); its inverse is the horizon
             in updates. Not the ``1 - momentum`` that other packages call decay. Defaults to 0.0002.
         gamma (float): Length scale of the ramp in updates, above 0. Defaults to 2000.
@@ -54,7 +56,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         steps (Tensor): Number of updates made, an int64 scalar.
 
     Raises:
-        TypeError: If an argument has a wrong type.
+        TypeError: If an argument has a wrong type or is not known, such as ``decay``.
         ValueError: If ``interval`` is below 1 or ``gamma`` is infinite.
         AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
 
@@ -82,13 +84,16 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  gamma: float = 2000,
                  interval: int = 1,
                  device: Optional[torch.device] = None,
-                 update_buffers: bool = False) -> None:
+                 update_buffers: bool = False,
+                 **other: Any) -> None:
+        if other:
+            raise TypeError(_unexpected(*next(iter(other.items()))))
         _check_arguments(model, momentum, gamma, interval, update_buffers)
         # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
         # references to its tensors that go stale. It gets an empty module in its place.
         super().__init__(nn.Module(), momentum, gamma, interval, device, update_buffers)
         del self.avg_parameters
-        self.module = _copy(unwrap(model)).requires_grad_(False)
+        self.module = own_copy(unwrap(model)).requires_grad_(False)
         if device is not None:
             self.module.to(device)
         self._forget()
@@ -98,10 +103,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
         Args:
             model (nn.Module): The model to follow; it holds the tensors that the averaged model was made with, by
-                name and shape, on any device and in any dtype. Wrappers are seen through.
+                name, on any device and in any dtype; parameters in their shape. Wrappers are seen through.
 
         Raises:
-            ValueError: If the names or the shapes of their tensors differ. The average is left as it was.
+            ValueError: If the names of their tensors or the shapes of parameters differ. The average is left as it
+                was.
         """
         averaged, steps, plan = self.module, self.steps, self._plan
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
@@ -160,6 +166,14 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_count')}
 
 
+def _unexpected(name: str, value: object) -> str:
+    said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
+    if name != 'decay':
+        return f'{said}; it takes model, momentum, gamma, interval, device and update_buffers'
+    instead = f'momentum={three_digits(1 - value):.12g}' if isinstance(value, (int, float)) else 'that'
+    return f'{said}; momentum is 1 - decay: write {instead}'
+
+
 def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:
     """Raises for wrong arguments that MMDetection's class would accept and fail on later, or report badly."""
     if not isinstance(model, nn.Module):
@@ -175,9 +189,3 @@ def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: 
         raise ValueError(f'interval must be at least 1, but got {interval}')
     if not isinstance(update_buffers, bool):
         raise TypeError(f'update_buffers must be True or False, but got {update_buffers!r}')
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Returns a deep copy that shares the process groups (of SyncBatchNorm), which cannot be copied."""
-    groups = [vars(module).get('process_group') for module in model.modules()]
-    return deepcopy(model, {id(group): group for group in groups if group is not None})

@@ -16,6 +16,8 @@ class Slot(NamedTuple):
     key: str
     is_parameter: bool
     is_persistent: bool
+    #: Whether it is part of an observer for quantization, whose scale is of use beside its own zero point only.
+    is_of_quantizer: bool = False
 
     @property
     def tensor(self) -> Tensor:
@@ -33,9 +35,11 @@ def slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 yield prefix + key, Slot(module._parameters, key, True, True)
+        is_quantizer = hasattr(type(module), 'calculate_qparams')  # of torch's observers, wherever they move
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                yield prefix + key, Slot(module._buffers, key, False, key not in module._non_persistent_buffers_set)
+                is_persistent = key not in module._non_persistent_buffers_set
+                yield prefix + key, Slot(module._buffers, key, False, is_persistent, is_quantizer)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -50,12 +54,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
-    """Raises ValueError if a model and its average differ in the names or shapes of their tensors."""
-    missing = [name for name in averaged if name not in source]
-    unexpected = [name for name in source if name not in averaged]
+    """Raises ValueError if a model and its average differ in the names of their tensors, or the shapes of parameters.
+
+    A buffer may change its shape, as a table does that follows the size of the images, and one that no checkpoint holds
+    may come and go.
+    """
+    missing = [name for name, slot in averaged.items() if slot.is_persistent and name not in source]
+    unexpected = [name for name, slot in source.items() if slot.is_persistent and name not in averaged]
     shapes = [
         f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(slot.tensor.shape)})'
-        for name, slot in averaged.items() if name in source and slot.tensor.shape != source[name].tensor.shape
+        for name, slot in averaged.items()
+        if slot.is_parameter and name in source and slot.tensor.shape != source[name].tensor.shape
     ]
     problems = [
         f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),

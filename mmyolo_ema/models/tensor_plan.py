@@ -48,19 +48,23 @@ class TensorPlan:
     Attributes:
         averages (list[Group]): Tensors to average: floating and complex ones.
         copies (list[Group]): Tensors to copy: integers, flags, buffers that no
-            checkpoint holds or that hold infinities and, without
-            ``update_buffers``, all buffers.
+            checkpoint holds, that hold infinities or that belong to
+            quantization and, without ``update_buffers``, all buffers.
         extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
             and of the source that keep more than tensors in their state.
 
     Raises:
-        ValueError: If the names or the shapes of the tensors differ.
+        ValueError: If the names of the tensors or the shapes of parameters
+            differ. A buffer of another shape starts anew, as a copy.
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
         average, source = unwrap(averaged), unwrap(model)
+        distinct = _distinct_pairs(average, source)
+        # Nothing to update, but one of them may grow in place.
+        self._empty = [tensor for _, tensor, _ in distinct if not tensor.numel()]
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
-        pairs = sorted(_distinct_pairs(average, source), key=lambda pair: pair[0].numel())
+        pairs = sorted(_without_covered(distinct), key=lambda pair: pair[0].numel())
         kinds: dict[bool, list] = {True: [], False: []}
         for *pair, slot in pairs:
             kinds[_is_averaged(pair[1], slot, update_buffers)].append(pair)
@@ -99,8 +103,8 @@ class TensorPlan:
         or not its size.
         """
         self._watch = ModuleWatch([*self._average.modules(), *self._model.modules()])
-        groups = self.averages + self.copies
-        self._tensors = [t for group in groups for t in group.averaged + group.source if t.layout is torch.strided]
+        held = [tensor for group in self.averages + self.copies for tensor in group.averaged + group.source]
+        self._tensors = [tensor for tensor in held + self._empty if tensor.layout is torch.strided]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(_SIZE, self._tensors))
 
@@ -115,7 +119,8 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
     check_same_tensors(averaged_slots, source_slots)
     names_of: dict[int, list[str]] = defaultdict(list)
     for name, slot in source_slots.items():
-        names_of[id(slot.tensor)].append(name)
+        if name in averaged_slots:
+            names_of[id(slot.tensor)].append(name)
     _check_shared_modules(averaged_slots, list(names_of.values()))
 
     taken: set[int] = set()
@@ -123,11 +128,14 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
     for names in names_of.values():
         places = [averaged_slots[name] for name in names]
         tensor = places[0].tensor if id(places[0].tensor) not in taken else places[0].copy()
+        followed = source_slots[names[0]].tensor
+        if tensor.shape != followed.shape:
+            tensor = followed.detach().to(tensor, copy=True)
         taken.add(id(tensor))
         for place in places:
             place.holder[place.key] = tensor
-        pairs.append((tensor, source_slots[names[0]].tensor, places[0]))
-    return _without_covered(pairs)
+        pairs.append((tensor, followed, places[0]))
+    return pairs
 
 
 def _check_shared_modules(averaged: dict[str, Slot], groups: list[list[str]]) -> None:
@@ -200,8 +208,10 @@ def _is_averaged(source: Tensor, slot: Slot, update_buffers: bool) -> bool:
     """Whether a tensor is averaged; the others are copied."""
     if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
         return False
+    if slot.is_parameter or not update_buffers:
+        return slot.is_parameter
     # A buffer with infinities is a mask, and the mean of two infinities is no number.
-    return slot.is_parameter or (update_buffers and slot.is_persistent and not source.isinf().any())
+    return slot.is_persistent and not slot.is_of_quantizer and not source.isinf().any()
 
 
 def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:

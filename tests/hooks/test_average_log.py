@@ -1,5 +1,11 @@
 import copy
+import runpy
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
 
+import mmdet
 import pytest
 import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
@@ -38,3 +44,21 @@ def test_drift_is_0_for_equal_weights_in_other_dtypes(net):
 def test_integers_have_no_part_in_the_drift(net):
     net.numbers = torch.nn.Parameter(torch.arange(3), requires_grad=False)
     assert drift(copy.deepcopy(net), net) == 0
+
+
+def test_log_is_understood_by_the_script_of_mmdetection(toy, monkeypatch):
+    script = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'analysis_tools' / 'analyze_logs.py'
+    if not script.exists():
+        pytest.skip('this mmdet comes without its tools')
+    runner = toy(val_evaluator=dict(type='Mean', prefix='toy'))
+    runner.train()
+    log = str(Path(runner.log_dir, 'vis_data', 'scalars.json'))
+    seaborn = ModuleType('seaborn')  # for the looks only
+    seaborn.set_style = lambda style: None
+    monkeypatch.setitem(sys.modules, 'seaborn', seaborn)
+    tool, plotted = runpy.run_path(str(script)), []
+    monkeypatch.setattr(tool['plt'], 'plot', lambda steps, values, **style: plotted.append((list(steps), len(values))))
+    tool['plot_curve'](tool['load_json_logs']([log]), Namespace(
+        json_logs=[log], keys=['loss', 'ema_momentum', 'ema_mean_age', 'ema_drift'], out=f'{log}.png', backend=None,
+        style=None, legend=None, title=None, eval_interval='1'))
+    assert plotted == [(list(range(1, 13)), 12)] * 4

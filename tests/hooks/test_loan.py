@@ -32,7 +32,7 @@ def test_model_has_the_averaged_weights_meanwhile(net, averaged):
     assert net.linear.weight.requires_grad
 
 
-def test_nothing_is_copied(net, averaged):
+def test_parameters_are_not_copied(net, averaged):
     own = net.linear.weight.data_ptr()
     loan = Loan(averaged, net)
     loan.begin()
@@ -112,6 +112,32 @@ def test_tensors_that_are_replaced_meanwhile_come_back(net, averaged):
     loan.end()
     assert_same(state_of(net), raw)
     assert net.linear.weight is weight
+
+
+def test_what_is_written_to_buffers_meanwhile_is_forgotten(net, averaged):
+    raw, average = state_of(net), state_of(averaged)
+    loan = Loan(averaged, net)
+    loan.begin()
+    net.norm.running_mean.fill_(7)
+    net.cache.resize_(5)
+    loan.end()
+    assert_same(state_of(net), raw)
+    assert_same(state_of(averaged), average)
+
+
+@pytest.mark.parametrize('lent_length', [2, 3])
+def test_buffer_that_grows_meanwhile_is_the_models(net, averaged, lent_length):
+    averaged.cache = torch.zeros(lent_length)
+    loan = Loan(averaged, net)
+    loan.begin()
+    assert net.cache.shape == (2,)
+    net.cache = torch.arange(4.)
+    with loan.interrupted():
+        assert torch.equal(net.cache, torch.arange(4.))
+    assert torch.equal(net.cache, torch.arange(4.))
+    loan.end()
+    assert torch.equal(net.cache, torch.arange(4.))
+    assert averaged.cache.shape == (lent_length,)
 
 
 def test_plan_of_the_average_survives_a_loan(net, change):

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 from torch.optim import optimizer
 
@@ -134,6 +134,57 @@ def test_every_iteration_counts_for_an_optimizer_that_cannot_be_heard(net, make)
     steps, wrapper = OptimizerSteps(net), make(net)
     assert steps.stepped(wrapper)
     assert steps.stepped(wrapper)
+
+
+@OPTIMIZERS.register_module(force=True)
+class Wrapping(torch.optim.Optimizer):
+    """Wraps an optimizer as Lookahead does, without a call of torch's constructor."""
+
+    def __init__(self, params, lr, steps_inner=True):
+        self.inner = torch.optim.SGD(params, lr=lr)
+        self.steps_inner = steps_inner
+        self.param_groups, self.defaults, self.state = self.inner.param_groups, {}, {}
+
+    def step(self, closure=None):
+        if self.steps_inner:
+            self.inner.step()
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+
+@OPTIMIZERS.register_module(force=True)
+class WrappingSeveral(torch.optim.Optimizer):
+    """Wraps, in a list, an optimizer that wraps another one."""
+
+    def __init__(self, params, lr):
+        self.several = [Wrapping(params, lr)]
+        self.param_groups, self.defaults, self.state = self.several[0].param_groups, {}, {}
+
+    def step(self, closure=None):
+        self.several[0].step()
+
+    def zero_grad(self, set_to_none=True):
+        self.several[0].zero_grad(set_to_none)
+
+    def state_dict(self):
+        return self.several[0].state_dict()
+
+
+@pytest.mark.parametrize('kind', ['Wrapping', 'WrappingSeveral'])
+def test_optimizer_is_heard_when_what_it_wraps_is(toy, average_of, kind):
+    runner = toy(optim_wrapper=dict(optimizer=dict(type=kind, lr=0.1), accumulative_counts=2), param_scheduler=None)
+    runner.train()
+    assert average_of(runner).ema_model.steps == 6
+
+
+def test_every_iteration_counts_for_an_optimizer_that_does_not_step_what_it_wraps(toy, average_of):
+    runner = toy(optim_wrapper=dict(optimizer=dict(type='Wrapping', lr=0.1, steps_inner=False)), param_scheduler=None)
+    runner.train()
+    assert average_of(runner).ema_model.steps == 12
 
 
 def test_nothing_is_left_after_the_training_or_an_error(toy):

@@ -13,7 +13,7 @@ from mmyolo_ema.models import ExpMomentumEMA
 
 def said(messages):
     return [str(message) for message in messages if str(message).startswith('EMA: ') and 'drawn' not in str(message)
-            and 'too short' not in str(message)]
+            and 'do not suit' not in str(message)]
 
 
 @pytest.fixture

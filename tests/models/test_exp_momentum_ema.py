@@ -167,6 +167,8 @@ def test_training_continues_through_an_update(net):
     (dict(momentum=0.0), AssertionError, r'momentum must be in range \(0.0, 1.0\)but got 0.0'),
     (dict(momentum=1), AssertionError, 'but got 1'),
     (dict(momentum=float('nan')), AssertionError, 'but got nan'),
+    (dict(decay=0.9998), TypeError, "argument 'decay'; momentum is 1 - decay: write momentum=0.0002"),
+    (dict(gama=25), TypeError, "unexpected keyword argument 'gama'; it takes model, momentum, gamma, "),
     (dict(momentum='0.1'), TypeError, "momentum must be a number, but got '0.1'"),
     (dict(gamma=0), AssertionError, 'gamma must be greater than 0, but got 0'),
     (dict(gamma=-1), AssertionError, 'gamma must be greater than 0, but got -1'),

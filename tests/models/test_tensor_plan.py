@@ -90,11 +90,48 @@ def test_child_that_calls_itself_equal_to_the_one_it_replaces_is_noticed(change)
     assert torch.equal(averaged.module[0].weight, model[0].weight)
 
 
-def test_buffer_cut_to_another_size_raises(net):
+@pytest.mark.parametrize('change_shape', [
+    lambda norm: setattr(norm, 'running_mean', torch.arange(7.)),
+    lambda norm: setattr(norm.running_mean, 'data', norm.running_mean.data[:1]),  # could be broadcast
+    lambda norm: norm.running_mean.resize_(9).fill_(3),
+    lambda norm: norm.running_mean.resize_(0),
+], ids=['new', 'cut', 'grown in place', 'emptied'])
+def test_averaged_buffer_of_another_shape_starts_anew(net, change_shape):
+    averaged = ExpMomentumEMA(net, momentum=0.25, gamma=1e-3, update_buffers=True)
+    averaged.update_parameters(net)
+    change_shape(net.norm)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged.module.norm.running_mean, net.norm.running_mean)
+    before = net.norm.running_mean.clone()
+    net.norm.running_mean.add_(4)
+    averaged.update_parameters(net)
+    torch.testing.assert_close(averaged.module.norm.running_mean, before + 1)
+
+
+def test_empty_buffer_that_grows_in_place_is_followed(net):
+    net.register_buffer('seen', torch.zeros(0))
     averaged = copying(net, update_buffers=True)
-    net.norm.running_mean.data = net.norm.running_mean.data[:1]
-    with pytest.raises(ValueError, match=r'norm\.running_mean \(model \(1,\), average \(4,\)\)'):
-        averaged.update_parameters(net)
+    net.seen.resize_(2).fill_(5)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged.module.seen, torch.full((2,), 5.))
+    assert averaged.module.seen.data_ptr() != net.seen.data_ptr()
+
+
+def test_buffer_of_another_shape_stays_in_the_dtype_of_the_average(net):
+    averaged = copying(net)
+    averaged.module.double()
+    net.cache = torch.ones(5)
+    averaged.update_parameters(net)
+    assert averaged.module.cache.dtype == torch.float64
+    assert torch.equal(averaged.module.cache, torch.ones(5).double())
+
+
+def test_buffer_outside_the_checkpoint_may_come_and_go(net, change):
+    averaged = copying(net, update_buffers=True)
+    net.cache = None
+    net.register_buffer('late', torch.ones(3), persistent=False)
+    averaged.update_parameters(change(net))
+    assert torch.equal(averaged.module.linear.weight, net.linear.weight)
 
 
 def test_module_whose_only_buffer_is_an_integer_is_followed_through_conversion(net, change, plans):

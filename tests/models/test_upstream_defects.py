@@ -178,6 +178,61 @@ def test_buffers_outside_the_checkpoint_are_copied_at_each_update(ema_class, net
     assert torch.equal(averaged.module.cache, net.cache)
 
 
+@fails_upstream
+@pytest.mark.parametrize('persistent', [True, False])
+@pytest.mark.parametrize('update_buffers', [True, False])
+def test_buffer_that_changes_its_shape_is_followed(ema_class, net, change, persistent, update_buffers):
+    net.register_buffer('table', torch.zeros(1), persistent=persistent)
+    averaged = make(ema_class, net, update_buffers=update_buffers)
+    before = averaged.module.linear.weight.clone()
+    net.register_buffer('table', torch.arange(5.), persistent=persistent)
+    change(net)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged.module.table, net.table)
+    torch.testing.assert_close(averaged.module.linear.weight, moved(before, net.linear.weight))
+
+
+class Student(nn.Module):
+    """Keeps a teacher, and more that is not its own, where no child is looked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.layers = [self.layer]
+        object.__setattr__(self, 'teacher', nn.Linear(2, 2))
+        self.others = dict(teachers=[nn.Linear(2, 2)])
+        self.prior = torch.zeros(2)
+
+
+@fails_upstream
+def test_what_is_no_child_of_the_model_is_shared(ema_class):
+    model = Student()
+    copied = ema_class(model).module
+    assert copied.layers[0] is copied.layer
+    assert copied.layer is not model.layer
+    assert copied.teacher is model.teacher
+    assert copied.others['teachers'][0] is model.others['teachers'][0]
+    assert copied.prior is model.prior
+
+
+class Computed(nn.Module):
+    """Keeps what it has computed, with its graph; torch copies no such tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.wrapped = [nn.Sequential(self.layer)]
+        self.features = self.layer.weight * 2
+
+
+@fails_upstream
+def test_model_that_keeps_a_computed_tensor_can_be_averaged(ema_class):
+    model = Computed()
+    averaged = make(ema_class, model)
+    assert averaged.module.features is model.features
+    assert averaged.module.wrapped[0][0] is averaged.module.layer
+
+
 class Counting(nn.Module):
     """Keeps a number in its state that is no tensor."""
 

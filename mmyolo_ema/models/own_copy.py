@@ -1,0 +1,47 @@
+"""Copying a model, and nothing that it only refers to."""
+
+import gc
+from collections.abc import Iterator
+from copy import deepcopy
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ['own_copy']
+
+_CHILDREN = ('_parameters', '_buffers', '_modules')
+# What deepcopy does not look into either.
+_ATOMIC = (type, ModuleType, FunctionType, BuiltinFunctionType)
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """Returns a deep copy of a model that shares what is no child of it.
+
+    That is what it reaches through plain attributes only: another module, such as the teacher of a distillation, a
+    tensor, and the process groups of SyncBatchNorm, which cannot be copied.
+
+    Args:
+        model: The bare model.
+    """
+    own = {id(part) for parts in (model.modules(), model.parameters(), model.buffers()) for part in parts}
+    groups = [vars(module).get('process_group') for module in model.modules()]
+    shared = [*_referred(model, own), *(group for group in groups if group is not None)]
+    return deepcopy(model, {id(value): value for value in shared})
+
+
+def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:
+    """Yields the modules and tensors that a model refers to and does not own."""
+    found = [value for module in model.modules() for name, value in vars(module).items() if name not in _CHILDREN]
+    seen = set(own)
+    while found:
+        value = found.pop()
+        if id(value) in seen or isinstance(value, _ATOMIC):
+            continue
+        seen.add(id(value))
+        # A module that holds one of the model's, as a wrapper does, is copied, so that it holds the copy.
+        if isinstance(value, Tensor) or (isinstance(value, nn.Module)
+                                         and not any(id(module) in own for module in value.modules())):
+            yield value
+        else:
+            found += gc.get_referents(value)
