@@ -68,7 +68,7 @@ def toy_hook(**options):
 def toy(tmp_path, fresh_run):
     """Returns a function that makes a runner: two epochs of six iterations, validated after each."""
 
-    def make(name='run', hook=None, optim_wrapper=None, by_epoch=True, **options):
+    def make(name='run', hook=None, optim_wrapper=None, by_epoch=True, kind=Runner, **options):
         fresh_run()
         settings = dict(
             model=dict(type='Toy'),
@@ -91,7 +91,7 @@ def toy(tmp_path, fresh_run):
             default_scope='mmengine',
             log_level='WARNING',
         )
-        return Runner(**{**settings, **options})
+        return kind(**{**settings, **options})
 
     return make
 
