@@ -156,3 +156,45 @@ def test_snapshots_of_two_processes_make_the_average_that_was_tracked(train, tmp
     for name, value in wanted.items():
         if value.is_floating_point():
             torch.testing.assert_close(built[name], value, rtol=1e-4, atol=1e-5)
+
+
+# A toy under both runners, then resumed under that of strategies.
+STRATEGIES = """
+import sys
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
+from torch import distributed
+from mmyolo_ema.command_line import finish
+
+sys.path.insert(0, sys.argv[1])
+from conftest import toy_hook, toy_runner
+
+distributed.init_process_group('gloo')
+wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+common = dict(launcher='pytorch', hook=toy_hook(evaluate_on_origin=True))
+toy_runner(Path('usual'), cfg=Config(dict(model_wrapper_cfg=wrapper)), **common).train()
+strategy = dict(type='DDPStrategy', model_wrapper=wrapper)
+runner = toy_runner(Path('flexible'), kind=FlexibleRunner, strategy=strategy, **common)
+runner.train()
+validated = runner.message_hub.get_scalar('val/mean').current()
+assert validated == runner.val()['mean'] == runner.test()['mean']
+half = dict(load_from='flexible/epoch_1.pth', resume=True)
+toy_runner(Path('resumed'), kind=FlexibleRunner, strategy=strategy, **half, **common).train()
+tester = toy_runner(Path('test'), kind=FlexibleRunner, strategy=strategy, load_from='flexible/epoch_2.pth', **common)
+assert tester.test()['mean'] == validated
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path, root, assert_equal):
+    launch(2, STRATEGIES, tmp_path, str(root / 'tests' / 'hooks'))
+    usual, flexible, resumed = (checkpoint.read(tmp_path / name / 'epoch_2.pth')
+                                for name in ('usual', 'flexible', 'resumed'))
+    assert 'out.weight' in usual['state_dict']
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert_equal(usual[part], flexible[part], part)
+    # What a process's own statistics were before the stop is not stored.
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all('running_' in name for name in differing([usual[part], resumed[part]])), part

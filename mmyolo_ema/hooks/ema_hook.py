@@ -4,6 +4,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,7 +16,6 @@ from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
-from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
@@ -24,10 +24,11 @@ from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
+from mmyolo_ema.hooks.refusals import check_run
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
 from mmyolo_ema.hooks.second_pass import validate_once_more
-from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, synchronize_buffers, unfit
+from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.registry import HOOKS
@@ -78,7 +79,8 @@ class EMAHook(MMEngineEMAHook):
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.
-        ValueError: When a checkpoint does not fit and ``strict_load`` is set.
+        ValueError: When a checkpoint does not fit and ``strict_load`` is set. At the start of a training, if there is
+            another EMAHook, the model is sharded, or a strategy saves without the hooks.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
     Example:
@@ -291,9 +293,9 @@ class EMAHook(MMEngineEMAHook):
         """
         if not self._averages_for(runner):
             return
-        if self._loan is not None:
-            with self._loan.interrupted():
-                checkpoint['state_dict'] = weights_to_cpu(self.src_model.state_dict())
+        # Those that the runner puts there may be the live ones, on loan, or named as in a wrapper of the model.
+        with nullcontext() if self._loan is None else self._loan.interrupted():
+            checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self.ema_model, self._has_begun(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -350,6 +352,7 @@ class EMAHook(MMEngineEMAHook):
         runner = self._runner()
         if runner is None:
             raise AttributeError('the EMAHook has no average before a run has begun')
+        check_run(runner)
         model = unwrap(runner.model)
         try:
             average = MODELS.build(self.ema_cfg, default_args=dict(model=model))

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce_params
 from mmengine.model import BaseAveragedModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
 
-__all__ = ['cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
+__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -37,6 +37,13 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
 def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
     """Makes the floating buffers of an average equal on all processes, which must all call this: their mean."""
     all_reduce_params([buffer for buffer in ema_model.module.buffers() if buffer.is_floating_point()], op='mean')
+
+
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    """Returns the state of a module in CPU copies, with the versions of its parts."""
+    state = model.state_dict()
+    state.update(cpu_copies(state))
+    return state
 
 
 def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:
