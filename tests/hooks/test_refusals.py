@@ -4,9 +4,7 @@ import pytest
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.registry import MODELS, STRATEGIES
 from mmengine.runner import FlexibleRunner
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 Toy = MODELS.get('Toy')
 
@@ -25,7 +23,7 @@ def test_two_averages_do_not_matter_to_a_test(toy, hook_config):
 
 def fsdp1():
     model = Toy()
-    model.linear = FullyShardedDataParallel(model.linear, device_id='cpu', auto_wrap_policy=ModuleWrapPolicy(set()))
+    model.linear = FullyShardedDataParallel(model.linear, device_id='cpu')
     return model
 
 
