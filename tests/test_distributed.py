@@ -2,8 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -198,3 +202,79 @@ def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path, root,
     # What a process's own statistics were before the stop is not stored.
     for part in ('state_dict', 'ema_state_dict'):
         assert all('running_' in name for name in differing([usual[part], resumed[part]])), part
+
+
+# What goes wrong in one process only, or is different in it.
+ONE_DIFFERS = """
+import sys
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import distributed
+from mmyolo_ema import checkpoint
+from mmyolo_ema.command_line import finish
+
+sys.path.insert(0, sys.argv[1])
+from conftest import toy_hook, toy_runner
+
+distributed.init_process_group('gloo')
+rank = distributed.get_rank()
+wrapper = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
+
+def run(name, **options):
+    try:
+        toy_runner(Path(name), launcher='pytorch', cfg=Config(wrapper), **options).train()
+    except Exception as error:
+        Path(f'{sys.argv[2]}_{name}_{rank}.txt').write_text(f'{type(error).__name__}: {error}')
+
+run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
+run('option', hook=toy_hook(**(dict(no_such=1) if rank else {})))
+run('schedule', hook=toy_hook(begin_iter=rank * 5))
+run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
+run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
+checkpoint.use_safe_loader()
+CheckpointLoader.load_checkpoint(sys.argv[3])
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_what_differs_in_one_process_is_raised_by_all(tmp_path, root, monkeypatch):
+    asked = []
+
+    class Count(SimpleHTTPRequestHandler):
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+    torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Count, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        launch(2, ONE_DIFFERS, tmp_path, str(root / 'tests' / 'hooks'), 'said',
+               f'http://127.0.0.1:{server.server_port}/weights.pth')
+        server.shutdown()
+    assert asked == ['/weights.pth']
+
+    def said(name):
+        texts = [(tmp_path / f'said_{name}_{rank}.txt').read_text() for rank in range(2)]
+        return texts[0], texts[1]
+
+    host = socket.gethostname()
+    one, other = said('option')
+    assert one == other
+    assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: ')
+    assert "unexpected keyword argument 'no_such'" in one
+    one, other = said('schedule')
+    assert one == other
+    assert one.startswith('ValueError: the processes do not start from the same state: rank 0 on host')
+    assert "'begin_iter': 0" in one
+    assert f'rank 1 on host {host} has schedule' in one
+    one, other = said('own')
+    assert one == other
+    assert 'has snapshots of another run, such as update_00000003.pth' in one
+    one, other = ((tmp_path / f'said_resumed{rank}_{rank}.txt').read_text() for rank in range(2))
+    assert one == other
+    for rank, number in ((0, 3), (1, 0)):
+        assert f'rank {rank} on host {host} has iteration {number}, updates {number}, raw weights ' in one

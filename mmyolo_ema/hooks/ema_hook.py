@@ -27,10 +27,12 @@ from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.refusals import check_run
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
+from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.plots import draw_average_curves
+from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 
 __all__ = ['EMAHook', 'is_saved_after_iteration']
@@ -142,28 +144,37 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        self._serve(runner, trains=_has_training_loop(runner))
+        with raised_by_all() if _has_training_loop(runner) else nullcontext():
+            self._serve(runner, trains=_has_training_loop(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to listen to the optimizer; says so if the run is too short for the schedule of the average.
+        """Checks that all processes start alike, and starts to listen to the optimizer.
+
+        Says so if the run is too short for the schedule of the average.
 
         Args:
             runner (Runner): The runner of the training.
         """
-        super().before_train(runner)
-        self._serve(runner, trains=True)
+        with raised_by_all():
+            super().before_train(runner)
+            self._serve(runner, trains=True)
         has_begun = self._has_begun(runner)
+        average = self.ema_model.module if has_begun else None
+        schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch)
+        schedule.pop('device', None)  # that of the process
+        check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
+                         {'raw weights': self.src_model, 'averaged weights': average})
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
-            self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
+            self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
         wanted = _raw_metrics_to_save_by(runner)
         if wanted and not self.evaluate_on_both:
             _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
                  'evaluate_on_origin=True only', logging.WARNING)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
-            average = self.ema_model
+            ramped = self.ema_model
             updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
-            found = advice(updates, average.momentum, average.gamma, average.interval)
+            found = advice(updates, ramped.momentum, ramped.gamma, ramped.interval)
             if found:
                 _say(found, logging.WARNING)
 

@@ -30,6 +30,7 @@ from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
+from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 
 __all__ = ['SnapshotHook']
@@ -82,7 +83,8 @@ class SnapshotHook(Hook):
         """
         # Asking a runner for its training loop would make one.
         if isinstance(runner._train_loop, BaseLoop):
-            self._start(runner)
+            with raised_by_all():
+                self._start(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Says how much there will be; puts snapshots aside that will be made again.
@@ -90,18 +92,13 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
-        self._start(runner)
         self._folder = Path(runner.work_dir) / SNAPSHOTS
-        self._updates = self._written = int(self._ema.ema_model.steps)
-        stored = sorted(self._folder.glob('update_*.pth'))
-        if stored and not self._updates and not runner._resume:
-            raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
-                             'choose another work directory, or resume that run')
-        if is_main_process():
-            for path in stored:
-                if path > self._path(self._updates):
-                    _put_aside(path)
-            self._announce(runner)
+        with raised_by_all():
+            self._start(runner)
+            self._updates = self._written = int(self._ema.ema_model.steps)
+            if is_main_process():
+                self._clear_folder(runner)
+                self._announce(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
@@ -193,6 +190,16 @@ class SnapshotHook(Hook):
             if self._resumed_from is not None:
                 self._load_second(self._resumed_from)
         self._resumed_from = None
+
+    def _clear_folder(self, runner: Runner) -> None:
+        """Puts snapshots aside that will be made again; raises if there are those of another run."""
+        stored = sorted(self._folder.glob('update_*.pth'))
+        if stored and not self._updates and not runner._resume:
+            raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
+                             'choose another work directory, or resume that run')
+        for path in stored:
+            if path > self._path(self._updates):
+                _put_aside(path)
 
     def _load_second(self, checkpoint: dict) -> None:
         assert self._second is not None
