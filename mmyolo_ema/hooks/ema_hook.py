@@ -383,7 +383,11 @@ class EMAHook(MMEngineEMAHook):
 
     def _lend_average(self) -> None:
         if self.evaluate_on_ema:
-            self._loan = Loan(self.ema_model.module, self.src_model)
+            try:
+                self._loan = Loan(self.ema_model.module, self.src_model)
+            except ValueError as error:
+                raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
+                                 f'model must come after the EMAHook, whose priority is {self.priority}.') from error
             self._loan.begin()
 
     def _end_loan(self) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from mmyolo_ema.hooks.structure import Structure
 from mmyolo_ema.models.slots import check_same_tensors, slots, unwrap
 
 __all__ = ['Loan']
@@ -15,7 +16,7 @@ class Loan:
 
     The model's tensors are pointed at the memory of the average's. So nothing is copied, unless the average is kept on
     another device or in another dtype. The model's own tensors and their memory are remembered beforehand, so that they
-    can be given back whatever happened meanwhile, also if the exchange itself was interrupted.
+    can be given back whatever happened meanwhile, also if the exchange itself was interrupted, or layers were fused.
 
     Args:
         averaged: The module that holds the averaged tensors.
@@ -39,6 +40,7 @@ class Loan:
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
         lent, own = dict(slots(unwrap(averaged))), dict(slots(unwrap(model)))
         check_same_tensors(lent, own)
+        self._structure = Structure(unwrap(model))
         self._lent = [(slot, slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()]
 
     def begin(self) -> None:
@@ -47,7 +49,8 @@ class Loan:
             tensor.data = averaged.data.to(own.device, own.dtype)
 
     def end(self) -> None:
-        """Gives the model its own weights back; does no harm if it has them."""
+        """Gives the model its own modules and weights back; does no harm if it has them."""
+        self._structure.restore()
         for slot, tensor, own, _ in self._lent:
             tensor.data = own
             slot.holder[slot.key] = tensor

@@ -10,6 +10,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmyolo_ema.hooks.structure import Structure
+from mmyolo_ema.models.slots import unwrap
+
 __all__ = ['validate_once_more']
 
 _OF_AN_ITERATION = ('before_val_iter', 'after_val_iter')
@@ -43,12 +46,14 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
     loader = runner.val_loop.dataloader
     if getattr(loader, 'persistent_workers', False) and loader._iterator is None:
         iter(loader)  # draws its seed once for all passes, so not within the one that leaves no trace
+    structure = Structure(unwrap(runner.model))
     runner.call_hook = call_some_hooks
     try:
         with _same_random_numbers():
             runner.val_loop.run()
     finally:
         runner.call_hook = call_hook
+        structure.restore()
     return measured
 
 
