@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from mmyolo_ema.models.module_watch import ModuleWatch
+
 __all__ = ['Structure']
 
 _REGISTRIES = ('_modules', '_parameters', '_buffers')
@@ -18,12 +20,17 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._modules = [(module, dict(vars(module)), [dict(vars(module)[name]) for name in _REGISTRIES])
-                         for module in model.modules()]
-        self._need_gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        modules = list(model.modules())
+        self._watch = ModuleWatch(modules)
+        self._modules = [(module, vars(module).copy(), [vars(module)[name].copy() for name in _REGISTRIES])
+                         for module in modules]
+        self._need_gradients = [(parameter, parameter.requires_grad) for module in modules
+                                for parameter in module._parameters.values() if parameter is not None]
 
     def restore(self) -> None:
         """Undoes what was done to modules that hold other modules or parameters than before; leaves all others."""
+        if self._watch.is_unchanged():
+            return
         rebuilt = False
         for module, attributes, registries in self._modules:
             children, parameters, _ = registries
