@@ -109,8 +109,9 @@ def check_checkpoint(cfg: Config) -> None:
             if cfg.get('resume'):
                 check_resumable(content, cfg)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            shared = '. Each host needs it: share the folder, or copy it there' if get_world_size() > 1 else ''
-            raise ValueError(f'cannot start from {start}: {error}{shared}') from error
+            is_missing = isinstance(error, FileNotFoundError) and get_world_size() > 1
+            hint = '. Each host needs it: share the folder, or copy it there' if is_missing else ''
+            raise ValueError(f'cannot start from {start}: {error}{hint}') from error
 
 
 def check_resumable(content: dict, cfg: Config) -> None:

@@ -348,7 +348,9 @@ class EMAHook(MMEngineEMAHook):
 
     def _serve(self, runner: Runner, trains: bool) -> None:
         """Belongs to a runner from now on; makes the average if it trains, and sees to its loops."""
-        if self._runner() is not runner:
+        current = self._runner()
+        # One that only tests does not take the hook from one that trained.
+        if current is not runner and (trains or current is None or self._ema_model is None):
             self._runner = weakref.ref(runner)
             self._ema_model = None
             self.skipped = 0

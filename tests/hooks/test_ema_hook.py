@@ -279,6 +279,15 @@ def test_hook_serves_a_second_runner(toy, hook_config, model):
         assert hook.ema_model.steps == 12
 
 
+def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, hook_config, tmp_path):
+    hook = EMAHook(**{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+    first = toy('first', hook=hook)
+    first.train()
+    validated = first.val()
+    assert toy('second', hook=hook, load_from=str(tmp_path / 'first' / 'epoch_2.pth')).test() == validated
+    assert first.val() == validated
+
+
 def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy, hook_config):
     hook = EMAHook(evaluate_on_origin=True, begin_epoch=2,
                    **{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
