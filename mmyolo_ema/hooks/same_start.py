@@ -1,6 +1,7 @@
 """Whether all processes of a training start from the same state."""
 
 import hashlib
+from collections import defaultdict
 from typing import Any, Optional
 
 import torch
@@ -33,8 +34,10 @@ def check_same_start(told: dict[str, Any], weights: dict[str, Optional[nn.Module
     states: list[tuple[str, dict[str, Any]]] = all_gather_object((whereabouts(), own))
     names = [name for name in own if any(state[name] != states[0][1][name] for _, state in states)]
     if names:
-        has = '; '.join(f'{where} has ' + ', '.join(f'{name} {state[name]}' for name in names)
-                        for where, state in states)
+        holders = defaultdict(list)
+        for where, state in states:
+            holders[', '.join(f'{name} {state[name]}' for name in names)].append(where)
+        has = '; '.join(f'{", ".join(holder)} has {state}' for state, holder in holders.items())
         raise ValueError(f'the processes do not start from the same state: {has}. All hosts must load the same '
                          'checkpoint: share the work directory, or copy the file to the same path on each of them.')
 
