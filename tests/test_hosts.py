@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -100,7 +101,9 @@ def test_hosts_that_share_a_folder_train_as_one_with_two_processes(hosts, folder
     shared, alone = folder('shared', True), folder('alone', True)
     statuses = statuses_of([host.start(root, shared, 'small.py', '--resume') for host in hosts])
     assert statuses == [0, 0], [host.said.read_text()[-3000:] for host in hosts]
-    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(root), PORT='29511')
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = str(free.getsockname()[1])
+    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(root), PORT=port)
     subprocess.run([root / 'tools' / 'dist_train.sh', 'small.py', '2', '--resume'], cwd=alone, env=env, check=True,
                    capture_output=True)
     one, other = (checkpoint.read(path / 'work_dirs' / 'small' / 'epoch_5.pth') for path in (shared, alone))

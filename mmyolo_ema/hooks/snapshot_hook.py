@@ -73,6 +73,8 @@ class SnapshotHook(Hook):
         self.interval, self.second_horizon = interval, second_horizon
         self._second: Optional[BaseAveragedModel] = None
         self._resumed_from: Optional[dict] = None
+        self._folder: Optional[Path] = None
+        self._updates = self._written = 0
         self._runner: Callable[[], Optional[Runner]] = lambda: None
 
     def before_run(self, runner: Runner) -> None:
@@ -92,12 +94,16 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
-        self._folder = Path(runner.work_dir) / SNAPSHOTS
         with raised_by_all():
             self._start(runner)
-            self._updates = self._written = int(self._ema.ema_model.steps)
+            self._folder = Path(runner.work_dir) / SNAPSHOTS
+            self._count_from_average()
             if is_main_process():
-                self._clear_folder(runner)
+                stored = self._stored()
+                if stored and not self._updates and not runner._resume:
+                    raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move '
+                                     'them away, choose another work directory, or resume that run')
+                self._put_later_aside(stored)
                 self._announce(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
@@ -159,12 +165,17 @@ class SnapshotHook(Hook):
         Raises:
             ValueError: If it does not hold it.
         """
-        if self.second_horizon is None or not is_resumed(runner):
+        if not is_resumed(runner):
             return
-        if self._runner() is runner:
-            self._load_second(checkpoint)
-        else:  # a runner of strategies loads before it calls before_run
+        if self._runner() is not runner:  # a runner of strategies loads before it calls before_run
             self._resumed_from = {key: checkpoint[key] for key in (SECOND, 'meta') if key in checkpoint}
+            return
+        if self._second is not None:
+            self._load_second(checkpoint)
+        if self._folder is not None:  # in mid-run
+            self._count_from_average()
+            if is_main_process():
+                self._put_later_aside(self._stored())
 
     def _start(self, runner: Runner) -> None:
         """Makes the second average; once, so that a validation after the training starts nothing anew."""
@@ -189,14 +200,17 @@ class SnapshotHook(Hook):
                                         default_args=dict(model=self._ema.src_model))
             if self._resumed_from is not None:
                 self._load_second(self._resumed_from)
-        self._resumed_from = None
+        self._resumed_from = self._folder = None
 
-    def _clear_folder(self, runner: Runner) -> None:
-        """Puts snapshots aside that will be made again; raises if there are those of another run."""
-        stored = sorted(self._folder.glob('update_*.pth'))
-        if stored and not self._updates and not runner._resume:
-            raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
-                             'choose another work directory, or resume that run')
+    def _count_from_average(self) -> None:
+        self._updates = self._written = int(self._ema.ema_model.steps)
+
+    def _stored(self) -> list[Path]:
+        assert self._folder is not None
+        return sorted(self._folder.glob('update_*.pth'))
+
+    def _put_later_aside(self, stored: list[Path]) -> None:
+        """Puts the snapshots of updates aside that will be made again."""
         for path in stored:
             if path > self._path(self._updates):
                 _put_aside(path)
@@ -231,6 +245,7 @@ class SnapshotHook(Hook):
         return found[0]
 
     def _path(self, updates: int) -> Path:
+        assert self._folder is not None
         return self._folder / f'update_{updates:08d}.pth'
 
     def _about_second(self) -> dict[str, Any]:
