@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import LOOPS, MODELS
-from mmengine.runner import FlexibleRunner, ValLoop
+from mmengine.runner import FlexibleRunner, Runner, ValLoop
 
 from mmyolo_ema import EMAHook, checkpoint
 from mmyolo_ema.checkpoint.weights import second_weights
@@ -84,6 +84,11 @@ def test_validation_by_hand_has_the_averaged_weights_in_the_model(toy, average_o
         assert_equal(copy_of(runner.model), raw)
 
 
+def average_in(runner):
+    model = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
 def assert_same_files(tmp_path, assert_equal, *names):
     one, other = (checkpoint.read(tmp_path / name / 'epoch_4.pth') for name in names)
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
@@ -101,6 +106,45 @@ def test_run_that_was_resumed_before_its_training_goes_on(toy, tmp_path, assert_
     assert_same_files(tmp_path, assert_equal, 'whole', 'resumed')
 
 
+class LateLoops(Runner):
+    """Builds its loops after the hooks have heard that a run begins."""
+
+    def train(self):
+        self.call_hook('before_run')
+        return super().train()
+
+
+def test_runner_that_builds_its_loops_later_resumes(toy, tmp_path, assert_equal):
+    toy('whole', **FOUR).train()
+    half = dict(load_from=str(tmp_path / 'whole' / 'epoch_2.pth'), resume=True)
+    toy('resumed', kind=LateLoops, **half, **FOUR).train()
+    assert_same_files(tmp_path, assert_equal, 'whole', 'resumed')
+
+
+def test_checkpoint_that_is_resumed_from_in_a_validation_leaves_the_average_to_itself(toy, copy_of, assert_equal):
+
+    class GoBackAfterValidation(Hook):
+
+        priority, states = 'VERY_HIGH', {}
+
+        def after_val_epoch(self, runner, metrics=None):
+            if runner.epoch == 2 and not self.states:
+                runner.resume(f'{runner.work_dir}/epoch_1.pth')
+                self.states.update(average=average_in(runner))
+
+        def before_train_epoch(self, runner):
+            if self.states:
+                self.states.setdefault('raw', copy_of(runner.model))
+
+    runner, hook = toy(), GoBackAfterValidation()
+    runner.register_hook(hook)
+    runner.train()
+    content = checkpoint.read(f'{runner.work_dir}/epoch_1.pth')
+    assert_equal(hook.states['raw'], checkpoint.raw_weights(content))
+    for name, value in content['state_dict'].items():
+        assert torch.equal(hook.states['average'][f'module.{name}'], value), name
+
+
 class GoBack(Hook):
     """Loads an earlier checkpoint at the start of the fourth epoch, once."""
 
@@ -114,17 +158,11 @@ class GoBack(Hook):
             self.average = average_in(runner)
 
 
-def average_in(runner):
-    model = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def test_checkpoint_that_a_hook_resumes_from_gives_both_kinds_back(toy, assert_equal):
     runner, seen = toy(**FOUR), {}
 
     def resume(runner, path):
         runner.resume(path)
-        seen.update(runner.model.state_dict())
         seen['raw'] = {name: value.clone() for name, value in runner.model.state_dict().items()}
 
     hook = GoBack(resume)
