@@ -206,6 +206,7 @@ def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path, root,
 
 # What goes wrong in one process only, or is different in it.
 ONE_DIFFERS = """
+import shutil
 import sys
 from pathlib import Path
 from mmengine.config import Config
@@ -232,6 +233,17 @@ run('option', hook=toy_hook(**(dict(no_such=1) if rank else {})))
 run('schedule', hook=toy_hook(begin_iter=rank * 5))
 run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
 run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
+
+# Rank 1 alone has a checkpoint, and then rank 0 alone.
+sys.path.insert(0, str(Path(sys.argv[1]).parents[1] / 'tools'))
+from train import set_latest_checkpoint
+for owner in (1, 0):
+    cfg = Config(dict(work_dir=f'{sys.argv[2]}_of_{owner}_{rank}', resume=True))
+    Path(cfg.work_dir).mkdir()
+    if rank == owner:
+        shutil.copy('own/epoch_1.pth', cfg.work_dir)
+    note = set_latest_checkpoint(cfg)
+    Path(f'{sys.argv[2]}_latest{owner}_{rank}.txt').write_text(f'{cfg.get("load_from")} {cfg.resume and rank} {note}')
 checkpoint.use_safe_loader()
 CheckpointLoader.load_checkpoint(sys.argv[3])
 finish()
@@ -274,6 +286,9 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, root, monkeypatc
     one, other = said('own')
     assert one == other
     assert 'has snapshots of another run, such as update_00000003.pth' in one
+    note = 'there is no checkpoint in said_of_1_0 to resume from: training starts anew'
+    assert said('latest1') == (f'None 0 {note}', f'None False {note}')
+    assert said('latest0') == tuple(f'{tmp_path}/said_of_0_{rank}/epoch_1.pth {rank} None' for rank in range(2))
     one, other = ((tmp_path / f'said_resumed{rank}_{rank}.txt').read_text() for rank in range(2))
     assert one == other
     for rank, number in ((0, 3), (1, 0)):
