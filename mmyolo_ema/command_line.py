@@ -12,8 +12,10 @@ from typing import Any, NoReturn, Optional, Union
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
+from mmengine.dist import init_dist
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +26,8 @@ from mmyolo_ema.schedule import MOST_UPDATES
 
 __all__ = [
     'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'build_model', 'build_runner',
-    'check_new', 'count', 'finish', 'load_config', 'read_config', 'read_plan', 'report_error', 'run', 'show', 'stop'
+    'check_new', 'count', 'finish', 'join_processes', 'load_config', 'read_config', 'read_plan', 'report_error', 'run',
+    'show', 'stop'
 ]
 
 
@@ -211,13 +214,30 @@ def build_model(cfg: Config) -> nn.Module:
         stop(f"the config's model cannot be built: {type(error).__name__}: {error}")
 
 
+def join_processes(cfg: Config, local_rank: int) -> None:
+    """Joins the processes of a run if the config names a launcher; once, and before MMEngine's runner would do it."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    if cfg.launcher == 'none' or distributed.is_initialized():
+        return
+    if _joins_by_gloo(cfg):
+        distributed.init_process_group('gloo')
+    else:
+        options = cfg.get('env_cfg') or {}
+        set_multi_processing(**options.get('mp_cfg', {}), distributed=True)
+        init_dist(cfg.launcher, **options.get('dist_cfg', {}))
+
+
+def _joins_by_gloo(cfg: Config) -> bool:
+    """Whether there is no GPU, one of which MMEngine would select."""
+    return cfg.launcher == 'pytorch' and not torch.cuda.is_available()
+
+
 def build_runner(cfg: Config, local_rank: int) -> Runner:
     """Returns the runner of a config, in a process group if the config names a launcher."""
-    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    join_processes(cfg, local_rank)
     setup_cache_size_limit_of_dynamo()
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        # MMEngine would select a GPU and wrap the model for it, which raises where there is none.
-        distributed.init_process_group('gloo')
+    if _joins_by_gloo(cfg):
+        # MMEngine would wrap the model for a GPU, which raises where there is none.
         cfg.setdefault(
             'model_wrapper_cfg',
             dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))

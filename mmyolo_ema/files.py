@@ -1,15 +1,17 @@
 """Writing files so that nothing is lost and nothing is left half written."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-__all__ = ['WholeFilesBackend', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new']
+__all__ = ['WholeFilesBackend', 'locked', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new']
 
 
 def write_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -87,6 +89,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process after the other do something with a file, of those that see its folder."""
+    with open(path.with_name(f'.{path.name}.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write_and_sync(path: Path, write: Callable[[Path], object]) -> None:

@@ -2,8 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -170,3 +174,136 @@ def test_snapshots_of_two_processes_make_the_average_that_was_tracked(train, tmp
     for name, value in wanted.items():
         if value.is_floating_point():
             torch.testing.assert_close(built[name], value, rtol=1e-4, atol=1e-5)
+
+
+# A toy under both runners, then resumed under that of strategies.
+STRATEGIES = """
+import sys
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
+from torch import distributed
+from mmyolo_ema.command_line import finish
+
+sys.path.insert(0, sys.argv[1])
+from conftest import toy_hook, toy_runner
+
+distributed.init_process_group('gloo')
+wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+common = dict(launcher='pytorch', hook=toy_hook(evaluate_on_origin=True))
+toy_runner(Path('usual'), cfg=Config(dict(model_wrapper_cfg=wrapper)), **common).train()
+strategy = dict(type='DDPStrategy', model_wrapper=wrapper)
+runner = toy_runner(Path('flexible'), kind=FlexibleRunner, strategy=strategy, **common)
+runner.train()
+validated = runner.message_hub.get_scalar('val/mean').current()
+assert validated == runner.val()['mean'] == runner.test()['mean']
+half = dict(load_from='flexible/epoch_1.pth', resume=True)
+toy_runner(Path('resumed'), kind=FlexibleRunner, strategy=strategy, **half, **common).train()
+tester = toy_runner(Path('test'), kind=FlexibleRunner, strategy=strategy, load_from='flexible/epoch_2.pth', **common)
+assert tester.test()['mean'] == validated
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path, root, assert_equal):
+    launch(2, STRATEGIES, tmp_path, str(root / 'tests' / 'hooks'))
+    usual, flexible, resumed = (checkpoint.read(tmp_path / name / 'epoch_2.pth')
+                                for name in ('usual', 'flexible', 'resumed'))
+    assert 'out.weight' in usual['state_dict']
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        assert_equal(usual[part], flexible[part], part)
+    # What a process's own statistics were before the stop is not stored.
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all('running_' in name for name in differing([usual[part], resumed[part]])), part
+
+
+# What goes wrong in one process only, or is different in it.
+ONE_DIFFERS = """
+import shutil
+import sys
+from pathlib import Path
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import distributed
+from mmyolo_ema import checkpoint
+from mmyolo_ema.command_line import finish
+
+sys.path.insert(0, sys.argv[1])
+from conftest import toy_hook, toy_runner
+
+distributed.init_process_group('gloo')
+rank = distributed.get_rank()
+wrapper = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
+
+def run(name, **options):
+    try:
+        toy_runner(Path(name), launcher='pytorch', cfg=Config(wrapper), **options).train()
+    except Exception as error:
+        Path(f'{sys.argv[2]}_{name}_{rank}.txt').write_text(f'{type(error).__name__}: {error}')
+
+run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
+run('option', hook=toy_hook(**(dict(no_such=1) if rank else {})))
+run('schedule', hook=toy_hook(begin_iter=rank * 5))
+run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
+run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
+
+# Rank 1 alone has a checkpoint, and then rank 0 alone.
+sys.path.insert(0, str(Path(sys.argv[1]).parents[1] / 'tools'))
+from train import set_latest_checkpoint
+for owner in (1, 0):
+    cfg = Config(dict(work_dir=f'{sys.argv[2]}_of_{owner}_{rank}', resume=True))
+    Path(cfg.work_dir).mkdir()
+    if rank == owner:
+        shutil.copy('own/epoch_1.pth', cfg.work_dir)
+    note = set_latest_checkpoint(cfg)
+    Path(f'{sys.argv[2]}_latest{owner}_{rank}.txt').write_text(f'{cfg.get("load_from")} {cfg.resume and rank} {note}')
+checkpoint.use_safe_loader()
+CheckpointLoader.load_checkpoint(sys.argv[3])
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_what_differs_in_one_process_is_raised_by_all(tmp_path, root, monkeypatch):
+    asked = []
+
+    class Count(SimpleHTTPRequestHandler):
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+    torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Count, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        launch(2, ONE_DIFFERS, tmp_path, str(root / 'tests' / 'hooks'), 'said',
+               f'http://127.0.0.1:{server.server_port}/weights.pth')
+        server.shutdown()
+    assert asked == ['/weights.pth']
+
+    def said(name):
+        texts = [(tmp_path / f'said_{name}_{rank}.txt').read_text() for rank in range(2)]
+        return texts[0], texts[1]
+
+    host = socket.gethostname()
+    one, other = said('option')
+    assert one == other
+    assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: ')
+    assert "unexpected keyword argument 'no_such'" in one
+    one, other = said('schedule')
+    assert one == other
+    assert one.startswith('ValueError: the processes do not start from the same state: rank 0 on host')
+    assert "'begin_iter': 0" in one
+    assert f'rank 1 on host {host} has schedule' in one
+    one, other = said('own')
+    assert one == other
+    assert 'has snapshots of another run, such as update_00000003.pth' in one
+    note = 'there is no checkpoint in said_of_1_0 to resume from: training starts anew'
+    assert said('latest1') == (f'None 0 {note}', f'None False {note}')
+    assert said('latest0') == tuple(f'{tmp_path}/said_of_0_{rank}/epoch_1.pth {rank} None' for rank in range(2))
+    one, other = ((tmp_path / f'said_resumed{rank}_{rank}.txt').read_text() for rank in range(2))
+    assert one == other
+    for rank, number in ((0, 3), (1, 0)):
+        assert f'rank {rank} on host {host} has iteration {number}, updates {number}, raw weights ' in one

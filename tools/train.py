@@ -6,6 +6,8 @@ Example:
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import Optional
 
 import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
@@ -13,11 +15,13 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, join_processes, load_config, stop
 from mmyolo_ema.ema_config import hooks_named
 from mmyolo_ema.files import use_whole_files
+from mmyolo_ema.processes import raised_by_all
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,29 +63,55 @@ def set_resume(cfg: Config, resume: str) -> None:
 
 
 def set_latest_checkpoint(cfg: Config) -> Optional[str]:
-    """Resumes from the last checkpoint that is whole, and returns what there is to say; stops if none is whole."""
-    found, passed_over = checkpoint.latest_whole(cfg.work_dir)
+    """Resumes from the last checkpoint that is whole, and returns what there is to say.
+
+    The main process decides, and the others follow: a folder that hosts do not share may hold something else on each.
+
+    Raises:
+        ValueError: If there are checkpoints, but none is whole.
+    """
+    with raised_by_all():
+        choice = list(choose_checkpoint(cfg.work_dir)) if is_main_process() else [None, None]
+    broadcast_object_list(choice)
+    name, note = choice
+    if name is not None:
+        cfg.load_from = str(Path(cfg.work_dir).resolve() / name)
+    elif not is_main_process():
+        cfg.resume = False  # or MMEngine would look in the folder of this host
+    return note
+
+
+def choose_checkpoint(work_dir: str) -> tuple[Optional[str], Optional[str]]:
+    """Returns the last checkpoint that is whole, as named from the work directory, and what there is to say."""
+    found, passed_over = checkpoint.latest_whole(work_dir)
     broken = ', '.join(str(path) for path in passed_over)
     if found is None and passed_over:
-        stop(f'cannot resume: no checkpoint in {cfg.work_dir} is whole; {broken} cut off or gone. Remove them to start '
-             'anew.')
+        raise ValueError(f'cannot resume: no checkpoint in {work_dir} is whole; {broken} cut off or gone. Remove them '
+                         'to start anew.')
     if found is None:
-        return f'there is no checkpoint in {cfg.work_dir} to resume from: training starts anew'
-    cfg.load_from = str(found)
-    return f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone' if passed_over else None
+        return None, f'there is no checkpoint in {work_dir} to resume from: training starts anew'
+    note = f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone' if passed_over else None
+    return os.path.relpath(found, Path(work_dir).resolve()), note
 
 
 def check_checkpoint(cfg: Config) -> None:
-    """Stops if the checkpoint to start from cannot be used, before anything is written."""
+    """Raises if the checkpoint to start from cannot be used, before anything is written.
+
+    Raises:
+        ValueError: In all processes alike.
+    """
     start = cfg.get('load_from')
-    try:
-        if start is None or (isinstance(start, str) and '://' in start and not start.startswith('file:')):
-            return
-        content = checkpoint.read(start, mmap=True)
-        if cfg.get('resume'):
-            check_resumable(content, cfg)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        stop(f'cannot start from {start}: {error}')
+    if start is None or (isinstance(start, str) and '://' in start and not start.startswith('file:')):
+        return
+    with raised_by_all():
+        try:
+            content = checkpoint.read(start, mmap=True)
+            if cfg.get('resume'):
+                check_resumable(content, cfg)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            is_missing = isinstance(error, FileNotFoundError) and get_world_size() > 1
+            hint = '. Each host needs it: share the folder, or copy it there' if is_missing else ''
+            raise ValueError(f'cannot start from {start}: {error}{hint}') from error
 
 
 def check_resumable(content: dict, cfg: Config) -> None:
@@ -108,8 +138,12 @@ def main() -> None:
         set_auto_scale_lr(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
-    note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
-    check_checkpoint(cfg)
+    join_processes(cfg, args.local_rank)
+    try:
+        note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
+        check_checkpoint(cfg)
+    except ValueError as error:
+        stop(error)
     runner = build_runner(cfg, args.local_rank)
     if note is not None:
         runner.logger.warning(note)

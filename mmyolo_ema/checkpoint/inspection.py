@@ -30,7 +30,7 @@ from mmyolo_ema.checkpoint.weights import (
     state_dict_kind,
     updates_in,
 )
-from mmyolo_ema.ema_config import schedule_of, stored_hook
+from mmyolo_ema.ema_config import hooks_in_text, hooks_named, schedule_of, stored_hook
 from mmyolo_ema.schedule import figures
 
 __all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
@@ -66,12 +66,14 @@ class StoredAverage:
         hook: Options of its EMAHook, from the config in the file; empty if there is none.
         mean_age: How old what it holds is, on average, in updates; None if that does not follow.
         made: How it was made of a run's checkpoints after the training; None if it was not.
+        hooks: How many EMAHooks the config in the file has.
     """
 
     updates: Optional[int]
     hook: dict[str, Any]
     mean_age: Optional[float]
     made: Optional[dict[str, Any]] = None
+    hooks: int = 0
 
 
 @dataclass
@@ -142,7 +144,8 @@ def inspect(path: Path) -> Inspection:
     if 'ema' in sets:
         updates = updates_in(content)
         made = origin(content).get('posthoc')
-        average = StoredAverage(updates, hook, _mean_age(hook, updates) if made is None else made.get('mean_age'), made)
+        average = StoredAverage(updates, hook, _mean_age(hook, updates) if made is None else made.get('mean_age'), made,
+                                len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook')))
     parts = _sizes(content)
     found = Inspection(
         file=str(path),

@@ -10,10 +10,10 @@ from typing import Any, Optional, Union
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
 
 from mmyolo_ema.checkpoint.unpickling import restored, stand_ins
+from mmyolo_ema.files import locked
 
 __all__ = ['latest_whole', 'read', 'use_safe_loader']
 
@@ -65,9 +65,6 @@ def use_safe_loader() -> None:
         return _load(filename, map_location)
 
     def load_from_http(filename: str, map_location: Any) -> Any:
-        if is_main_process():
-            _download(filename)
-        barrier()
         return _load(_download(filename), map_location)
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
@@ -104,11 +101,13 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
 
 
 def _download(address: str) -> Path:
-    """Returns where torch keeps a file from the web, after fetching it if it is not there."""
+    """Returns where torch keeps a file from the web, after fetching it if it is not there; once for a host."""
     path = Path(torch.hub.get_dir()) / 'checkpoints' / PurePosixPath(urlparse(address).path).name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(path))
+        with locked(path):
+            if not path.exists():
+                torch.hub.download_url_to_file(address, str(path))
     return path
 
 

@@ -70,6 +70,9 @@ def difference_table(title: str, groups: list[GroupDifference]) -> Table:
 def problems(found: Inspection) -> list[str]:
     """Returns what a user of the file should know, the worst first."""
     lines = []
+    if found.average and found.average.hooks > 1:
+        lines.append(f'the config in the file has {found.average.hooks} EMAHooks: what is '
+                     'stored as the raw weights may be the average of another hook. Do not go on with this run')
     for weights in found.weights:
         lines += broken(found, weights.kind)
     if found.unmatched:

@@ -4,6 +4,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional
 
@@ -13,8 +14,8 @@ from mmengine.hooks import CheckpointHook, RuntimeInfoHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
+from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
-from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
@@ -24,11 +25,16 @@ from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
+from mmyolo_ema.hooks.refusals import check_run
+from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import advice, updates_at_end
+from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
-from mmyolo_ema.hooks.stored_average import exchange, load, origin, store, synchronize_buffers, unfit
+from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
+from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.plots import draw_average_curves
+from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 
 __all__ = ['EMAHook', 'is_saved_after_iteration']
@@ -78,7 +84,8 @@ class EMAHook(MMEngineEMAHook):
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.
-        ValueError: When a checkpoint does not fit and ``strict_load`` is set.
+        ValueError: When a checkpoint does not fit and ``strict_load`` is set. At the start of a training, if there is
+            another EMAHook, the model is sharded, or a strategy saves without the hooks.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
     Example:
@@ -89,9 +96,6 @@ class EMAHook(MMEngineEMAHook):
 
     # After YOLOX's hooks, which have 48, and before those that log and save.
     priority = 49
-
-    src_model: nn.Module
-    ema_model: BaseAveragedModel
 
     def __init__(self,
                  ema_type: str = 'ExponentialMovingAverage',
@@ -120,54 +124,63 @@ class EMAHook(MMEngineEMAHook):
         self.kept_buffers: list[str] = []
         self._said_kept: set[str] = set()
         self._runner: Callable[[], Optional[Runner]] = lambda: None
+        self._ema_model: Optional[BaseAveragedModel] = None
         self._loan: Optional[Loan] = None
         self._raw_metrics: Optional[dict] = None
-        self._passed_over_average = False
+        self._guarded_loops: weakref.WeakSet[BaseLoop] = weakref.WeakSet()
+
+    @property
+    def ema_model(self) -> BaseAveragedModel:
+        """The average of the run's model; made when it is first needed, so that a test makes none."""
+        if self._ema_model is None:
+            self._make_average()
+        assert self._ema_model is not None
+        return self._ema_model
+
+    @property
+    def src_model(self) -> nn.Module:
+        """The bare model that is averaged."""
+        if self._ema_model is None:
+            self._make_average()
+        return self._src_model
 
     def before_run(self, runner: Runner) -> None:
-        """Makes the average of a run that trains, once.
+        """Makes the average if the run trains.
 
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        # Asking a runner for its training loop would make one.
-        if not isinstance(runner._train_loop, BaseLoop):
-            return
-        if not self._averages_for(runner):
-            try:
-                super().before_run(runner)
-            except TypeError as error:
-                raise TypeError(f'{error}. What the hook does not know goes to the average; the hook itself takes '
-                                f'ema_type, {", ".join(_OPTIONS)}.') from error
-            self._runner = weakref.ref(runner)
-            self.skipped = 0
-            self._log = AverageLog(self.ema_model, self.src_model)
-        for loop in (runner._val_loop, runner._test_loop):
-            if isinstance(loop, BaseLoop):
-                self._end_loan_after(loop)
+        with raised_by_all() if _has_training_loop(runner) else nullcontext():
+            self._serve(runner, trains=_has_training_loop(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to listen to the optimizer; says so if the average's class or schedule does not suit model or run.
+        """Checks that all processes start alike, and starts to listen to the optimizer.
+
+        Says so if the average's class or schedule does not suit model or run.
 
         Args:
             runner (Runner): The runner of the training.
         """
-        super().before_train(runner)
+        with raised_by_all():
+            super().before_train(runner)
+            self._serve(runner, trains=True)
         has_begun = self._has_begun(runner)
-        if self._passed_over_average and runner.iter > 0 and not has_begun:
-            raise ValueError('the runner was resumed before its training was started, when there was no average that '
-                             'could go on. Leave that call out, and make the runner with load_from=..., resume=True.')
+        average = self.ema_model.module if has_begun else None
+        schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch)
+        schedule.pop('device', None)  # that of the process
+        check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
+                         {'raw weights': self.src_model, 'averaged weights': average})
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
-            self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
+            self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
         wanted = _raw_metrics_to_save_by(runner)
         if wanted and not self.evaluate_on_both:
             _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
                  'evaluate_on_origin=True only', logging.WARNING)
         if isinstance(self.ema_model, MMDetExpMomentumEMA):
-            average = self.ema_model
+            ramped = self.ema_model
             updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
-            found = advice(updates, average.momentum, average.gamma, average.interval)
+            found = advice(updates, ramped.momentum, ramped.gamma, ramped.interval)
             if found:
                 _say(found, logging.WARNING)
         shared = advice_on_shared_tensors(self.ema_model, self.src_model)
@@ -304,9 +317,9 @@ class EMAHook(MMEngineEMAHook):
         """
         if not self._averages_for(runner):
             return
-        if self._loan is not None:
-            with self._loan.interrupted():
-                checkpoint['state_dict'] = weights_to_cpu(self.src_model.state_dict())
+        # Those that the runner puts there may be the live ones, on loan, or named as in a wrapper of the model.
+        with nullcontext() if self._loan is None else self._loan.interrupted():
+            checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self.ema_model, self._has_begun(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -314,16 +327,21 @@ class EMAHook(MMEngineEMAHook):
 
         Args:
             runner (Runner): The runner that loads.
-            checkpoint (dict): What it loaded. In a run that resumes, its raw weights are put where the runner looks.
+            checkpoint (dict): What it loaded. If the run goes on from it, its raw weights are put where the runner
+                looks.
 
         Raises:
             ValueError: If ``strict_load`` is set and the tensors differ from the model's.
         """
+        resumed = is_resumed(runner)
+        # A runner of strategies loads before it calls before_run.
+        self._serve(runner, trains=resumed or _has_training_loop(runner))
         if not self._averages_for(runner):
-            self._passed_over_average = has_ema(checkpoint)
             return
-        said = origin(checkpoint, runner._resume)
-        resumes = runner._resume and has_ema(checkpoint)
+        # What is loaded next goes into the model's own tensors, not into the average's.
+        self._end_loan()
+        said = origin(checkpoint, resumed)
+        resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
         if resumes:
             exchange(checkpoint)
@@ -337,12 +355,42 @@ class EMAHook(MMEngineEMAHook):
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
         load(self.ema_model, averaged, updates or 0)
+        self._log = AverageLog(self.ema_model, self.src_model)
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
-        _say(said + (misfits or hint), logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
+        _say(said + (misfits or hint), logging.WARNING if misfits or (resumed and not resumes) else logging.INFO)
+
+    def _serve(self, runner: Runner, trains: bool) -> None:
+        """Belongs to a runner from now on; makes the average if it trains, and sees to its loops."""
+        current = self._runner()
+        # One that only tests does not take the hook from one that trained.
+        if current is not runner and (trains or current is None or self._ema_model is None):
+            self._runner = weakref.ref(runner)
+            self._ema_model = None
+            self.skipped = 0
+        if trains and self._ema_model is None:
+            self._make_average()
+        for loop in (runner._val_loop, runner._test_loop):
+            if isinstance(loop, BaseLoop) and loop not in self._guarded_loops:
+                self._end_loan_after(loop)
+                self._guarded_loops.add(loop)
+
+    def _make_average(self) -> None:
+        runner = self._runner()
+        if runner is None:
+            raise AttributeError('the EMAHook has no average before a run has begun')
+        check_run(runner)
+        model = unwrap(runner.model)
+        try:
+            average = MODELS.build(self.ema_cfg, default_args=dict(model=model))
+        except TypeError as error:
+            raise TypeError(f'{error}. What the hook does not know goes to the average; the hook itself takes '
+                            f'ema_type, {", ".join(_OPTIONS)}.') from error
+        self._src_model, self._ema_model = model, average
+        self._log = AverageLog(average, model)
 
     def _averages_for(self, runner: Runner) -> bool:
-        """Whether the average is of this runner's training."""
-        return self._runner() is runner
+        """Whether there is an average, and it is of this runner's training."""
+        return self._runner() is runner and self._ema_model is not None
 
     def _has_begun(self, runner: Runner) -> bool:
         """Whether the average of this runner has been updated; the first update makes it a copy of the model."""
@@ -350,7 +398,11 @@ class EMAHook(MMEngineEMAHook):
 
     def _lend_average(self) -> None:
         if self.evaluate_on_ema:
-            self._loan = Loan(self.ema_model.module, self.src_model)
+            try:
+                self._loan = Loan(self.ema_model.module, self.src_model)
+            except ValueError as error:
+                raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
+                                 f'model must come after the EMAHook, whose priority is {self.priority}.') from error
             self._loan.begin()
 
     def _end_loan(self) -> None:
@@ -395,6 +447,11 @@ class EMAHook(MMEngineEMAHook):
 
 def _some(names: list[str]) -> str:
     return ', '.join(names[:5]) + (' and others' if len(names) > 5 else '')
+
+
+def _has_training_loop(runner: Runner) -> bool:
+    """Whether a runner has made its training loop; asking it for that loop would make one."""
+    return isinstance(runner._train_loop, BaseLoop)
 
 
 def _raw_metrics_to_save_by(runner: Runner) -> list[str]:

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from mmyolo_ema.schedule import SUITED_SHARE, USUAL_AGES, is_nearly_raw, mean_age, suggested, three_digits
 
-__all__ = ['advice', 'updates_at_end']
+__all__ = ['advice', 'updates_at_end', 'updates_of_run']
 
 
 def updates_at_end(runner: Runner, hook: EMAHook, iterations: int) -> int:
@@ -18,9 +18,18 @@ def updates_at_end(runner: Runner, hook: EMAHook, iterations: int) -> int:
         hook: The hook of the average.
         iterations: How many of them an update takes.
     """
-    begin = (hook.begin_epoch - 1) * len(runner.train_dataloader) if hook.enabled_by_epoch else hook.begin_iter - 1
-    left = max(runner.max_iters - max(runner.iter, begin), 0)
+    left = max(runner.max_iters - max(runner.iter, _begin(runner, hook)), 0)
     return int(hook.ema_model.steps) + -(-left // iterations)
+
+
+def updates_of_run(runner: Runner, hook: EMAHook, iterations: int) -> int:
+    """Returns how many updates a whole run makes, as :func:`updates_at_end`, however much of it was done before."""
+    return -(-max(runner.max_iters - max(_begin(runner, hook), 0), 0) // iterations)
+
+
+def _begin(runner: Runner, hook: EMAHook) -> int:
+    """Returns how many iterations come before the average begins."""
+    return (hook.begin_epoch - 1) * len(runner.train_dataloader) if hook.enabled_by_epoch else hook.begin_iter - 1
 
 
 def advice(updates: int, momentum: float, gamma: float, interval: int) -> str:

@@ -10,6 +10,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmyolo_ema.hooks.structure import Structure
+from mmyolo_ema.models.slots import unwrap
+
 __all__ = ['validate_once_more']
 
 _OF_AN_ITERATION = ('before_val_iter', 'after_val_iter')
@@ -20,7 +23,8 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
 
     The loop itself runs, whatever its class, with the weights that are in the model. Hooks take part in each
     iteration, so that they show its progress, but do not hear that a validation ends: that is what the one under way
-    is for. It leaves the random numbers of the training as they would be without it.
+    is for. What they would be told then are the metrics; a loop need not return them. It leaves the random numbers of
+    the training as they would be without it.
 
     Args:
         runner: The runner that validates.
@@ -28,6 +32,7 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
     """
     later = runner.hooks[runner.hooks.index(by) + 1:]
     call_hook = runner.call_hook
+    measured: dict = {}
 
     def call_some_hooks(fn_name: str, **kwargs: Any) -> None:
         if fn_name in _OF_AN_ITERATION:
@@ -35,16 +40,21 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
         elif fn_name == 'before_val_epoch':
             for hook in later:
                 hook.before_val_epoch(runner)
+        elif fn_name == 'after_val_epoch':
+            measured.update(kwargs.get('metrics') or {})
 
     loader = runner.val_loop.dataloader
     if getattr(loader, 'persistent_workers', False) and loader._iterator is None:
         iter(loader)  # draws its seed once for all passes, so not within the one that leaves no trace
+    structure = Structure(unwrap(runner.model))
     runner.call_hook = call_some_hooks
     try:
         with _same_random_numbers():
-            return type(runner.val_loop).run(runner.val_loop)
+            runner.val_loop.run()
     finally:
         runner.call_hook = call_hook
+        structure.restore()
+    return measured
 
 
 @contextmanager

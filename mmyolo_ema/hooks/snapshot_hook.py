@@ -28,8 +28,10 @@ from mmyolo_ema.files import write_new
 from mmyolo_ema.hooks.ema_hook import EMAHook, is_saved_after_iteration
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
-from mmyolo_ema.hooks.run_length import updates_at_end
+from mmyolo_ema.hooks.resumption import is_resumed
+from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
+from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 
 __all__ = ['SnapshotHook']
@@ -71,6 +73,9 @@ class SnapshotHook(Hook):
                  second_horizon: Union[int, float, str, None] = None) -> None:
         self.interval, self.second_horizon = interval, second_horizon
         self._second: Optional[BaseAveragedModel] = None
+        self._resumed_from: Optional[dict] = None
+        self._folder: Optional[Path] = None
+        self._updates = self._written = 0
         self._runner: Callable[[], Optional[Runner]] = lambda: None
 
     def before_run(self, runner: Runner) -> None:
@@ -79,26 +84,10 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        # Asking a runner for its training loop would make one; a validation after the training starts nothing anew.
-        if not isinstance(runner._train_loop, BaseLoop) or self._runner() is runner:
-            return
-        self._runner = weakref.ref(runner)
-        self._ema = self._ema_hook(runner)
-        schedule = schedule_of(dict(self._ema.ema_cfg, ema_type=self._ema.ema_cfg['type']))
-        counts_steps = isinstance(self._ema, EMAHook)
-        self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
-        by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
-        self._per_epoch = len(runner.train_dataloader) / self._iterations if by_epoch else None
-        in_all = updates_at_end(runner, self._ema, self._iterations)
-        self._every = max(round(self._in_updates('interval', in_all)), 1)
-        if self.second_horizon is not None:
-            horizon = self._in_updates('second_horizon', in_all)
-            if horizon <= 1 or not hasattr(schedule, 'momentum'):
-                raise ValueError(f'second_horizon={self.second_horizon!r} is {horizon:g} updates for an average with '
-                                 f'the schedule {schedule}: it needs one with a momentum, and more than 1 update')
-            self._second_momentum = 1 / horizon
-            self._second = MODELS.build(dict(self._ema.ema_cfg, momentum=self._second_momentum),
-                                        default_args=dict(model=self._ema.src_model))
+        # Asking a runner for its training loop would make one.
+        if isinstance(runner._train_loop, BaseLoop):
+            with raised_by_all():
+                self._start(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Says how much there will be; puts snapshots aside that will be made again.
@@ -106,17 +95,17 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training.
         """
-        self._folder = Path(runner.work_dir) / SNAPSHOTS
-        self._updates = self._written = int(self._ema.ema_model.steps)
-        stored = sorted(self._folder.glob('update_*.pth'))
-        if stored and not self._updates and not runner._resume:
-            raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move them away, '
-                             'choose another work directory, or resume that run')
-        if is_main_process():
-            for path in stored:
-                if path > self._path(self._updates):
-                    _put_aside(path)
-            self._announce(runner)
+        with raised_by_all():
+            self._start(runner)
+            self._folder = Path(runner.work_dir) / SNAPSHOTS
+            self._count_from_average()
+            if is_main_process():
+                stored = self._stored()
+                if stored and not self._updates and not runner._resume:
+                    raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move '
+                                     'them away, choose another work directory, or resume that run')
+                self._put_later_aside(stored)
+                self._announce(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
@@ -178,8 +167,58 @@ class SnapshotHook(Hook):
         Raises:
             ValueError: If it does not hold it.
         """
-        if self._second is None or not runner._resume:
+        if not is_resumed(runner):
             return
+        if self._runner() is not runner:  # a runner of strategies loads before it calls before_run
+            self._resumed_from = {key: checkpoint[key] for key in (SECOND, 'meta') if key in checkpoint}
+            return
+        if self._second is not None:
+            self._load_second(checkpoint)
+        if self._folder is not None:  # in mid-run
+            self._count_from_average()
+            if is_main_process():
+                self._put_later_aside(self._stored())
+
+    def _start(self, runner: Runner) -> None:
+        """Makes the second average; once, so that a validation after the training starts nothing anew."""
+        if self._runner() is runner:
+            return
+        self._runner = weakref.ref(runner)
+        self._ema = self._ema_hook(runner)
+        schedule = schedule_of(dict(self._ema.ema_cfg, ema_type=self._ema.ema_cfg['type']))
+        counts_steps = isinstance(self._ema, EMAHook)
+        self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        self._per_epoch = len(runner.train_dataloader) / self._iterations if by_epoch else None
+        in_all = updates_of_run(runner, self._ema, self._iterations)
+        self._every = max(round(self._in_updates('interval', in_all)), 1)
+        if self.second_horizon is not None:
+            horizon = self._in_updates('second_horizon', in_all)
+            if horizon <= 1 or not hasattr(schedule, 'momentum'):
+                raise ValueError(f'second_horizon={self.second_horizon!r} is {horizon:g} updates for an average with '
+                                 f'the schedule {schedule}: it needs one with a momentum, and more than 1 update')
+            self._second_momentum = 1 / horizon
+            self._second = MODELS.build(dict(self._ema.ema_cfg, momentum=self._second_momentum),
+                                        default_args=dict(model=self._ema.src_model))
+            if self._resumed_from is not None:
+                self._load_second(self._resumed_from)
+        self._resumed_from = self._folder = None
+
+    def _count_from_average(self) -> None:
+        self._updates = self._written = int(self._ema.ema_model.steps)
+
+    def _stored(self) -> list[Path]:
+        assert self._folder is not None
+        return sorted(self._folder.glob('update_*.pth'))
+
+    def _put_later_aside(self, stored: list[Path]) -> None:
+        """Puts the snapshots of updates aside that will be made again."""
+        for path in stored:
+            if path > self._path(self._updates):
+                _put_aside(path)
+
+    def _load_second(self, checkpoint: dict) -> None:
+        assert self._second is not None
         stored = origin(checkpoint).get('second_momentum') if SECOND in checkpoint else None
         if stored != self._second_momentum:
             found = 'none' if stored is None else f'one of {1 / stored:g}'
@@ -208,6 +247,7 @@ class SnapshotHook(Hook):
         return found[0]
 
     def _path(self, updates: int) -> Path:
+        assert self._folder is not None
         return self._folder / f'update_{updates:08d}.pth'
 
     def _about_second(self) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce_params
 from mmengine.model import BaseAveragedModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
 from mmyolo_ema.models.slots import slots
 
-__all__ = ['cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
+__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -46,6 +46,13 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
     shapes = all_gather_object({name: buffer.shape for name, buffer in buffers.items()})
     all_reduce_params([buffer for name, buffer in buffers.items()
                        if all(others.get(name) == buffer.shape for others in shapes)], op='mean')
+
+
+def copied_state(model: nn.Module) -> dict[str, Any]:
+    """Returns the state of a module in CPU copies, with the versions of its parts."""
+    state = model.state_dict()
+    state.update(cpu_copies(state))
+    return state
 
 
 def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:

@@ -25,13 +25,21 @@ _OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_schedul
                 'test_evaluator', 'load_from', 'custom_hooks', 'visualizer')
 
 
-class _Tell(Hook):
+class _Listen(Hook):
+    """Tells of each batch, and keeps the metrics: not every loop returns them."""
 
     def __init__(self, tell: Callable[[], object]) -> None:
         self.tell = tell
+        self.metrics: dict = {}
+
+    def before_val(self, runner: Runner) -> None:
+        self.metrics = {}
 
     def after_val_iter(self, *args: Any, **kwargs: Any) -> None:
         self.tell()
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+        self.metrics.update(metrics or {})
 
 
 class Evaluation:
@@ -64,7 +72,8 @@ class Evaluation:
         self._ground_truth: Optional[COCO] = None
         with _quietly():
             self._runner = Runner.from_cfg(cfg)
-            self._runner.register_hook(_Tell(tell))
+            self._listener = _Listen(tell)
+            self._runner.register_hook(self._listener)
             self._runner._val_loop = self._runner.build_val_loop(self._runner._val_loop)
             self._runner.call_hook('before_run')
         metrics = self._runner.val_evaluator.metrics
@@ -90,8 +99,9 @@ class Evaluation:
         if self._coco is not None:
             self._coco.outfile_prefix = str(self._folder / name)
         with _quietly():
-            measured = self._runner.val_loop.run()
-        return {key: float(value) for key, value in measured.items() if isinstance(value, (int, float, np.number))}
+            self._runner.val_loop.run()
+        return {key: float(value) for key, value in self._listener.metrics.items()
+                if isinstance(value, (int, float, np.number))}
 
     def matches(self, name: str, metric: str, measured: float) -> Optional[Matches]:
         """Returns how detections match the ground truth, None unless a metric is COCO's mAP and the file is there.

@@ -7,6 +7,7 @@ import torch
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint import inspect
+from mmyolo_ema.checkpoint.report import problems
 from mmyolo_ema.hooks.average_log import drift
 
 HEAD = [f'bbox_head.{convs}.{level}.{layer}.conv.weight' for convs in ('cls_convs', 'reg_convs')
@@ -160,3 +161,13 @@ print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1.2 * size
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_two_hooks_in_the_stored_config_are_told(tmp_path, count):
+    hooks = ', '.join(["dict(type='EMAHook', momentum=0.1)", "dict(type='mmyolo_ema.EMAHook')"][:count])
+    torch.save(dict(meta=dict(cfg=f'custom_hooks = [{hooks}]'), state_dict=dict(weight=torch.ones(1)),
+                    ema_state_dict={'module.weight': torch.zeros(1), 'steps': torch.tensor(3)}), tmp_path / 'two.pth')
+    found = inspect(tmp_path / 'two.pth')
+    assert found.average.hooks == count
+    assert any('the config in the file has 2 EMAHooks' in line for line in problems(found)) == (count == 2)

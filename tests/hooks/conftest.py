@@ -64,34 +64,39 @@ def toy_hook(**options):
                 update_buffers=True, priority=49, **options)
 
 
+def toy_runner(work_dir, hook=None, optim_wrapper=None, by_epoch=True, kind=Runner, **options):
+    """Returns a runner: two epochs of six iterations, validated after each."""
+    settings = dict(
+        model=dict(type='Toy'),
+        work_dir=str(work_dir),
+        experiment_name=work_dir.name,
+        train_dataloader=loader(4 * ITERATIONS),
+        val_dataloader=loader(8, seed=1),
+        test_dataloader=loader(8, seed=1),
+        val_evaluator=dict(type='Mean'),
+        test_evaluator=dict(type='Mean'),
+        train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(
+            by_epoch=False, max_iters=2 * ITERATIONS, val_interval=ITERATIONS),
+        val_cfg=dict(),
+        test_cfg=dict(),
+        optim_wrapper=dict(dict(optimizer=dict(type='SGD', lr=0.1)), **(optim_wrapper or {})),
+        param_scheduler=dict(type='ExponentialLR', gamma=0.9),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        custom_hooks=[toy_hook() if hook is None else hook],
+        randomness=dict(seed=0),
+        default_scope='mmengine',
+        log_level='WARNING',
+    )
+    return kind(**{**settings, **options})
+
+
 @pytest.fixture
 def toy(tmp_path, fresh_run):
-    """Returns a function that makes a runner: two epochs of six iterations, validated after each."""
+    """Returns a function that makes a runner, as toy_runner(), in a folder of the given name."""
 
-    def make(name='run', hook=None, optim_wrapper=None, by_epoch=True, **options):
+    def make(name='run', **options):
         fresh_run()
-        settings = dict(
-            model=dict(type='Toy'),
-            work_dir=str(tmp_path / name),
-            experiment_name=name,
-            train_dataloader=loader(4 * ITERATIONS),
-            val_dataloader=loader(8, seed=1),
-            test_dataloader=loader(8, seed=1),
-            val_evaluator=dict(type='Mean'),
-            test_evaluator=dict(type='Mean'),
-            train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(
-                by_epoch=False, max_iters=2 * ITERATIONS, val_interval=ITERATIONS),
-            val_cfg=dict(),
-            test_cfg=dict(),
-            optim_wrapper=dict(dict(optimizer=dict(type='SGD', lr=0.1)), **(optim_wrapper or {})),
-            param_scheduler=dict(type='ExponentialLR', gamma=0.9),
-            default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-            custom_hooks=[toy_hook() if hook is None else hook],
-            randomness=dict(seed=0),
-            default_scope='mmengine',
-            log_level='WARNING',
-        )
-        return Runner(**{**settings, **options})
+        return toy_runner(tmp_path / name, **options)
 
     return make
 

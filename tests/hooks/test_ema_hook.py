@@ -264,11 +264,11 @@ def test_checkpoint_saved_during_a_validation_has_both_kinds_in_their_places(toy
     assert_same_state(within, after)
 
 
-def test_test_run_makes_no_average(toy, tmp_path):
+def test_test_run_makes_no_average(toy, tmp_path, monkeypatch):
     toy().train()
     runner = toy('test', load_from=str(tmp_path / 'run' / 'epoch_2.pth'))
+    monkeypatch.setattr(EMAHook, '_make_average', lambda hook: pytest.fail('an average was made'))
     runner.test()
-    assert not any(hasattr(hook, 'ema_model') for hook in runner.hooks)
 
 
 @pytest.mark.parametrize('model', [None, Toy()], ids=['other model', 'same model'])
@@ -277,6 +277,15 @@ def test_hook_serves_a_second_runner(toy, hook_config, model):
     for name in ('first', 'second'):
         toy(name, hook=hook, **({} if model is None else dict(model=model))).train()
         assert hook.ema_model.steps == 12
+
+
+def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, hook_config, tmp_path):
+    hook = EMAHook(**{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+    first = toy('first', hook=hook)
+    first.train()
+    validated = first.val()
+    assert toy('second', hook=hook, load_from=str(tmp_path / 'first' / 'epoch_2.pth')).test() == validated
+    assert first.val() == validated
 
 
 def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy, hook_config):
@@ -296,15 +305,6 @@ def test_validation_before_a_training_is_like_that_of_mmengine(toy, hook_config,
         runner = toy('val', hook=hook, load_from=path, custom_hooks=[
             hook, dict(type='EarlyStoppingHook', monitor='mean', rule='less')])
         assert runner.val()['mean'] == toy('test', load_from=path).test()['mean']
-
-
-def test_resuming_before_the_training_is_refused(toy, tmp_path):
-    toy().train()
-    runner = toy('resumed')
-    runner.build_train_loop(runner._train_loop)
-    runner.resume(str(tmp_path / 'run' / 'epoch_1.pth'))
-    with pytest.raises(ValueError, match=r'make the runner with load_from=\.\.\., resume=True'):
-        runner.train()
 
 
 @pytest.mark.parametrize('workers', [{}, dict(num_workers=1, persistent_workers=True)], ids=['plain', 'persistent'])

@@ -104,6 +104,20 @@ def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path, assert_equal)
     assert (tmp_path / 'parts' / 'snapshots' / 'update_00000008.abandoned').is_file()
 
 
+def test_run_that_is_taken_back_writes_the_same_again(run, tmp_path, assert_equal):
+    runner = run(interval=4, second_horizon=5)
+    runner.train()
+    first = snapshots(tmp_path / 'run')
+    runner.resume(str(tmp_path / 'run' / 'epoch_1.pth'))
+    runner.train_loop.run()
+    second = snapshots(tmp_path / 'run')
+    assert list(first) == list(second)
+    for name, content in first.items():
+        for part in ('state_dict', SECOND):
+            assert_equal(content[part], second[name][part])
+    assert (tmp_path / 'run' / 'snapshots' / 'update_00000012.abandoned').is_file()
+
+
 @MODELS.register_module(force=True)
 class DoubleToy(MODELS.get('Toy')):
 

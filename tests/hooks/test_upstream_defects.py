@@ -6,6 +6,9 @@ Each test runs on our hook and, where MMEngine's has the defect, on that too: th
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import FlexibleRunner
+
+from mmyolo_ema import checkpoint
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_nothing_is_copied_before_the_start(toy, hook, average_of, copy_of):
 
 
 @fails_upstream
-def test_saved_average_shares_no_memory_with_the_live_one(toy, hook, average_of):
+def test_saved_weights_share_no_memory_with_the_live_ones(toy, hook, average_of):
     addresses = []
 
     class Look(Hook):
@@ -84,8 +87,8 @@ def test_saved_average_shares_no_memory_with_the_live_one(toy, hook, average_of)
         priority = 'LOWEST'
 
         def before_save_checkpoint(self, runner, checkpoint):
-            live = average_of(runner).ema_model.state_dict().values()
-            saved = [*checkpoint['state_dict'].values(), checkpoint['ema_state_dict']['steps']]
+            live = [*average_of(runner).ema_model.state_dict().values(), *runner.model.state_dict().values()]
+            saved = [*checkpoint['state_dict'].values(), *checkpoint['ema_state_dict'].values()]
             addresses.append({value.data_ptr() for value in live} & {value.data_ptr() for value in saved})
 
     runner = toy(hook=hook, default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
@@ -178,3 +181,35 @@ def test_log_shows_momentum_age_and_drift(toy, hook):
     runner = toy(hook=hook)
     runner.train()
     assert {'train/ema_momentum', 'train/ema_mean_age', 'train/ema_drift'} <= runner.message_hub.log_scalars.keys()
+
+
+@fails_upstream
+def test_two_averages_are_refused(toy, hook):
+    with pytest.raises(ValueError, match='the run has 2 EMAHooks'):
+        toy(custom_hooks=[hook, dict(hook)]).train()
+
+
+@fails_upstream
+def test_runner_of_strategies_resumes(toy, hook, average_of, tmp_path):
+    options = dict(hook=hook, kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))
+    toy('first', **options).train()
+    runner = toy('next', load_from=str(tmp_path / 'first' / 'epoch_1.pth'), resume=True, **options)
+    runner.train()
+    assert average_of(runner).ema_model.steps == 12
+
+
+@fails_upstream
+def test_runner_that_a_hook_resumes_has_the_raw_weights(toy, hook, assert_equal):
+    seen = []
+
+    class GoBack(Hook):
+
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1 and not seen:
+                runner.resume(f'{runner.work_dir}/epoch_1.pth')
+                seen.append({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+    runner = toy(hook=hook, train_cfg=dict(by_epoch=True, max_epochs=2))
+    runner.register_hook(GoBack())
+    runner.train()
+    assert_equal(seen[0], checkpoint.raw_weights(checkpoint.read(f'{runner.work_dir}/epoch_1.pth')))

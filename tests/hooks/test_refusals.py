@@ -1,0 +1,54 @@
+"""Runs that are refused at their start, because their weights would silently become wrong or lost."""
+
+import pytest
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.registry import MODELS, STRATEGIES
+from mmengine.runner import FlexibleRunner
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+Toy = MODELS.get('Toy')
+
+
+@pytest.mark.parametrize('other', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
+@pytest.mark.parametrize('ours_first', [True, False])
+def test_two_averages_are_refused(toy, hook_config, other, ours_first):
+    hooks = [hook_config(), dict(hook_config(), type=other)]
+    with pytest.raises(ValueError, match='the run has 2 EMAHooks, and would save the average of one as the raw'):
+        toy(custom_hooks=hooks if ours_first else hooks[::-1]).train()
+
+
+def test_two_averages_do_not_matter_to_a_test(toy, hook_config):
+    assert toy(custom_hooks=[hook_config(), hook_config()]).test() == toy().test()
+
+
+def fsdp1():
+    model = Toy()
+    model.linear = FullyShardedDataParallel(model.linear, device_id='cpu')
+    return model
+
+
+def zero3():
+    model = Toy()
+    model.out.weight.ds_tensor = model.out.weight.detach().flatten()
+    return model
+
+
+
+@pytest.mark.parametrize(('model', 'engine'), [
+    (fsdp1, r'FSDP \(FullyShardedDataParallel\)'),
+    (lambda: fully_shard(Toy()), r'FSDP2 \(fully_shard\)'),
+    (zero3, 'DeepSpeed ZeRO-3'),
+], ids=['FSDP1', 'FSDP2', 'ZeRO-3'])
+def test_sharded_model_is_refused(toy, process_group, model, engine):
+    runner = toy(model=model())
+    with pytest.raises(ValueError, match=f'does not work with {engine}: each process holds a part.* DDPStrategy'):
+        runner.train()
+
+
+@pytest.mark.parametrize(('name', 'engine'), [('DeepSpeedStrategy', 'DeepSpeed'), ('ColossalAIStrategy', 'ColossalAI')])
+def test_strategy_that_saves_without_hooks_is_refused(toy, name, engine):
+    like_it = type(f'Toy{name}', (type(name, (SingleDeviceStrategy, ), {}), ), {})
+    STRATEGIES.register_module(module=like_it, force=True)
+    runner = toy(kind=FlexibleRunner, strategy=dict(type=f'Toy{name}'))
+    with pytest.raises(ValueError, match=f'does not work with {engine}: its strategy saves and resumes without'):
+        runner.train()

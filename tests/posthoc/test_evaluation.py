@@ -1,0 +1,23 @@
+from mmengine.registry import LOOPS
+from mmengine.runner import ValLoop
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.posthoc.evaluation import Evaluation
+
+
+@LOOPS.register_module(force=True)
+class UnreturningLoop(ValLoop):
+    """Tells its metrics to the hooks only, as MMDetection's TeacherStudentValLoop does."""
+
+    def run(self):
+        super().run()
+
+
+def test_metrics_are_those_that_hooks_are_told(trained, demo_config, tmp_path, fresh_run):
+    weights, measured = checkpoint.read(trained)['state_dict'], []
+    for name, loop in (('usual', 'ValLoop'), ('silent', 'UnreturningLoop')):
+        fresh_run()
+        cfg = demo_config(name, **{'val_cfg.type': loop, 'model.test_cfg.score_thr': 0.0})
+        measured.append(Evaluation(cfg, tmp_path / name).measure(weights, 'ema'))
+    assert measured[0] == measured[1]
+    assert 'coco/bbox_mAP' in measured[0]
