@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Optional
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmyolo_ema.building import scope_of
 from mmyolo_ema.ema_config import ema_hook_in, schedule_of
 from mmyolo_ema.schedule import Schedule
 
@@ -127,7 +128,7 @@ def _iterations(cfg: Config, gpus: int, iters: Optional[int],
 
 
 def _dataset_length(cfg: Config) -> int:
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    init_default_scope(scope_of(cfg))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how it gets on
             return len(DATASETS.build(cfg.train_dataloader['dataset']))

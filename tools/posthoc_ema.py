@@ -20,7 +20,7 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 from mmengine.config import Config
 from tqdm import tqdm
 
-from mmyolo_ema.checkpoint import check_fits, read
+from mmyolo_ema.checkpoint import load_all, read
 from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, single_precision_bytes
 from mmyolo_ema.command_line import (
     OneLineParser,
@@ -184,7 +184,7 @@ def sweep(args: argparse.Namespace) -> None:
     print_run(stored)
     texts = args.horizons or horizons_around(stored.schedule)
     wanted = reconstruct_named(stored, texts)
-    check_fits(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
+    load_all(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
         running = Sweep(stored, evaluation, out['json'], text, *metric_of(cfg, args.metric))
@@ -221,7 +221,8 @@ def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
 
 def validation_text(cfg: Config) -> str:
     """Returns what a validation depends on."""
-    return repr({part: cfg.get(part) for part in ('model', 'val_dataloader', 'val_evaluator', 'val_cfg')})
+    return repr({part: cfg.get(part) for part in ('model', 'data_preprocessor', 'val_dataloader', 'val_evaluator',
+                                             'val_cfg')})
 
 
 def write_best(running: Sweep, path: Path) -> None:

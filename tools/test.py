@@ -50,10 +50,12 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
         stop(error)
     model = build_model(cfg)
     try:
-        weights = checkpoint.raw_weights(content) if args.weights == 'raw' else content['state_dict']
-        checkpoint.check_fits(weights, model)
+        weights = checkpoint.raw_weights if args.weights == 'raw' else checkpoint.averaged_weights
+        remark = checkpoint.load_all(weights(content), model).remark
     except ValueError as error:
         stop(f'{args.checkpoint} cannot be tested with this config: {error}')
+    if remark:
+        print(f'{args.checkpoint}: {remark}')
     if not checkpoint.has_ema(content):
         kind = ', the raw ones,' if checkpoint.state_dict_kind(content) == 'raw' else ''
         print(f'{args.checkpoint} holds no EMA: its only weights{kind} are tested')

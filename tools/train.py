@@ -91,9 +91,9 @@ def check_resumable(content: dict, cfg: Config) -> None:
         raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
                          'leave --resume out and pass --cfg-options load_from=...')
     model = build_model(cfg)
-    checkpoint.check_fits(content['state_dict'], model)
+    checkpoint.load_all(checkpoint.averaged_weights(content), model)
     if checkpoint.has_ema(content):
-        checkpoint.check_fits(checkpoint.raw_weights(content), model)
+        checkpoint.load_all(checkpoint.raw_weights(content), model)
 
 
 def main() -> None:

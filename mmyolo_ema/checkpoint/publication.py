@@ -14,7 +14,7 @@ from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.misfits import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import PREFIX, first_names, has_ema, is_dense, tensors, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
@@ -100,13 +100,8 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     if has_ema(content):
         meta['mmyolo_ema'] = dict(weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, plain(value)) for name, value in weights.items())
-    stored = content['ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict']
-    versions = getattr(stored, '_metadata', None)
-    if isinstance(versions, dict):
-        # By module; a module that changed its names looks there when it is loaded.
-        versions = OrderedDict((name.removeprefix(PREFIX), plain(value)) for name, value in versions.items()
-                               if isinstance(name, str))
-        vars(state)['_metadata'] = versions
+    if hasattr(weights, '_metadata'):
+        vars(state)['_metadata'] = plain(weights._metadata)
     return dict(meta=meta, state_dict=state)
 
 

@@ -17,7 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
-from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
+from mmyolo_ema.checkpoint import has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.finite_check import FiniteCheck
@@ -312,20 +312,18 @@ class EMAHook(MMEngineEMAHook):
         said = origin(checkpoint, runner._resume)
         resumes = runner._resume and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
+        found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
         if resumes:
             exchange(checkpoint)
-        weights = {PREFIX + str(name).removeprefix(PREFIX): value
-                   for name, value in checkpoint.get('state_dict', checkpoint).items()}
-        averaged = checkpoint['ema_state_dict'] if resumes else weights
-        misfits = unfit(averaged, self.ema_model) or unfit(weights, self.ema_model)
+        misfits = next(filter(None, map(unfit, found)), '')
         if updates is None:
             misfits += '; the count of updates (steps) is missing from the file, so the ramp starts again'
         if misfits and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
-        load(self.ema_model, averaged, updates or 0)
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
-        _say(said + (misfits or hint), logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
+        said += (f'; {found[0].remark}' if found[0].remark else '') + (misfits or hint)
+        _say(said, logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
 
     def _averages_for(self, runner: Runner) -> bool:
         """Whether the average is of this runner's training."""

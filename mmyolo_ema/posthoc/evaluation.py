@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
-from mmyolo_ema.checkpoint import check_fits
+from mmyolo_ema.checkpoint import load_all
 from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
 
 __all__ = ['Evaluation']
@@ -85,8 +85,7 @@ class Evaluation:
         Raises:
             ValueError: If they are not the model's.
         """
-        check_fits(weights, self._runner.model)
-        self._runner.model.load_state_dict(weights)
+        load_all(weights, self._runner.model)
         if self._coco is not None:
             self._coco.outfile_prefix = str(self._folder / name)
         with _quietly():

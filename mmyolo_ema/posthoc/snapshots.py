@@ -214,7 +214,9 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
         schedule=schedule,
         second=second,
         updates_per_epoch=origin(content).get('updates_per_epoch'),
-        shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()})
+        # A file may lack BatchNorm's counts, as for every loader.
+        shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()
+                if not name.endswith('num_batches_tracked')})
 
 
 def _second(schedule: Schedule, said: dict[str, Any]) -> Schedule:

@@ -193,9 +193,9 @@ def test_raw_weights_of_a_file_without_ema_raise(stored):
 
 
 def test_weights_of_the_model_fit(net):
-    checkpoint.check_fits(net.state_dict(), net)
-    checkpoint.check_fits({f'module.{name}': value for name, value in net.state_dict().items()}, net)
-    checkpoint.check_fits({**net.state_dict(), 'more': torch.zeros(1)}, net)
+    checkpoint.load_all(net.state_dict(), net)
+    checkpoint.load_all({f'module.{name}': value for name, value in net.state_dict().items()}, net)
+    checkpoint.load_all({**net.state_dict(), 'more': torch.zeros(1)}, net)
 
 
 def test_weights_of_another_model_are_named(net):
@@ -204,7 +204,7 @@ def test_weights_of_another_model_are_named(net):
     net.linear = nn.Linear(3, 5)
     said = re.escape('linear.weight (checkpoint (4, 3), model (5, 3)); missing: linear.bias')
     with pytest.raises(ValueError, match=said):
-        checkpoint.check_fits(weights, net)
+        checkpoint.load_all(weights, net)
 
 
 class Folder:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,27 @@ def test_file_without_average_is_tested_and_said_so(tool, config_file, checkpoin
     torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
     tool('test', config_file, 'plain.pth')
     assert 'plain.pth holds no EMA: its only weights are tested' in capsys.readouterr().out
+
+
+def test_file_without_counts_of_batches_gives_the_same(tool, config_file, checkpoint_file, capsys):
+    content = checkpoint.read(checkpoint_file)
+    for name in [name for name in content['state_dict'] if name.endswith('num_batches_tracked')]:
+        del content['state_dict'][name]
+    torch.save(content, 'without.pth')
+    for path in (checkpoint_file, 'without.pth'):
+        tool('test', config_file, path, '--out', f'{Path(path).stem}.pkl')
+    assert same_scores('epoch_9.pkl', 'without.pkl')
+    assert 'without.pth: the file lacks 76 num_batches_tracked of BatchNorm' in capsys.readouterr().out
+
+
+def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, config_file, checkpoint_file):
+    tool('test', config_file, checkpoint_file, '--out', 'plain.pkl')
+    cfg = Config.fromfile(config_file)
+    cfg.model = dict(type='SemiBaseDetector', detector=cfg.model, data_preprocessor=cfg.model.data_preprocessor,
+                     semi_train_cfg=dict(freeze_teacher=True), semi_test_cfg=dict(predict_on='teacher'))
+    cfg.dump(config_file)
+    tool('test', config_file, checkpoint_file, '--out', 'semi.pkl')
+    assert same_scores('plain.pkl', 'semi.pkl')
 
 
 def test_predictions_are_drawn(tool, config_file, checkpoint_file, tmp_path):
