@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
 
-__all__ = ['averages_by_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'schedule_of', 'stored_hook']
+__all__ = ['averages_by_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'name_of', 'schedule_of', 'stored_hook']
 
 _SCHEDULES: dict[str, Any] = {
     'ExpMomentumEMA': Ramp,
@@ -67,6 +67,11 @@ def schedule_of(hook: dict) -> Schedule:
             raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
                              f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
     return schedule(**options)
+
+
+def name_of(schedule: Schedule) -> str:
+    """Returns the class of averages that has a schedule."""
+    return next(name for name, kind in _SCHEDULES.items() if type(schedule) is kind)
 
 
 def averages_by_name(hook: dict) -> bool:

@@ -30,8 +30,8 @@ from mmyolo_ema.checkpoint.weights import (
     state_dict_kind,
     updates_in,
 )
-from mmyolo_ema.ema_config import schedule_of, stored_hook
-from mmyolo_ema.schedule import figures
+from mmyolo_ema.ema_config import stored_hook
+from mmyolo_ema.schedule_history import schedule_from, stored_age, stored_segments
 
 __all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
 
@@ -65,12 +65,14 @@ class StoredAverage:
         updates: How often it was updated; None if the file does not say.
         hook: Options of its EMAHook, from the config in the file; empty if there is none.
         mean_age: How old what it holds is, on average, in updates; None if that does not follow.
+        schedule: The momentum of its updates, in words; None if it is not known.
         made: How it was made of a run's checkpoints after the training; None if it was not.
     """
 
     updates: Optional[int]
     hook: dict[str, Any]
     mean_age: Optional[float]
+    schedule: Optional[str] = None
     made: Optional[dict[str, Any]] = None
 
 
@@ -142,7 +144,9 @@ def inspect(path: Path) -> Inspection:
     if 'ema' in sets:
         updates = updates_in(content)
         made = origin(content).get('posthoc')
-        average = StoredAverage(updates, hook, _mean_age(hook, updates) if made is None else made.get('mean_age'), made)
+        average = StoredAverage(updates, hook, stored_age(meta, updates) if updates else None, _schedule(meta))
+        if made is not None:
+            average = StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made)
     parts = _sizes(content)
     found = Inspection(
         file=str(path),
@@ -282,13 +286,10 @@ def _hook(meta: dict) -> dict[str, Any]:
     return {}
 
 
-def _mean_age(hook: dict, updates: Optional[int]) -> Optional[float]:
-    if not (hook and updates):
-        return None
-    try:
-        return figures(schedule_of(hook), [updates])[0].mean_age
-    except ValueError:
-        return None
+def _schedule(meta: dict) -> Optional[str]:
+    with suppress(ValueError):
+        return str(schedule_from(stored_segments(meta)))
+    return None
 
 
 def _dictionary(value: Any) -> dict:

@@ -14,7 +14,7 @@ from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.misfits import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, tensors, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, origin, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
@@ -98,7 +98,10 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     meta = content.get('meta')
     meta = plain(meta) if isinstance(meta, dict) else {}
     if has_ema(content):
-        meta['mmyolo_ema'] = dict(weights=kind or 'ema', updates=updates_in(content))
+        # What made the average, if the file tells.
+        told = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
+                                         if key in ('schedule', 'mean_age')}
+        meta['mmyolo_ema'] = dict(told, weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, plain(value)) for name, value in weights.items())
     if hasattr(weights, '_metadata'):
         vars(state)['_metadata'] = plain(weights._metadata)

@@ -44,7 +44,9 @@ def _average(average: Optional[StoredAverage]) -> str:
                 f'{percent(average.made.get("error", 0))}{age}{remark}')
     options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
     by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
-    return f'average of {updates} updates{age}, by {by}'
+    # One schedule is what the options say.
+    changed = f'. Its schedule changed: {average.schedule}' if ', then ' in (average.schedule or '') else ''
+    return f'average of {updates} updates{age}, by {by}{changed}'
 
 
 def weights_table(found: Inspection) -> Table:

@@ -20,6 +20,7 @@ from torch import nn
 from mmyolo_ema.checkpoint import has_ema, updates_in
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
+from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
@@ -89,6 +90,8 @@ class EMAHook(MMEngineEMAHook):
 
     src_model: nn.Module
     ema_model: BaseAveragedModel
+    #: What made the average.
+    record: AverageRecord
 
     def __init__(self,
                  ema_type: str = 'ExponentialMovingAverage',
@@ -135,7 +138,8 @@ class EMAHook(MMEngineEMAHook):
                                 f'ema_type, {", ".join(_OPTIONS)}.') from error
             self._runner = weakref.ref(runner)
             self.skipped = 0
-            self._log = AverageLog(self.ema_model, self.src_model)
+            self.record = AverageRecord(self.ema_model, self.ema_cfg)
+            self._log = AverageLog(self.ema_model, self.src_model, self.record)
         for loop in (runner._val_loop, runner._test_loop):
             if isinstance(loop, BaseLoop):
                 self._end_loan_after(loop)
@@ -295,6 +299,7 @@ class EMAHook(MMEngineEMAHook):
             with self._loan.interrupted():
                 checkpoint['state_dict'] = weights_to_cpu(self.src_model.state_dict())
         store(checkpoint, self.ema_model, self._has_begun(runner))
+        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.record.as_meta()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -322,6 +327,7 @@ class EMAHook(MMEngineEMAHook):
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
+        said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0)
         said += (f'; {found[0].remark}' if found[0].remark else '') + (misfits or hint)
         _say(said, logging.WARNING if misfits or (runner._resume and not resumes) else logging.INFO)
 

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -13,9 +12,10 @@ from torch import Tensor
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
 from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
-from mmyolo_ema.ema_config import averages_by_name, schedule_of, stored_hook
+from mmyolo_ema.ema_config import averages_by_name, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
 from mmyolo_ema.schedule import Constant, Repeated, Schedule
+from mmyolo_ema.schedule_history import latest, schedule_from, stored_segments, until, with_momentum
 
 __all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run']
 
@@ -138,7 +138,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     return StoredRun(
         files=files,
         schedule=newest.schedule,
-        second=next((one.second for one in told if one.second), None),
+        second=next((one.second for one in reversed(told) if one.second), None),
         update_buffers=newest.hook.get('update_buffers') is True,
         once=once,
         firsts=_shared_names(files[-1].path, by_content=not once),
@@ -192,7 +192,7 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     meta = meta if isinstance(meta, dict) else {}
     try:
         hook = stored_hook(meta)
-        schedule = schedule_of(hook) if hook else None
+        schedule = schedule_from(stored_segments(meta)) if hook else None
         second = _second(schedule, origin(content)) if schedule and 'second' in kinds else None
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
@@ -222,10 +222,9 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
 def _second(schedule: Schedule, said: dict[str, Any]) -> Schedule:
     """Returns the schedule of the second average, which differs from that of the first in its momentum."""
     momentum = said.get('second_momentum')
-    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(schedule, 'momentum'):
+    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(latest(schedule), 'momentum'):
         raise ValueError(f'the schedule of its second average is not known: second_momentum is {momentum!r}')
-    changed: Any = schedule
-    return replace(changed, momentum=momentum)
+    return with_momentum(schedule, momentum)
 
 
 def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
@@ -247,21 +246,29 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
     return {name: firsts[first] for name, first in firsts.items()}
 
 
+def _averaged_as(one: _Told) -> str:
+    return f"update_buffers={one.hook.get('update_buffers', False)}" + (
+        ', shared tensors once for each name' if averages_by_name(one.hook) else '')
+
+
 def _check_same(told: list[_Told]) -> None:
-    one, *others = told
-    seconds = [other for other in told if other.second]
+    *others, one = told
     for other in others:
-        if other.schedule != one.schedule:
-            raise ValueError(f'the schedule of the average changed between {one.path} ({one.schedule}) and '
-                             f'{other.path} ({other.schedule})')
+        if other.schedule != until(one.schedule, other.updates):
+            raise ValueError(f'the schedule of the average changed between {other.path} ({other.schedule}) and '
+                             f'{one.path} ({one.schedule}), which does not tell when')
+        if _averaged_as(other) != _averaged_as(one):
+            raise ValueError(f'{other.path} and {one.path} were averaged in different ways: {_averaged_as(other)} and '
+                             f'{_averaged_as(one)}')
         if other.shapes != one.shapes:
             differing = [name for name in {**one.shapes, **other.shapes}
                          if one.shapes.get(name) != other.shapes.get(name)]
             raise ValueError(f'{one.path} and {other.path} do not hold the same tensors: {", ".join(differing[:3])}')
-    for other in seconds[1:]:
-        if other.second != seconds[0].second:
-            raise ValueError(f'the second average changed between {seconds[0].path} ({seconds[0].second}) and '
-                             f'{other.path} ({other.second})')
+    seconds = [(each.path, each.updates, each.second) for each in told if each.second]
+    for path, updates, second in seconds:
+        last, _, schedule = seconds[-1]
+        if second != until(schedule, updates):
+            raise ValueError(f'the second average changed between {path} ({second}) and {last} ({schedule})')
     for before, after in pairwise(told):
         start, end = before.iteration, after.iteration
         # An update takes an iteration at least; a run that was started anew counts both from 0 again.
