@@ -50,8 +50,8 @@ from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
 
-ERROR = (f'error: how far the mixture of updates is from the wanted one; no error in mAP. Up to {USUAL_ERROR:.0%} is '
-         f'close; above {MOST_ERROR:.0%} no file is written.')
+ERROR = (f'error: how far the mixture of updates is from the wanted one, not an error of a metric. Up to '
+         f'{USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')
 BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
            "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 BAR = partial(tqdm, disable=None, leave=False)
@@ -187,6 +187,9 @@ def sweep(args: argparse.Namespace) -> None:
     load_all(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
+        if not evaluation.is_coco:
+            print("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
+                  f'the evaluator is {evaluation.evaluator}.\n')
         running = Sweep(stored, evaluation, out['json'], text, *metric_of(cfg, args.metric))
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)

@@ -75,6 +75,16 @@ class Evaluation:
         """Number of batches of a validation."""
         return len(self._runner.val_dataloader)
 
+    @property
+    def is_coco(self) -> bool:
+        """Whether it measures COCO's mAP, for which images can be drawn anew."""
+        return self._coco is not None
+
+    @property
+    def evaluator(self) -> str:
+        """The classes of its metrics."""
+        return ', '.join(type(metric).__name__ for metric in self._runner.val_evaluator.metrics)
+
     def measure(self, weights: dict[str, Any], name: str) -> dict[str, float]:
         """Returns the metrics of weights.
 
