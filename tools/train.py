@@ -17,6 +17,7 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 from mmyolo_ema import checkpoint
 from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, load_config, stop
 from mmyolo_ema.ema_config import hooks_named
+from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import use_whole_files
 
 
@@ -30,10 +31,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_hooks(cfg: Config) -> None:
-    """Stops if a config has two EMAHooks: after validation one leaves the other's average in the model."""
-    if len(hooks_named(cfg.get('custom_hooks'), 'EMAHook')) > 1:
+    """Stops if a config has two EMAHooks, of which one would leave the other's average in the model, or a wrong one."""
+    found = hooks_named(cfg.get('custom_hooks'), 'EMAHook')
+    if len(found) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
+    for _, hook in found:
+        try:
+            check_options(hook)
+        except TypeError as error:
+            stop(f'the config cannot be trained: {error}')
 
 
 def set_amp(cfg: Config) -> None:

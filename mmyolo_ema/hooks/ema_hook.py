@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmyolo_ema.checkpoint import has_ema, updates_in
+from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_record import AverageRecord
@@ -35,7 +36,6 @@ __all__ = ['EMAHook', 'is_saved_after_iteration']
 # What the names of the raw weights' metrics end in, where both kinds are validated.
 _ORIGIN = '_origin'
 _CURVES = 'ema_curves.png'
-_OPTIONS = ('strict_load', 'begin_iter', 'begin_epoch', 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite')
 
 
 @HOOKS.register_module()
@@ -133,9 +133,10 @@ class EMAHook(MMEngineEMAHook):
         if not self._averages_for(runner):
             try:
                 super().before_run(runner)
-            except TypeError as error:
-                raise TypeError(f'{error}. What the hook does not know goes to the average; the hook itself takes '
-                                f'ema_type, {", ".join(_OPTIONS)}.') from error
+            except TypeError:
+                # What the hook does not know goes to the average, which says less about it.
+                check_options(dict(self.ema_cfg, type=EMAHook, ema_type=self.ema_cfg['type']))
+                raise
             self._runner = weakref.ref(runner)
             self.skipped = 0
             self.record = AverageRecord(self.ema_model, self.ema_cfg)
