@@ -240,8 +240,7 @@ def print_run(stored: StoredRun) -> None:
     print(f'{len(stored.files)} checkpoints of updates {stored.files[0].updates:,} to {stored.updates:,}{epoch}, '
           f'{stored.schedule}')
     if stored.left_out:
-        print('not used (no average of a run, or another file holds that of the same update): '
-              + ', '.join(path.name for path in stored.left_out))
+        print('not used: ' + ', '.join(f'{path.name} ({why})' for path, why in stored.left_out.items()))
     if not stored.once and stored.multiplicities != [1]:
         print(BY_NAME)
     print()

@@ -1,6 +1,9 @@
 """Handing on one set of a checkpoint's weights, in a file that every loader opens."""
 
+import errno
 import json
+import os
+import shutil
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -21,6 +24,9 @@ __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
 
 #: What the name of an extracted file may end in.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+# With fewer bytes left a disk is full.
+_LEAST_FREE = 2**20
 
 
 class Published(NamedTuple):
@@ -165,7 +171,10 @@ def save(content: dict[str, Any], path: Path) -> None:
     try:
         torch.save(content, nameless)
         nameless.replace(path)
-    except RuntimeError as error:  # a full disk, in torch's words
+    except RuntimeError as error:
+        # torch does not say so in words.
+        if shutil.disk_usage(path.parent).free < _LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path.name) from error
         raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
+from mmyolo_ema.checkpoint import ForeignFile, has_ema, listed, raw_weights, read, updates_in
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
 from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
 from mmyolo_ema.ema_config import averages_by_name, stored_hook
@@ -49,7 +49,8 @@ class StoredRun(NamedTuple):
         once: Whether a tensor under several names was averaged once; otherwise once for each of its names.
         firsts: For each name of a tensor, the first of its names.
         updates_per_epoch: Number of updates in an epoch, None if the files do not say.
-        left_out: Files that hold no average, or none that another file does not hold too.
+        left_out: Files that are not used, and why: they hold no average, or none that another file does not hold too,
+            or are no checkpoints.
     """
 
     files: list[SnapshotFile]
@@ -59,7 +60,7 @@ class StoredRun(NamedTuple):
     once: bool
     firsts: dict[str, str]
     updates_per_epoch: Optional[float]
-    left_out: list[Path]
+    left_out: dict[Path, str]
 
     @property
     def sources(self) -> list[tuple[SnapshotFile, str]]:
@@ -111,16 +112,21 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     if not work_dir.is_dir():
         raise FileNotFoundError(f'there is no folder {work_dir}')
     told: list[_Told] = []
-    left_out = []
+    left_out: dict[Path, str] = {}
     for path in [*sorted(work_dir.glob('[!.]*.pth')), *sorted(work_dir.glob(f'{SNAPSHOTS}/[!.]*.pth'))]:
-        content = read(path, mmap=True)
+        try:
+            content = read(path, mmap=True)
+        except ForeignFile as error:
+            left_out[path] = str(error).removeprefix(f'{path} ')
+            continue
         kinds = _kinds(content, is_slim=path.parent != work_dir)
         if kinds:
             told.append(_told(path, content, kinds))
         else:
-            left_out.append(path)
+            left_out[path] = 'no average of a run'
     if not told:
-        raise ValueError(f'{work_dir} has no checkpoints with an average')
+        raise ValueError(f'{work_dir} has no checkpoints with an average' +
+                         listed('; not used: ', [f'{path.name} ({why})' for path, why in left_out.items()]))
     # Of two files of one update the one that has more: a full checkpoint before a slim snapshot.
     told.sort(key=lambda one: (one.updates, 'raw' not in one.kinds))
     _check_same(told)
@@ -132,7 +138,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         if kinds:
             files.append(SnapshotFile(one.path, one.updates, kinds))
         else:
-            left_out.append(one.path)
+            left_out[one.path] = 'another file holds that of the same update'
     newest = told[-1]
     once = not averages_by_name(newest.hook)
     return StoredRun(

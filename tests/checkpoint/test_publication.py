@@ -155,3 +155,16 @@ def test_file_that_is_there_is_left(trained, tmp_path):
     with pytest.raises(FileExistsError):
         extract(trained, tmp_path / 'a.pth')
     assert (tmp_path / 'a.pth').read_text() == 'mine'
+
+
+def test_full_disk_is_named(trained, tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', disk], capture_output=True).returncode:
+        pytest.skip('a file system cannot be mounted here')
+    try:
+        with pytest.raises(OSError, match=r"No space left on device: 'a\.pth'"):
+            extract(trained, disk / 'a.pth')
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(['umount', disk], check=True)

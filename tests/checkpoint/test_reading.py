@@ -125,9 +125,9 @@ def test_file_without_weights_is_named(path, content):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize('name', ['nowhere.pth', '.'])
-def test_missing_file_is_named(path, name):
-    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+@pytest.mark.parametrize(('name', 'said'), [('nowhere.pth', 'there is no checkpoint'), ('.', 'is a folder: name a')])
+def test_missing_file_is_named(path, name, said):
+    with pytest.raises(OSError, match=said):
         checkpoint.read(name)
 
 
