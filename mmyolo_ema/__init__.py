@@ -7,6 +7,7 @@ try:
     from mmyolo_ema.hooks import EMAHook
     from mmyolo_ema.models import ExpMomentumEMA
 except ImportError as error:
-    raise ImportError(f'mmyolo_ema cannot work here: {remedy(error)}', name=error.name) from error
+    # MMEngine's registry passes over an ImportError, and would only say that the hook is not registered.
+    raise RuntimeError(f'mmyolo_ema cannot work here: {remedy(error)}') from error
 
 __all__ = ['EMAHook', 'ExpMomentumEMA']

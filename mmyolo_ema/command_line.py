@@ -13,7 +13,7 @@ import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.dist import init_dist
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from rich import box
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed, nn
 
+from mmyolo_ema import building
 from mmyolo_ema.run_plan import RunPlan, plan_run
 from mmyolo_ema.schedule import MOST_UPDATES
 
@@ -207,9 +208,9 @@ def _check_work_dir(work_dir: str) -> None:
 
 def build_model(cfg: Config) -> nn.Module:
     """Returns the model of a config, to compare a checkpoint with; stops if it cannot be built."""
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    init_default_scope(building.scope_of(cfg))
     try:
-        return MODELS.build(cfg.model)
+        return building.build_model(cfg)
     except Exception as error:  # what a model's class raises is up to its class
         stop(f"the config's model cannot be built: {type(error).__name__}: {error}")
 

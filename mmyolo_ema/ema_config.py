@@ -7,9 +7,13 @@ from typing import Any, Optional
 
 from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
 
-__all__ = ['averages_by_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'schedule_of', 'stored_hook']
+__all__ = [
+    'SCHEDULES', 'averages_by_name', 'class_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'name_of',
+    'schedule_of', 'stored_hook'
+]
 
-_SCHEDULES: dict[str, Any] = {
+#: The schedules of the classes of averages that are known.
+SCHEDULES: dict[str, Any] = {
     'ExpMomentumEMA': Ramp,
     'ExponentialMovingAverage': Constant,
     'MomentumAnnealingEMA': Annealing,
@@ -26,7 +30,7 @@ def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict]]:
     if not isinstance(hooks, (list, tuple, type(None))):
         raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
     return [(place, hook) for place, hook in enumerate(hooks or [])
-            if isinstance(hook, dict) and _class_name(hook.get('type')) == name]
+            if isinstance(hook, dict) and class_name(hook.get('type')) == name]
 
 
 def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
@@ -54,11 +58,11 @@ def schedule_of(hook: dict) -> Schedule:
         >>> schedule_of(dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.05, update_buffers=True))
         Ramp(momentum=0.05, gamma=2000, interval=1)
     """
-    name = _class_name(hook.get('ema_type', 'ExponentialMovingAverage'))
-    if name not in _SCHEDULES:
+    name = class_name(hook.get('ema_type', 'ExponentialMovingAverage'))
+    if name not in SCHEDULES:
         raise ValueError(f'the schedule of ema_type={hook.get("ema_type")!r} is not known; known are '
-                         f'{", ".join(_SCHEDULES)}')
-    schedule = _SCHEDULES[name]
+                         f'{", ".join(SCHEDULES)}')
+    schedule = SCHEDULES[name]
     options = {key: hook[key] for key in (field.name for field in fields(schedule)) if key in hook}
     limits = dict(momentum=1, gamma=math.inf, interval=math.inf)
     for key, value in options.items():
@@ -67,6 +71,11 @@ def schedule_of(hook: dict) -> Schedule:
             raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
                              f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
     return schedule(**options)
+
+
+def name_of(schedule: Schedule) -> str:
+    """Returns the class of averages that has a schedule."""
+    return next(name for name, kind in SCHEDULES.items() if type(schedule) is kind)
 
 
 def averages_by_name(hook: dict) -> bool:
@@ -118,5 +127,6 @@ def _literal(node: ast.expr) -> Any:
         return ast.unparse(node)
 
 
-def _class_name(kind: Any) -> str:
+def class_name(kind: Any) -> str:
+    """Returns the name of a class, given as a config has it: as a class or by its name with or without a scope."""
     return getattr(kind, '__name__', str(kind)).split('.')[-1]

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Optional
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmyolo_ema.building import scope_of
 from mmyolo_ema.ema_config import ema_hook_in, schedule_of
+from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.schedule import Schedule
 
 __all__ = ['RunPlan', 'plan_run']
@@ -51,6 +53,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         dataset_size: Images in the training set. Defaults to None: the dataset is built, which reads its annotations.
 
     Raises:
+        TypeError: If the EMAHook has an option that neither it nor its average takes.
         ValueError: If the config has more than one EMAHook, its average is of an unknown class, or the length of
             the run does not follow from it.
 
@@ -65,6 +68,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         (480, 20.0, Ramp(momentum=0.05, gamma=2000, interval=1))
     """
     place, hook = ema_hook_in(cfg.get('custom_hooks')) or (None, _DEFAULT_HOOK)
+    check_options(hook)
     schedule = schedule_of(hook)
     per_epoch, total, origin = _iterations(cfg, gpus, iters, dataset_size)
     accumulated = _accumulative_counts(_section(cfg, 'optim_wrapper'))
@@ -127,7 +131,7 @@ def _iterations(cfg: Config, gpus: int, iters: Optional[int],
 
 
 def _dataset_length(cfg: Config) -> int:
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    init_default_scope(scope_of(cfg))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how it gets on
             return len(DATASETS.build(cfg.train_dataloader['dataset']))

@@ -123,11 +123,16 @@ def suited(updates: int, share: float = SUITED_SHARE) -> tuple[float, float]:
     Returns:
         The momentum and gamma.
 
+    Raises:
+        ValueError: If the run has no updates.
+
     Example:
         >>> momentum, gamma = suited(480)
         >>> round(momentum, 3), round(gamma), round(mean_age(480, momentum, gamma) / 480, 3)
         (0.05, 40, 0.04)
     """
+    if updates < 1:
+        raise ValueError(f'a run has at least 1 update, but got {updates}')
     momentum = 1 / (share * updates + 1)
     return momentum, updates / 4 / math.log(1 / momentum)
 

@@ -34,12 +34,15 @@ def test_torch_without_the_fused_calls_is_named(monkeypatch):
         environment.check_torch()
 
 
-@pytest.mark.parametrize(('blocked', 'said'), [
-    ('mmcv._ext', 'mmcv is installed without its compiled ops'),
-    ('mmdet', 'mmdet is not installed: pip install '),
-    ('mmengine', 'mmengine is not installed: pip install '),
+OF_CONFIG = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmyolo_ema.EMAHook'))"
+
+
+@pytest.mark.parametrize(('blocked', 'user', 'said'), [
+    ('mmcv._ext', OF_CONFIG, 'mmcv is installed without its compiled ops'),
+    ('mmdet', OF_CONFIG, 'mmdet is not installed: pip install '),
+    ('mmengine', 'import mmyolo_ema', 'mmengine is not installed: pip install '),
 ])
-def test_import_fails_with_one_error(blocked, said):
+def test_import_fails_with_one_error(blocked, user, said):
     program = f"""
 import sys
 class Missing:
@@ -47,8 +50,8 @@ class Missing:
         if name == {blocked!r}:
             raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 sys.meta_path.insert(0, Missing())
-import mmyolo_ema
+{user}
 """
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f'ImportError: mmyolo_ema cannot work here: {said}')
+    assert done.stderr.splitlines()[-1].startswith(f'RuntimeError: mmyolo_ema cannot work here: {said}')

@@ -144,3 +144,8 @@ def test_rescaled_schedule_forgets_as_much_over_as_many_images(momentum, gamma, 
     assert 1000 / factor * math.log1p(-other) == pytest.approx(1000 * math.log1p(-momentum))
     assert length * factor == pytest.approx(gamma)
     assert rescaled(other, length, 1 / factor) == pytest.approx((momentum, gamma))
+
+
+def test_run_without_updates_has_no_suited_momentum():
+    with pytest.raises(ValueError, match='a run has at least 1 update, but got 0'):
+        suited(0)

@@ -42,7 +42,8 @@ def parse_args() -> argparse.Namespace:
     add = partial(add_command, commands)
     inspected = add('inspect', 'tell what files hold, how far average and raw weights are apart, and what is wrong',
                     'inspect work_dirs/run/epoch_*.pth')
-    inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, or .safetensors file')
+    inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, .safetensors file, or a '
+                           'folder with checkpoints')
     inspected.add_argument('--json', action='store_true', help='print a list with an object for each file')
 
     extracted = add('extract', 'write one set of weights to a file of its own, which every loader opens',
@@ -76,7 +77,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def inspect(args: argparse.Namespace) -> int:
     """Tells of each file; those that cannot be read are named and do not keep the others from it."""
     status, found = 0, []
-    for path in args.files:
+    for path in [file for named in args.files for file in checkpoints_in(named)]:
         try:
             one = checkpoint.inspect(path)
         except (OSError, ValueError, RuntimeError) as error:
@@ -89,6 +90,11 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain(found), indent=2))
     return status
+
+
+def checkpoints_in(path: Path) -> list[Path]:
+    """Returns the checkpoints in a folder, or the path itself."""
+    return sorted(path.glob('[!.]*.pth')) or [path]
 
 
 def plain(value: object) -> object:

@@ -20,7 +20,7 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 from mmengine.config import Config
 from tqdm import tqdm
 
-from mmyolo_ema.checkpoint import check_fits, read
+from mmyolo_ema.checkpoint import load_all, read
 from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, single_precision_bytes
 from mmyolo_ema.command_line import (
     OneLineParser,
@@ -50,8 +50,8 @@ from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
 
-ERROR = (f'error: how far the mixture of updates is from the wanted one; no error in mAP. Up to {USUAL_ERROR:.0%} is '
-         f'close; above {MOST_ERROR:.0%} no file is written.')
+ERROR = (f'error: how far the mixture of updates is from the wanted one, not an error of a metric. Up to '
+         f'{USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')
 BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
            "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 BAR = partial(tqdm, disable=None, leave=False)
@@ -184,9 +184,12 @@ def sweep(args: argparse.Namespace) -> None:
     print_run(stored)
     texts = args.horizons or horizons_around(stored.schedule)
     wanted = reconstruct_named(stored, texts)
-    check_fits(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
+    load_all(averaged_weights(read(stored.files[-1].path, mmap=True)), build_model(cfg))
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
+        if not evaluation.is_coco:
+            print("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
+                  f'the evaluator is {evaluation.evaluator}.\n')
         running = Sweep(stored, evaluation, out['json'], text, *metric_of(cfg, args.metric))
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
@@ -221,7 +224,8 @@ def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
 
 def validation_text(cfg: Config) -> str:
     """Returns what a validation depends on."""
-    return repr({part: cfg.get(part) for part in ('model', 'val_dataloader', 'val_evaluator', 'val_cfg')})
+    return repr({part: cfg.get(part) for part in ('model', 'data_preprocessor', 'val_dataloader', 'val_evaluator',
+                                             'val_cfg')})
 
 
 def write_best(running: Sweep, path: Path) -> None:
@@ -236,8 +240,7 @@ def print_run(stored: StoredRun) -> None:
     print(f'{len(stored.files)} checkpoints of updates {stored.files[0].updates:,} to {stored.updates:,}{epoch}, '
           f'{stored.schedule}')
     if stored.left_out:
-        print('not used (no average of a run, or another file holds that of the same update): '
-              + ', '.join(path.name for path in stored.left_out))
+        print('not used: ' + ', '.join(f'{path.name} ({why})' for path, why in stored.left_out.items()))
     if not stored.once and stored.multiplicities != [1]:
         print(BY_NAME)
     print()

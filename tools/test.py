@@ -8,6 +8,7 @@ Example:
 import argparse
 from copy import deepcopy
 from pathlib import Path
+from typing import Optional
 
 import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
 
@@ -16,19 +17,23 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.building import scope_of
 from mmyolo_ema.command_line import Parser, build_model, build_runner, check_new, finish, load_config, stop
 from mmyolo_ema.hooks import RawWeightsHook
+from mmyolo_ema.visualization import draw_predictions
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--weights', choices=['ema', 'raw'], default='ema',
+    parser.add_argument('--weights', choices=['ema', 'raw'],
                         help='which weights of the checkpoint to test: the averaged ones, which it holds under '
-                        "'state_dict', or those the optimizer trained (default: ema)")
+                        "'state_dict', or those the optimizer trained (default: ema, or the only ones of a file that "
+                        'holds one set)')
     parser.add_argument('--out', help='write the predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show the predictions')
-    parser.add_argument('--show-dir', help="draw the predictions into this folder in the run's own")
+    parser.add_argument('--show-dir', help="draw the predictions into this folder (MMDetection's hook: in the "
+                        "run's own)")
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between two shown images (default: 2)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
@@ -42,33 +47,47 @@ def check_out(out: str) -> None:
         stop(f'--out cannot be written: there is no folder {Path(out).parent}')
 
 
-def check_checkpoint(args: argparse.Namespace, cfg: Config) -> None:
-    """Stops if the wanted weights are not in the file or not the model's, before anything is written."""
+def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
+    """Returns which weights are tested; stops if they are not in the file or not the model's."""
     try:
         content = checkpoint.read(args.checkpoint, mmap=True)
     except (OSError, ValueError, RuntimeError) as error:
         stop(error)
     model = build_model(cfg)
     try:
-        weights = checkpoint.raw_weights(content) if args.weights == 'raw' else content['state_dict']
-        checkpoint.check_fits(weights, model)
+        weights = checkpoint.raw_weights(content) if args.weights == 'raw' else checkpoint.weights_of(
+            content, args.weights)
+        remark = checkpoint.load_all(weights, model).remark
     except ValueError as error:
         stop(f'{args.checkpoint} cannot be tested with this config: {error}')
-    if not checkpoint.has_ema(content):
-        kind = ', the raw ones,' if checkpoint.state_dict_kind(content) == 'raw' else ''
-        print(f'{args.checkpoint} holds no EMA: its only weights{kind} are tested')
+    if remark:
+        print(f'{args.checkpoint}: {remark}')
+    return tested(content, args.weights)
+
+
+def tested(content: dict, kind: Optional[str]) -> str:
+    """Returns in words which weights of a file are tested."""
+    stored, updates = checkpoint.state_dict_kind(content), checkpoint.updates_in(content)
+    if stored == 'ema' and kind != 'raw':
+        return 'EMA weights' + (f' of {updates:,} updates' if updates is not None else '')
+    if stored == 'ema':
+        return 'raw weights'
+    return "the file's only weights" + (' (raw)' if stored == 'raw' else '')
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
-    if 'visualization' not in (cfg.get('default_hooks') or {}):
-        stop("--show and --show-dir need default_hooks.visualization=dict(type='DetVisualizationHook') in the config")
-    cfg.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
-    if args.show_dir:
-        cfg.default_hooks.visualization.test_out_dir = args.show_dir
+    try:
+        draw_predictions(cfg, args.show, args.wait_time, args.show_dir)
+    except ValueError as error:
+        stop(f'--show and --show-dir: {error}')
 
 
 def set_tta(cfg: Config) -> None:
-    """Wraps model and pipeline for test-time augmentation: the config's own, or a horizontal flip."""
+    """Wraps model and pipeline for test-time augmentation: the config's own, or MMDetection's horizontal flip."""
+    missing = [part for part in ('tta_model', 'tta_pipeline') if part not in cfg]
+    if missing and scope_of(cfg) != 'mmdet':
+        stop(f'--tta: the config defines no {" and no ".join(missing)}, and its default_scope is {scope_of(cfg)}: only '
+             'for mmdet there is a default')
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(
             type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
@@ -96,13 +115,16 @@ def main() -> None:
     cfg = load_config(args, needs=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     if args.out is not None:
         check_out(args.out)
-    check_checkpoint(args, cfg)
+    what = check_checkpoint(args, cfg)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         set_visualization(cfg, args)
     if args.tta:
         set_tta(cfg)
     runner = build_runner(cfg, args.local_rank)
+    runner.logger.info(f'testing: {what}')
+    # For the file of metrics.
+    runner.message_hub.update_info('test/weights', what)
     if args.weights == 'raw':
         runner.register_hook(RawWeightsHook())
     if args.out is not None:

@@ -20,6 +20,7 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmyolo_ema import checkpoint
 from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, join_processes, load_config, stop
 from mmyolo_ema.ema_config import hooks_named
+from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import use_whole_files
 from mmyolo_ema.processes import raised_by_all
 
@@ -34,10 +35,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_hooks(cfg: Config) -> None:
-    """Stops if a config has two EMAHooks: after validation one leaves the other's average in the model."""
-    if len(hooks_named(cfg.get('custom_hooks'), 'EMAHook')) > 1:
+    """Stops if a config has two EMAHooks, of which one would leave the other's average in the model, or a wrong one."""
+    found = hooks_named(cfg.get('custom_hooks'), 'EMAHook')
+    if len(found) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
+    for _, hook in found:
+        try:
+            check_options(hook)
+        except TypeError as error:
+            stop(f'the config cannot be trained: {error}')
 
 
 def set_amp(cfg: Config) -> None:
@@ -121,9 +128,9 @@ def check_resumable(content: dict, cfg: Config) -> None:
         raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
                          'leave --resume out and pass --cfg-options load_from=...')
     model = build_model(cfg)
-    checkpoint.check_fits(content['state_dict'], model)
+    checkpoint.load_all(checkpoint.averaged_weights(content), model)
     if checkpoint.has_ema(content):
-        checkpoint.check_fits(checkpoint.raw_weights(content), model)
+        checkpoint.load_all(checkpoint.raw_weights(content), model)
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 from mmyolo_ema.checkpoint.comparison import Comparison, compare
 from mmyolo_ema.checkpoint.inspection import Inspection, inspect
-from mmyolo_ema.checkpoint.misfits import Misfits, check_fits, listed, misfits
+from mmyolo_ema.checkpoint.misfits import Misfits, listed, load_all, load_fitting
 from mmyolo_ema.checkpoint.publication import Published, extract, publish
-from mmyolo_ema.checkpoint.reading import latest_whole, read, use_safe_loader
+from mmyolo_ema.checkpoint.reading import ForeignFile, latest_whole, read, use_safe_loader
 from mmyolo_ema.checkpoint.weights import (
     PREFIX,
     averaged_weights,
@@ -16,7 +16,7 @@ from mmyolo_ema.checkpoint.weights import (
 )
 
 __all__ = [
-    'PREFIX', 'Comparison', 'Inspection', 'Misfits', 'Published', 'averaged_weights', 'check_fits', 'compare',
-    'extract', 'has_ema', 'inspect', 'latest_whole', 'listed', 'misfits', 'publish', 'raw_weights', 'read',
-    'state_dict_kind', 'updates_in', 'use_safe_loader', 'weights_of'
+    'PREFIX', 'Comparison', 'ForeignFile', 'Inspection', 'Misfits', 'Published', 'averaged_weights', 'compare',
+    'extract', 'has_ema', 'inspect', 'latest_whole', 'listed', 'load_all', 'load_fitting', 'publish', 'raw_weights',
+    'read', 'state_dict_kind', 'updates_in', 'use_safe_loader', 'weights_of'
 ]

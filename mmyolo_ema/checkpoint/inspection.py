@@ -30,8 +30,8 @@ from mmyolo_ema.checkpoint.weights import (
     state_dict_kind,
     updates_in,
 )
-from mmyolo_ema.ema_config import hooks_in_text, hooks_named, schedule_of, stored_hook
-from mmyolo_ema.schedule import figures
+from mmyolo_ema.ema_config import hooks_in_text, hooks_named, stored_hook
+from mmyolo_ema.schedule_history import schedule_from, stored_age, stored_segments
 
 __all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
 
@@ -65,6 +65,7 @@ class StoredAverage:
         updates: How often it was updated; None if the file does not say.
         hook: Options of its EMAHook, from the config in the file; empty if there is none.
         mean_age: How old what it holds is, on average, in updates; None if that does not follow.
+        schedule: The momentum of its updates, in words; None if it is not known.
         made: How it was made of a run's checkpoints after the training; None if it was not.
         hooks: How many EMAHooks the config in the file has.
     """
@@ -72,6 +73,7 @@ class StoredAverage:
     updates: Optional[int]
     hook: dict[str, Any]
     mean_age: Optional[float]
+    schedule: Optional[str] = None
     made: Optional[dict[str, Any]] = None
     hooks: int = 0
 
@@ -144,8 +146,11 @@ def inspect(path: Path) -> Inspection:
     if 'ema' in sets:
         updates = updates_in(content)
         made = origin(content).get('posthoc')
-        average = StoredAverage(updates, hook, _mean_age(hook, updates) if made is None else made.get('mean_age'), made,
-                                len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook')))
+        hooks = len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook'))
+        age = stored_age(meta, updates) if updates else None
+        average = StoredAverage(updates, hook, age, _schedule(meta), hooks=hooks)
+        if made is not None:
+            average = StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made, hooks)
     parts = _sizes(content)
     found = Inspection(
         file=str(path),
@@ -285,13 +290,10 @@ def _hook(meta: dict) -> dict[str, Any]:
     return {}
 
 
-def _mean_age(hook: dict, updates: Optional[int]) -> Optional[float]:
-    if not (hook and updates):
-        return None
-    try:
-        return figures(schedule_of(hook), [updates])[0].mean_age
-    except ValueError:
-        return None
+def _schedule(meta: dict) -> Optional[str]:
+    with suppress(ValueError):
+        return str(schedule_from(stored_segments(meta)))
+    return None
 
 
 def _dictionary(value: Any) -> dict:

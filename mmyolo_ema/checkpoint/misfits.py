@@ -1,56 +1,100 @@
-"""Whether the tensors of a file are those of a model."""
+"""Loading weights into a model, and telling what the two do not have in common.
 
-from typing import NamedTuple
+What a file means is up to the model: a module may rename or convert tensors when it loads them. So names are compared
+by loading, not before it.
+"""
+
+import re
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mmyolo_ema.checkpoint.weights import PREFIX, tensors
+from mmyolo_ema.checkpoint.weights import unprefixed
 
-__all__ = ['Misfits', 'check_fits', 'listed', 'misfits']
+__all__ = ['Misfits', 'listed', 'load_all', 'load_fitting']
+
+# What no loader of MMEngine's asks for: BatchNorm's count of batches. Some exporters leave it out.
+_COUNT = 'num_batches_tracked'
+
+# How torch reports another shape.
+_SHAPES = re.compile(r'size mismatch for (.+): copying a param with shape torch\.Size\(\[(.*)\]\) from checkpoint, '
+                     r'the shape in current model is torch\.Size\(\[(.*)\]\)\.')
 
 
-def check_fits(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """Raises if weights lack a tensor that a model has, or have it in another shape.
+class Misfits(NamedTuple):
+    """Names of tensors that a model and a file do not have in common.
+
+    Attributes:
+        missing: Names that the file lacks, but for counts of batches.
+        other: Both shapes in words where they differ, by name.
+        unexpected: Names that the model lacks.
+        counts: Names of BatchNorm's ``num_batches_tracked`` that the file lacks, which no file must have.
+    """
+
+    missing: list[str]
+    other: dict[str, str]
+    unexpected: list[str]
+    counts: list[str]
+
+    @property
+    def remark(self) -> str:
+        """What to say of missing counts, in one line; empty if there are none."""
+        return f'the file lacks {len(self.counts)} {_COUNT} of BatchNorm, and does without' if self.counts else ''
+
+
+def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
+    """Loads what fits into a model, by the model's own loading.
+
+    Args:
+        weights: Tensors by name, and what modules keep besides; a prefix ``module.`` is ignored.
+        model: The bare model.
+    """
+    stored = unprefixed({name: value for name, value in weights.items()
+                         if not (isinstance(value, Tensor) and value.is_meta)}, like=weights)
+    missing: list[str] = []
+    unexpected: list[str] = []
+
+    def note(_: nn.Module, keys: Any) -> None:
+        missing.extend(keys.missing_keys)
+        unexpected.extend(keys.unexpected_keys)
+
+    other = {}
+    handle = model.register_load_state_dict_post_hook(note)
+    try:
+        model.load_state_dict(stored, strict=False)
+    except RuntimeError as error:
+        # torch loads all that fits before it raises.
+        other = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
+                 for name, of_file, of_model in _SHAPES.findall(str(error))}
+        if not other:
+            raise ValueError(f'its weights cannot be loaded: {error}') from error
+    finally:
+        handle.remove()
+    # A BatchNorm of a file without versions does not miss its count.
+    has_counts = any(name.endswith(_COUNT) for name in stored)
+    absent = missing if has_counts else model.state_dict()
+    return Misfits([name for name in missing if not name.endswith(_COUNT)], other, unexpected,
+                   [name for name in absent if name.endswith(_COUNT)])
+
+
+def load_all(weights: dict[str, Any], model: nn.Module) -> Misfits:
+    """Loads weights into a model, and raises if they lack a tensor or have it in another shape.
 
     MMEngine's loader only warns, and leaves what does not fit as it was initialised.
 
     Args:
-        weights: Tensors by name; a prefix ``module.``, from a model wrapper, is ignored.
+        weights: As for :func:`load_fitting`.
         model: The bare model.
 
     Raises:
         ValueError: With the names and shapes that differ.
     """
-    stored = {name.removeprefix(PREFIX): tensor for name, tensor in tensors(weights)}
-    missing, other, _ = misfits(stored, model.state_dict())
-    if missing or other:
+    found = load_fitting(weights, model)
+    if found.missing or found.other:
         raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape: ', list(other.values())) + listed('; missing: ', missing))
-
-
-class Misfits(NamedTuple):
-    """Names of tensors that a model and a file do not have in common; ``other`` tells both shapes, by name."""
-
-    missing: list[str]
-    other: dict[str, str]
-    unexpected: list[str]
-
-
-def misfits(stored: dict, own: dict) -> Misfits:
-    """Compares the tensors of a file with those of a model, by name and shape.
-
-    Args:
-        stored: What the file holds, by name. What is no tensor is left out.
-        own: The state of the model.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors(stored)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors(own)}
-    missing = [name for name in wanted if name not in shapes]
-    other = {
-        name: f'{name} (checkpoint {shapes[name]}, model {shape})' for name, shape in wanted.items()
-        if name in shapes and shapes[name] != shape
-    }
-    return Misfits(missing, other, [name for name in shapes if name not in wanted])
+                         listed('; of another shape: ', list(found.other.values())) +
+                         listed('; missing: ', found.missing))
+    return found
 
 
 def listed(title: str, names: list[str], most: int = 3) -> str:
@@ -59,3 +103,7 @@ def listed(title: str, names: list[str], most: int = 3) -> str:
         return ''
     rest = f' and {len(names) - most} more' if len(names) > most else ''
     return title + ', '.join(names[:most]) + rest
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(',') if size)

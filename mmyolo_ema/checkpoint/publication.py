@@ -1,6 +1,9 @@
 """Handing on one set of a checkpoint's weights, in a file that every loader opens."""
 
+import errno
 import json
+import os
+import shutil
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -14,13 +17,16 @@ from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.misfits import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import PREFIX, first_names, has_ema, is_dense, tensors, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, origin, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
 
 #: What the name of an extracted file may end in.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+# With fewer bytes left a disk is full.
+_LEAST_FREE = 2**20
 
 
 class Published(NamedTuple):
@@ -98,15 +104,13 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     meta = content.get('meta')
     meta = plain(meta) if isinstance(meta, dict) else {}
     if has_ema(content):
-        meta['mmyolo_ema'] = dict(weights=kind or 'ema', updates=updates_in(content))
+        # What made the average, if the file tells.
+        told = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
+                                         if key in ('schedule', 'mean_age')}
+        meta['mmyolo_ema'] = dict(told, weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, plain(value)) for name, value in weights.items())
-    stored = content['ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict']
-    versions = getattr(stored, '_metadata', None)
-    if isinstance(versions, dict):
-        # By module; a module that changed its names looks there when it is loaded.
-        versions = OrderedDict((name.removeprefix(PREFIX), plain(value)) for name, value in versions.items()
-                               if isinstance(name, str))
-        vars(state)['_metadata'] = versions
+    if hasattr(weights, '_metadata'):
+        vars(state)['_metadata'] = plain(weights._metadata)
     return dict(meta=meta, state_dict=state)
 
 
@@ -167,7 +171,10 @@ def save(content: dict[str, Any], path: Path) -> None:
     try:
         torch.save(content, nameless)
         nameless.replace(path)
-    except RuntimeError as error:  # a full disk, in torch's words
+    except RuntimeError as error:
+        # torch does not say so in words.
+        if shutil.disk_usage(path.parent).free < _LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path.name) from error
         raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
 
 

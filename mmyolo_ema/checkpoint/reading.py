@@ -1,9 +1,11 @@
 """Reading a checkpoint without running what it contains."""
 
+import codecs
 import json
 import re
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, Optional, Union
@@ -15,7 +17,11 @@ from mmengine.runner import CheckpointLoader
 from mmyolo_ema.checkpoint.unpickling import restored, stand_ins
 from mmyolo_ema.files import locked
 
-__all__ = ['latest_whole', 'read', 'use_safe_loader']
+__all__ = ['ForeignFile', 'latest_whole', 'read', 'use_safe_loader']
+
+
+class ForeignFile(ValueError):
+    """What is no checkpoint, or none that may be read; not one that is cut off."""
 
 
 def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
@@ -49,7 +55,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         return _load_safetensors(path, map_location)
     content = _load(path, map_location, mmap)
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
-        raise ValueError(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
+        raise ForeignFile(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     return content
 
 
@@ -123,10 +129,12 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
             content = torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
         return restored(content)
     except UnpicklingError as error:
+        _check_is_no_text(path)
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
-        raise ValueError(f'{path} is refused, and nothing in it was run: it holds {what}') from error
+        raise ForeignFile(f'{path} is refused, and nothing in it was run: it holds {what}') from error
     except Exception as error:  # a file that is cut off breaks the reader in many ways
+        _check_is_no_text(path)
         reason = f'{type(error).__name__}: {error!s:.80}'
         raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
 
@@ -146,6 +154,19 @@ def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
 
 
 def _check_readable(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f'{path} is a folder: name a checkpoint in it')
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path}')
     path.open('rb').close()  # says so if it may not be read
+
+
+def _check_is_no_text(path: Path) -> None:
+    """Says so if a file that cannot be read is empty, or text."""
+    with path.open('rb') as file:
+        start = file.read(1000)
+    if not start:
+        raise ForeignFile(f'{path} is not a checkpoint: it is empty')
+    with suppress(UnicodeDecodeError):
+        if b'\0' not in start and codecs.getincrementaldecoder('utf-8')().decode(start):
+            raise ForeignFile(f'{path} is not a checkpoint: it is text')

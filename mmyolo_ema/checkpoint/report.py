@@ -1,5 +1,7 @@
 """The lines and tables by which a checkpoint is told."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Optional
 
 from rich.table import Table
@@ -8,7 +10,7 @@ from mmyolo_ema.checkpoint.comparison import Comparison
 from mmyolo_ema.checkpoint.difference import GroupDifference
 from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
 from mmyolo_ema.checkpoint.misfits import listed
-from mmyolo_ema.ema_config import averages_by_name
+from mmyolo_ema.ema_config import averages_by_name, schedule_of
 
 __all__ = [
     'apart', 'broken', 'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems',
@@ -44,7 +46,9 @@ def _average(average: Optional[StoredAverage]) -> str:
                 f'{percent(average.made.get("error", 0))}{age}{remark}')
     options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
     by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
-    return f'average of {updates} updates{age}, by {by}'
+    # One schedule is what the options say.
+    changed = f'. Its schedule changed: {average.schedule}' if ', then ' in (average.schedule or '') else ''
+    return f'average of {updates} updates{age}, by {by}{changed}'
 
 
 def weights_table(found: Inspection) -> Table:
@@ -108,8 +112,18 @@ def broken(found: Inspection, kind: str) -> list[str]:
             'update_buffers=True: the file does not tell)'
         lines.append(f'stale statistics in the average, {len(found.stale)} BatchNorm layers' +
                      listed(': ', found.stale) + '. They were copied once and then never again' + unsure +
-                     '. Test the raw weights, or estimate the statistics anew')
+                     '. Test the raw weights, or estimate the statistics anew: python tools/posthoc_ema.py build '
+                     f'{Path(found.file).parent} --horizon {_horizon(found)} -o repaired.pth --config CONFIG '
+                     '--bn-batches 100')
     return lines
+
+
+def _horizon(found: Inspection) -> str:
+    """Returns that of the average itself, as tools/posthoc_ema.py takes it; a placeholder if it is not known."""
+    momentum = None
+    with suppress(ValueError):
+        momentum = getattr(schedule_of(found.average.hook), 'momentum', None) if found.average else None
+    return f'{1 / momentum:.12g}' if momentum and found.average and found.average.hook else 'H'
 
 
 def comparison_lines(found: Comparison) -> list[str]:

@@ -5,6 +5,7 @@ loader looks, and the raw ones, which the optimizer trains, under
 ``ema_state_dict`` with the prefix ``module.``: the name lies.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Optional
 
@@ -14,7 +15,8 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 __all__ = [
     'PREFIX', 'SECOND', 'SNAPSHOTS', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin',
-    'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'updates_in', 'weights_of'
+    'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed', 'updates_in',
+    'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -49,18 +51,18 @@ def raw_weights(checkpoint: dict) -> dict[str, Any]:
         return averaged_weights(checkpoint)
     if not has_ema(checkpoint):
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside its only ones")
-    return _without_prefix(checkpoint['ema_state_dict'])
+    return _of_average(checkpoint['ema_state_dict'])
 
 
 def second_weights(checkpoint: dict) -> dict[str, Any]:
     """Returns the weights of the second average that a SnapshotHook keeps, as :func:`raw_weights`; may be empty."""
     stored = checkpoint.get(SECOND)
-    return _without_prefix(stored) if isinstance(stored, dict) else {}
+    return _of_average(stored) if isinstance(stored, dict) else {}
 
 
-def _without_prefix(stored: dict) -> dict[str, Any]:
-    return {name[len(PREFIX):]: value for name, value in stored.items()
-            if isinstance(name, str) and name.startswith(PREFIX)}
+def _of_average(stored: dict) -> dict[str, Any]:
+    return unprefixed({name: value for name, value in stored.items()
+                       if isinstance(name, str) and name.startswith(PREFIX)}, like=stored)
 
 
 def averaged_weights(checkpoint: dict) -> dict[str, Any]:
@@ -72,9 +74,28 @@ def averaged_weights(checkpoint: dict) -> dict[str, Any]:
     Returns:
         As :func:`raw_weights`; a prefix ``module.`` of all names, from a model wrapper, is left out.
     """
-    named = {name: value for name, value in checkpoint['state_dict'].items() if isinstance(name, str)}
-    if all(name.startswith(PREFIX) for name in named):
-        return {name[len(PREFIX):]: value for name, value in named.items()}
+    stored = checkpoint['state_dict']
+    return unprefixed({name: value for name, value in stored.items() if isinstance(name, str)}, like=stored)
+
+
+def unprefixed(weights: dict[str, Any], like: dict) -> dict[str, Any]:
+    """Returns weights without the prefix ``module.``, if all have it, for a model to load.
+
+    Args:
+        weights: By name.
+        like: The state of which they are a part, which may tell the versions of modules: a module that changed its
+            names looks there when it is loaded.
+    """
+    named = OrderedDict(weights)
+    versions = getattr(like, '_metadata', None)
+    versions = {name: value for name, value in versions.items() if isinstance(name, str)} if versions else {}
+    if all(name.startswith(PREFIX) for name in weights):
+        named = OrderedDict((name[len(PREFIX):], value) for name, value in weights.items())
+        # A module's name has no dot at its end.
+        versions = {f'{name}.'[len(PREFIX):].rstrip('.'): value for name, value in versions.items()
+                    if f'{name}.'.startswith(PREFIX)}
+    if versions:
+        vars(named)['_metadata'] = OrderedDict(versions)
     return named
 
 

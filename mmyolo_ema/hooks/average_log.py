@@ -1,6 +1,6 @@
 """What the log, the visualizer and the picture at the end of a run show of an average."""
 
-from collections.abc import Callable
+import math
 from typing import Optional
 
 import torch
@@ -10,35 +10,13 @@ from mmengine.model import BaseAveragedModel
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from mmyolo_ema.hooks.average_record import AverageRecord, momentum_of
 from mmyolo_ema.plots import AverageCurves
-from mmyolo_ema.schedule import aged
 
-__all__ = ['AverageLog', 'drift', 'momentum_of']
+__all__ = ['AverageLog', 'drift']
 
 # Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
 _HISTORY = 'ema_history'
-
-
-def momentum_of(ema_model: BaseAveragedModel) -> Callable[[int], float]:
-    """Returns the function that gives the weight of the source in an update, by the number of updates before it.
-
-    A class without ``momentum_at`` is asked what its ``avg_func`` makes of 0 if the source is 1.
-    """
-
-    def probed(step: int) -> float:
-        averaged, source = torch.zeros(2, dtype=torch.float64)
-        source.fill_(1)
-        # Some look at the argument, some at their own count.
-        count = ema_model.steps.clone()
-        ema_model.steps.fill_(step)
-        try:
-            ema_model.avg_func(averaged, source, ema_model.steps)
-        finally:
-            ema_model.steps.copy_(count)
-        return float(averaged)
-
-    later = getattr(ema_model, 'momentum_at', probed)
-    return lambda step: later(step) if step else 1.0
 
 
 def drift(averaged: nn.Module, model: nn.Module) -> float:
@@ -69,12 +47,12 @@ class AverageLog:
     Args:
         ema_model: The average.
         model: The bare model that it follows.
+        record: What made it.
     """
 
-    def __init__(self, ema_model: BaseAveragedModel, model: nn.Module) -> None:
+    def __init__(self, ema_model: BaseAveragedModel, model: nn.Module, record: AverageRecord) -> None:
         self._ema_model, self._model = ema_model, model
-        self._momentum_of = momentum_of(ema_model)
-        self._age, self._counted = 0.0, 0
+        self._momentum_of, self._record = momentum_of(ema_model), record
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook may write a line after this iteration."""
@@ -84,9 +62,9 @@ class AverageLog:
 
     def add_state(self, runner: Runner) -> None:
         """Hands the scalars ``ema_momentum``, ``ema_mean_age`` and ``ema_drift`` to the log and the visualizer."""
-        steps = int(self._ema_model.steps)
+        steps, age = int(self._ema_model.steps), self._record.mean_age()
         momentum, distance = self._momentum_of(steps - 1), drift(self._ema_model.module, self._model)
-        scalars = dict(momentum=momentum, mean_age=self._mean_age(steps), drift=distance)
+        scalars = dict(momentum=momentum, mean_age=math.nan if age is None else age, drift=distance)
         for name, value in scalars.items():
             # MMDetection's analyze_logs.py takes a line with a slash in a name for a validation's.
             runner.message_hub.update_scalar(f'train/ema_{name}', value)
@@ -106,14 +84,6 @@ class AverageLog:
         history = self._history(runner.message_hub)
         unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iteration'
         return AverageCurves(unit, history['metric'], history['metrics'], history['state'])
-
-    def _mean_age(self, steps: int) -> float:
-        """Returns the mean age after a number of updates; after a resume, all before it are made up for."""
-        interval = getattr(self._ema_model, 'interval', 1)
-        for step in range(self._counted, steps):
-            self._age = aged(self._age, step, self._momentum_of(step), interval)
-        self._counted = steps
-        return self._age
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict:

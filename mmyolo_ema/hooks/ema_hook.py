@@ -18,9 +18,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmyolo_ema.checkpoint import PREFIX, has_ema, updates_in
+from mmyolo_ema.checkpoint import has_ema, updates_in
+from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
+from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.loan import Loan
@@ -42,7 +44,6 @@ __all__ = ['EMAHook', 'is_saved_after_iteration']
 # What the names of the raw weights' metrics end in, where both kinds are validated.
 _ORIGIN = '_origin'
 _CURVES = 'ema_curves.png'
-_OPTIONS = ('strict_load', 'begin_iter', 'begin_epoch', 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite')
 
 
 @HOOKS.register_module()
@@ -96,6 +97,9 @@ class EMAHook(MMEngineEMAHook):
 
     # After YOLOX's hooks, which have 48, and before those that log and save.
     priority = 49
+
+    #: What made the average.
+    record: AverageRecord
 
     def __init__(self,
                  ema_type: str = 'ExponentialMovingAverage',
@@ -321,6 +325,7 @@ class EMAHook(MMEngineEMAHook):
         with nullcontext() if self._loan is None else self._loan.interrupted():
             checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self.ema_model, self._has_begun(runner))
+        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.record.as_meta()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -343,21 +348,20 @@ class EMAHook(MMEngineEMAHook):
         said = origin(checkpoint, resumed)
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
+        found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
         if resumes:
             exchange(checkpoint)
-        weights = {PREFIX + str(name).removeprefix(PREFIX): value
-                   for name, value in checkpoint.get('state_dict', checkpoint).items()}
-        averaged = checkpoint['ema_state_dict'] if resumes else weights
-        misfits = unfit(averaged, self.ema_model) or unfit(weights, self.ema_model)
+        misfits = next(filter(None, map(unfit, found)), '')
         if updates is None:
             misfits += '; the count of updates (steps) is missing from the file, so the ramp starts again'
         if misfits and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
-        load(self.ema_model, averaged, updates or 0)
-        self._log = AverageLog(self.ema_model, self.src_model)
+        self._keep_record()
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
-        _say(said + (misfits or hint), logging.WARNING if misfits or (resumed and not resumes) else logging.INFO)
+        said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0)
+        said += (f'; {found[0].remark}' if found[0].remark else '') + (misfits or hint)
+        _say(said, logging.WARNING if misfits or (resumed and not resumes) else logging.INFO)
 
     def _serve(self, runner: Runner, trains: bool) -> None:
         """Belongs to a runner from now on; makes the average if it trains, and sees to its loops."""
@@ -382,11 +386,17 @@ class EMAHook(MMEngineEMAHook):
         model = unwrap(runner.model)
         try:
             average = MODELS.build(self.ema_cfg, default_args=dict(model=model))
-        except TypeError as error:
-            raise TypeError(f'{error}. What the hook does not know goes to the average; the hook itself takes '
-                            f'ema_type, {", ".join(_OPTIONS)}.') from error
+        except TypeError:
+            # What the hook does not know goes to the average, which says less about it.
+            check_options(dict(self.ema_cfg, type=EMAHook, ema_type=self.ema_cfg['type']))
+            raise
         self._src_model, self._ema_model = model, average
-        self._log = AverageLog(average, model)
+        self._keep_record()
+
+    def _keep_record(self) -> None:
+        """Starts to keep a record of the average, and a log of it."""
+        self.record = AverageRecord(self.ema_model, self.ema_cfg)
+        self._log = AverageLog(self.ema_model, self.src_model, self.record)
 
     def _averages_for(self, runner: Runner) -> bool:
         """Whether there is an average, and it is of this runner's training."""

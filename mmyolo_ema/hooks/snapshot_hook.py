@@ -155,7 +155,7 @@ class SnapshotHook(Hook):
         """
         if self._second is not None:
             checkpoint[SECOND] = cpu_copies(self._second.state_dict())
-            checkpoint['meta']['mmyolo_ema'] = self._about_second()
+            checkpoint['meta'].setdefault('mmyolo_ema', {}).update(self._about_second())
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the second average from a checkpoint that the run is resumed from.
@@ -284,6 +284,7 @@ class SnapshotHook(Hook):
 
     def _meta(self, runner: Runner, iteration: int) -> dict[str, Any]:
         """Returns what MMEngine's checkpoints say of their run, and what this package's tools ask for."""
+        about_first = self._ema.record.as_meta() if isinstance(self._ema, EMAHook) else {}
         return plain(dict(
             epoch=runner.epoch,
             iter=iteration,
@@ -293,7 +294,7 @@ class SnapshotHook(Hook):
             time=time.strftime('%Y%m%d_%H%M%S'),
             mmengine_version=mmengine.__version__,
             dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', None),
-            mmyolo_ema=dict(self._about_second(), weights='ema', updates=self._updates,
+            mmyolo_ema=dict(about_first, **self._about_second(), weights='ema', updates=self._updates,
                             buffers=[name for name, _ in self._ema.src_model.named_buffers()])))
 
 

@@ -1,6 +1,7 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,7 +9,16 @@ from mmengine.dist import all_gather_object, all_reduce_params
 from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 
-from mmyolo_ema.checkpoint import PREFIX, has_ema, listed, misfits, raw_weights, updates_in
+from mmyolo_ema.checkpoint import (
+    PREFIX,
+    Misfits,
+    averaged_weights,
+    has_ema,
+    listed,
+    load_fitting,
+    raw_weights,
+    updates_in,
+)
 from mmyolo_ema.models.slots import slots
 
 __all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
@@ -23,6 +33,8 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
         has_begun: Whether it has been updated. Otherwise the raw weights stand for it.
     """
     raw, stored = checkpoint['state_dict'], ema_model.state_dict()
+    # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
+    ema_model._save_to_state_dict(stored, '', keep_vars=False)
     saved = cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
     for key in stored:
         name = key.removeprefix(PREFIX)
@@ -106,31 +118,42 @@ def origin(checkpoint: dict, resumes: bool) -> str:
     return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 
-def load(ema_model: BaseAveragedModel, averaged: dict, updates: int) -> None:
-    """Loads what fits into an average.
+def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict, goes_on: bool,
+         updates: int) -> list[Misfits]:
+    """Loads what fits into an average, as the model would load it. What the file lacks is the model's.
 
     Args:
         ema_model: The average.
-        averaged: The averaged tensors, by the names that they have in the model, and what else the class stores.
+        model: The bare model that it follows, before it loads the file.
+        checkpoint: What was loaded, as it was stored.
+        goes_on: Whether the average of the file goes on. Otherwise it starts from the weights under ``state_dict``.
         updates: How many updates it has had.
+
+    Returns:
+        What average and model do not have in common with the file's: the average first, then the raw weights.
     """
-    own = ema_model.state_dict()
-    unfit = misfits(averaged, own).other
-    fitting = {name: value for name, value in averaged.items() if name in own and name not in unfit}
-    ema_model.load_state_dict(dict(fitting, steps=torch.tensor(updates)), strict=False)
+    content = checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
+    _copy_tensors(model, ema_model.module)
+    found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
+    found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
+    own = {name: value for name, value in content['ema_state_dict'].items()
+           if not str(name).startswith(PREFIX)} if goes_on else {}
+    load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
+    return found
 
 
-def unfit(weights: dict, ema_model: BaseAveragedModel) -> str:
-    """Returns in words which tensors do not fit the model, or nothing.
+def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
+    """Copies parameters and buffers of one shape; a state dictionary may not have them all."""
+    own = dict(chain(target.named_parameters(), target.named_buffers()))
+    with torch.no_grad():
+        for name, value in chain(source.named_parameters(), source.named_buffers()):
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
 
-    Args:
-        weights: Averaged or raw tensors, by the names that they have in the average.
-        ema_model: The average, whose module is of the model's shape.
-    """
-    found = misfits(weights, ema_model.state_dict())
-    # The count of updates is no weight, and older files have no count of batches.
-    missing = [name for name in found.missing if name != 'steps' and not name.endswith('num_batches_tracked')]
+
+def unfit(found: Misfits) -> str:
+    """Returns in words which tensors do not fit the model, or nothing."""
     return ''.join(
-        listed(title, [name.removeprefix(PREFIX) for name in names], most=20)
+        listed(title, names, most=20)
         for title, names in (('; not loaded, of another shape: ', list(found.other.values())),
-                             ('; missing from the file: ', missing), ('; not in the model: ', found.unexpected)))
+                             ('; missing from the file: ', found.missing), ('; not in the model: ', found.unexpected)))

@@ -11,12 +11,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmyolo_ema.checkpoint import check_fits, listed
+from mmyolo_ema.building import build_model, scope_of
+from mmyolo_ema.checkpoint import listed, load_all
+from mmyolo_ema.checkpoint.difference import is_statistic
 from mmyolo_ema.checkpoint.weights import first_names
 
 __all__ = ['reestimate']
@@ -37,8 +39,8 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
 
     Args:
         weights: The tensors of the config's model, by name. They are not changed.
-        cfg: The config, of which the ``model``, ``train_dataloader``, ``randomness`` and ``default_scope`` count. The
-            model is put where MMEngine trains: on a GPU if there is one.
+        cfg: The config, of which the ``model``, ``data_preprocessor``, ``train_dataloader``, ``randomness`` and
+            ``default_scope`` count. The model is put where MMEngine trains: on a GPU if there is one.
         batches: Number of batches, an epoch at most.
         progress: Wraps the batches, as tqdm does. Defaults to showing nothing.
 
@@ -50,7 +52,6 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         ValueError: If there are no batches, or fewer than asked for; if the config has no model or no training data;
             if the weights are of another model; if none of its BatchNorms is in training mode; if a new statistic is
             NaN or infinite.
-        RuntimeError: From torch, if the weights have names that the model lacks.
 
     Example:
         >>> from mmengine.model import BaseModel
@@ -73,7 +74,7 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         if cfg.get(part) is None:
             raise ValueError(f'the config {cfg.filename or ""} defines no {part}')
     seed = (cfg.get('randomness') or {}).get('seed') or 0
-    scope = cfg.get('default_scope') or 'mmdet'
+    scope = scope_of(cfg)
     with DefaultScope.overwrite_default_scope(scope), _random_numbers(seed), _message_hub() as hub, torch.no_grad():
         model = _model(weights, cfg)
         layers = _reset(model)
@@ -114,9 +115,11 @@ def _message_hub() -> Iterator[MessageHub]:
 
 def _model(weights: dict[str, Any], cfg: Config) -> Any:
     """Returns the model of a config with these weights, in training mode."""
-    model = MODELS.build(cfg.model)
-    check_fits(weights, model)
-    model.load_state_dict(weights)
+    model = build_model(cfg)
+    load_all(weights, model)
+    renamed = [name for name in model.state_dict() if is_statistic(name) and name not in weights]
+    if renamed:
+        raise ValueError('the model has other names for its BatchNorms than the file' + listed(': ', renamed))
     # SyncBatchNorm needs a GPU, or other processes. Moved afterwards, the twins of a shared one would come apart.
     return revert_sync_batchnorm(model.to(get_device())).train()
 

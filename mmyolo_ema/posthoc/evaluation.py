@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
-from mmyolo_ema.checkpoint import check_fits
+from mmyolo_ema.checkpoint import load_all
 from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
 
 __all__ = ['Evaluation']
@@ -84,6 +84,16 @@ class Evaluation:
         """Number of batches of a validation."""
         return len(self._runner.val_dataloader)
 
+    @property
+    def is_coco(self) -> bool:
+        """Whether it measures COCO's mAP, for which images can be drawn anew."""
+        return self._coco is not None
+
+    @property
+    def evaluator(self) -> str:
+        """The classes of its metrics."""
+        return ', '.join(type(metric).__name__ for metric in self._runner.val_evaluator.metrics)
+
     def measure(self, weights: dict[str, Any], name: str) -> dict[str, float]:
         """Returns the metrics of weights.
 
@@ -94,8 +104,7 @@ class Evaluation:
         Raises:
             ValueError: If they are not the model's.
         """
-        check_fits(weights, self._runner.model)
-        self._runner.model.load_state_dict(weights)
+        load_all(weights, self._runner.model)
         if self._coco is not None:
             self._coco.outfile_prefix = str(self._folder / name)
         with _quietly():

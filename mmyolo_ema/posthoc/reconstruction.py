@@ -74,10 +74,7 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
         FileExistsError: If there is such a file already, unless it is to be replaced.
         ValueError: If an error is above :data:`MOST_ERROR`, before anything is read; or if a file holds NaN.
     """
-    for one in wanted.values():
-        if one.worst.error > MOST_ERROR:
-            raise ValueError(f'the average {one.target.name} cannot be made of these checkpoints: its error would be '
-                             f'{one.worst.error:.0%}, and {MOST_ERROR:.0%} is the most that is written')
+    _check_errors(list(wanted.values()))
     built = build(run, {str(path): {count: fit.coefficients for count, fit in one.fits.items()}
                         for path, one in wanted.items()}, progress)
     meta = read(run.files[-1].path, mmap=True).get('meta')
@@ -86,6 +83,16 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
         content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one, remark)),
                        state_dict=weights if finish is None else finish(weights))
         (replace if replaces else write_new)(path, partial(save, content))
+
+
+def _check_errors(wanted: Sequence[Reconstruction]) -> None:
+    """Raises if an average cannot be made, and says which can."""
+    bad = [one for one in wanted if one.worst.error > MOST_ERROR]
+    if bad:
+        names = ', '.join(f'{one.target.name} (its error would be {one.worst.error:.0%})' for one in bad)
+        good = ', '.join(one.target.name for one in wanted if one not in bad)
+        raise ValueError(f'cannot be made of these checkpoints: {names}; {MOST_ERROR:.0%} is the most that is written. '
+                         'Nothing was written' + (f'; leave it out to write {good}' if good else ''))
 
 
 def _told(run: StoredRun, one: Reconstruction, remark: Optional[str]) -> dict[str, Any]:

@@ -3,19 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import has_ema, raw_weights, read, updates_in
+from mmyolo_ema.checkpoint import ForeignFile, has_ema, listed, raw_weights, read, updates_in
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
 from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
-from mmyolo_ema.ema_config import averages_by_name, schedule_of, stored_hook
+from mmyolo_ema.ema_config import averages_by_name, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
 from mmyolo_ema.schedule import Constant, Repeated, Schedule
+from mmyolo_ema.schedule_history import latest, schedule_from, stored_segments, until, with_momentum
 
 __all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run']
 
@@ -49,7 +49,8 @@ class StoredRun(NamedTuple):
         once: Whether a tensor under several names was averaged once; otherwise once for each of its names.
         firsts: For each name of a tensor, the first of its names.
         updates_per_epoch: Number of updates in an epoch, None if the files do not say.
-        left_out: Files that hold no average, or none that another file does not hold too.
+        left_out: Files that are not used, and why: they hold no average, or none that another file does not hold too,
+            or are no checkpoints.
     """
 
     files: list[SnapshotFile]
@@ -59,7 +60,7 @@ class StoredRun(NamedTuple):
     once: bool
     firsts: dict[str, str]
     updates_per_epoch: Optional[float]
-    left_out: list[Path]
+    left_out: dict[Path, str]
 
     @property
     def sources(self) -> list[tuple[SnapshotFile, str]]:
@@ -111,16 +112,21 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     if not work_dir.is_dir():
         raise FileNotFoundError(f'there is no folder {work_dir}')
     told: list[_Told] = []
-    left_out = []
+    left_out: dict[Path, str] = {}
     for path in [*sorted(work_dir.glob('[!.]*.pth')), *sorted(work_dir.glob(f'{SNAPSHOTS}/[!.]*.pth'))]:
-        content = read(path, mmap=True)
+        try:
+            content = read(path, mmap=True)
+        except ForeignFile as error:
+            left_out[path] = str(error).removeprefix(f'{path} ')
+            continue
         kinds = _kinds(content, is_slim=path.parent != work_dir)
         if kinds:
             told.append(_told(path, content, kinds))
         else:
-            left_out.append(path)
+            left_out[path] = 'no average of a run'
     if not told:
-        raise ValueError(f'{work_dir} has no checkpoints with an average')
+        raise ValueError(f'{work_dir} has no checkpoints with an average' +
+                         listed('; not used: ', [f'{path.name} ({why})' for path, why in left_out.items()]))
     # Of two files of one update the one that has more: a full checkpoint before a slim snapshot.
     told.sort(key=lambda one: (one.updates, 'raw' not in one.kinds))
     _check_same(told)
@@ -132,13 +138,13 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         if kinds:
             files.append(SnapshotFile(one.path, one.updates, kinds))
         else:
-            left_out.append(one.path)
+            left_out[one.path] = 'another file holds that of the same update'
     newest = told[-1]
     once = not averages_by_name(newest.hook)
     return StoredRun(
         files=files,
         schedule=newest.schedule,
-        second=next((one.second for one in told if one.second), None),
+        second=next((one.second for one in reversed(told) if one.second), None),
         update_buffers=newest.hook.get('update_buffers') is True,
         once=once,
         firsts=_shared_names(files[-1].path, by_content=not once),
@@ -192,7 +198,7 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     meta = meta if isinstance(meta, dict) else {}
     try:
         hook = stored_hook(meta)
-        schedule = schedule_of(hook) if hook else None
+        schedule = schedule_from(stored_segments(meta)) if hook else None
         second = _second(schedule, origin(content)) if schedule and 'second' in kinds else None
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
@@ -214,16 +220,17 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
         schedule=schedule,
         second=second,
         updates_per_epoch=origin(content).get('updates_per_epoch'),
-        shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()})
+        # A file may lack BatchNorm's counts, as for every loader.
+        shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()
+                if not name.endswith('num_batches_tracked')})
 
 
 def _second(schedule: Schedule, said: dict[str, Any]) -> Schedule:
     """Returns the schedule of the second average, which differs from that of the first in its momentum."""
     momentum = said.get('second_momentum')
-    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(schedule, 'momentum'):
+    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(latest(schedule), 'momentum'):
         raise ValueError(f'the schedule of its second average is not known: second_momentum is {momentum!r}')
-    changed: Any = schedule
-    return replace(changed, momentum=momentum)
+    return with_momentum(schedule, momentum)
 
 
 def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
@@ -245,21 +252,29 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
     return {name: firsts[first] for name, first in firsts.items()}
 
 
+def _averaged_as(one: _Told) -> str:
+    return f"update_buffers={one.hook.get('update_buffers', False)}" + (
+        ', shared tensors once for each name' if averages_by_name(one.hook) else '')
+
+
 def _check_same(told: list[_Told]) -> None:
-    one, *others = told
-    seconds = [other for other in told if other.second]
+    *others, one = told
     for other in others:
-        if other.schedule != one.schedule:
-            raise ValueError(f'the schedule of the average changed between {one.path} ({one.schedule}) and '
-                             f'{other.path} ({other.schedule})')
+        if other.schedule != until(one.schedule, other.updates):
+            raise ValueError(f'the schedule of the average changed between {other.path} ({other.schedule}) and '
+                             f'{one.path} ({one.schedule}), which does not tell when')
+        if _averaged_as(other) != _averaged_as(one):
+            raise ValueError(f'{other.path} and {one.path} were averaged in different ways: {_averaged_as(other)} and '
+                             f'{_averaged_as(one)}')
         if other.shapes != one.shapes:
             differing = [name for name in {**one.shapes, **other.shapes}
                          if one.shapes.get(name) != other.shapes.get(name)]
             raise ValueError(f'{one.path} and {other.path} do not hold the same tensors: {", ".join(differing[:3])}')
-    for other in seconds[1:]:
-        if other.second != seconds[0].second:
-            raise ValueError(f'the second average changed between {seconds[0].path} ({seconds[0].second}) and '
-                             f'{other.path} ({other.second})')
+    seconds = [(each.path, each.updates, each.second) for each in told if each.second]
+    for path, updates, second in seconds:
+        last, _, schedule = seconds[-1]
+        if second != until(schedule, updates):
+            raise ValueError(f'the second average changed between {path} ({second}) and {last} ({schedule})')
     for before, after in pairwise(told):
         start, end = before.iteration, after.iteration
         # An update takes an iteration at least; a run that was started anew counts both from 0 again.

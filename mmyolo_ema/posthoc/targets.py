@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.schedule import Power, Ramp, Restarted, Schedule, Triangular, Uniform
+from mmyolo_ema.schedule_history import latest
 
 __all__ = ['FACTORS', 'Target', 'horizons', 'target']
 
@@ -31,7 +32,7 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
             momentum ``1 / horizon``. Or ``last:LENGTH``, the plain mean of the last updates; ``triangle:LENGTH``,
             weights that rise and fall over the last updates; ``power:SPREAD``, the power function whose age has this
             standard deviation, as a share of the run.
-        like: The run's schedule, whose ramp and interval are kept.
+        like: The run's schedule, whose ramp and interval are kept: the last if it was changed.
         updates: Number of updates in the run.
         updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
 
@@ -58,7 +59,7 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
                          'power:SPREAD')
     if horizon <= 1:
         raise ValueError(f'a horizon of {text!r} is the raw weights: it must be above 1 update')
-    ramps: Any = like if hasattr(like, 'momentum') else Ramp()
+    ramps: Any = latest(like) if hasattr(latest(like), 'momentum') else Ramp()
     return Target(text, replace(ramps, momentum=1 / horizon))
 
 
@@ -69,7 +70,7 @@ def horizons(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str
         >>> horizons(Ramp(momentum=0.25), (0.25, 0.5, 2))
         ['2', '8']
     """
-    momentum = getattr(schedule, 'momentum', None)
+    momentum = getattr(latest(schedule), 'momentum', None)
     found = [] if momentum is None else [factor / momentum for factor in factors]
     return [f'{float(f"{horizon:.4g}"):.15g}' for horizon in found if horizon > 1]
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,9 @@ def test_statistics_that_stopped_are_stale(frozen_statistics, train):
     found = inspect(train(ema_type='FrozenStatistics'))
     assert len(found.stale) == 76
     assert 'backbone.stem.0.bn' in found.stale
+    said, = (line for line in problems(found) if line.startswith('stale'))
+    # The horizon of a foreign class is not known.
+    assert f'python tools/posthoc_ema.py build {Path(found.file).parent} --horizon H -o' in said
     assert found.average.mean_age is None, 'the schedule of a foreign class is not known'
 
 

@@ -33,7 +33,8 @@ def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector,
     built = init_detector(demo_config(), str(out), device='cpu')
     assert_equal(dict(built.state_dict()), dict(weights[kind]))
     assert built.dataset_meta['classes'] == ('nucleus', )
-    assert checkpoint.read(out)['meta']['mmyolo_ema'] == dict(weights=kind, updates=8)
+    told = checkpoint.read(trained)['meta']['mmyolo_ema']
+    assert checkpoint.read(out)['meta']['mmyolo_ema'] == dict(told if kind == 'ema' else {}, weights=kind, updates=8)
 
 
 def test_extracted_file_shares_what_the_model_shares(trained, tmp_path):
@@ -154,3 +155,16 @@ def test_file_that_is_there_is_left(trained, tmp_path):
     with pytest.raises(FileExistsError):
         extract(trained, tmp_path / 'a.pth')
     assert (tmp_path / 'a.pth').read_text() == 'mine'
+
+
+def test_full_disk_is_named(trained, tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'none', disk], capture_output=True).returncode:
+        pytest.skip('a file system cannot be mounted here')
+    try:
+        with pytest.raises(OSError, match=r"No space left on device: 'a\.pth'"):
+            extract(trained, disk / 'a.pth')
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(['umount', disk], check=True)

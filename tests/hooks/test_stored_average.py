@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -183,3 +184,50 @@ def test_shared_tensors_are_stored_once(detector):
 
 def test_checkpoint_loads_before_any_run(toy, file):
     toy().load_checkpoint(str(file))
+
+
+class Renaming(BaseModel):
+    """A regression whose ``head`` was called ``b`` in older files."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        output = self.head(torch.stack(inputs))
+        return dict(loss=output.square().mean() + output.mean()) if mode == 'loss' else list(output)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in [name for name in state_dict if name.startswith(f'{prefix}b.')]:
+            state_dict[name.replace('b.', 'head.')] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_names_that_the_model_understands_when_it_loads_resume(toy, average_of, tmp_path, messages):
+    toy(model=Renaming()).train()
+    path = tmp_path / 'run' / 'epoch_1.pth'
+    content = checkpoint.read(path)
+    averaged, raw = content['state_dict'], checkpoint.raw_weights(content)
+    older = {part: type(content[part])((name.replace('head.', 'b.'), value) for name, value in content[part].items())
+             for part in ('state_dict', 'ema_state_dict')}
+    torch.save(dict(content, **older), path)
+    resumed = toy('resumed', model=Renaming(), load_from=str(path), resume=True,
+                  train_cfg=dict(by_epoch=True, max_epochs=1))
+    resumed.train()
+    assert said(messages) == ['EMA: resumed at update 6']
+    for module, weights in ((average_of(resumed).ema_model.module, averaged), (resumed.model, raw)):
+        assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+def test_counts_of_batches_may_be_missing(toy, file, hook_config, average_of, messages):
+    content = checkpoint.read(file)
+    for part in ('state_dict', 'ema_state_dict'):
+        for name in [name for name in content[part] if name.endswith('num_batches_tracked')]:
+            del content[part][name]
+    torch.save(content, file)
+    runner = toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True)
+    runner.train()
+    assert said(messages) == ['EMA: resumed at update 12; the file lacks 1 num_batches_tracked of BatchNorm, and does '
+                              'without']
+    for name, value in content['state_dict'].items():
+        assert torch.equal(average_of(runner).ema_model.module.state_dict()[name], value)

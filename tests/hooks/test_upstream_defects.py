@@ -6,7 +6,9 @@ Each test runs on our hook and, where MMEngine's has the defect, on that too: th
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner
+from torch import nn
 
 from mmyolo_ema import checkpoint
 
@@ -213,3 +215,40 @@ def test_runner_that_a_hook_resumes_has_the_raw_weights(toy, hook, assert_equal)
     runner.register_hook(GoBack())
     runner.train()
     assert_equal(seen[0], checkpoint.raw_weights(checkpoint.read(f'{runner.work_dir}/epoch_1.pth')))
+
+
+class Adapted(BaseModel):
+    """A frozen layer that is initialised before the training, and one that is trained and stored alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(3, 1).requires_grad_(False)
+        self.lora_base = nn.Linear(3, 1)
+        self.lora_base._register_state_dict_hook(self.keep_adapters)
+
+    @staticmethod
+    def keep_adapters(module, state_dict, prefix, metadata):
+        for name in [name for name in state_dict if 'lora_' not in name]:
+            del state_dict[name]
+
+    def init_weights(self):
+        for parameter in self.base.parameters():
+            nn.init.constant_(parameter, 2.0)
+
+    def forward(self, inputs, mode='tensor'):
+        inputs = torch.stack(inputs)
+        output = self.base(inputs) + self.lora_base(inputs)
+        return dict(loss=output.square().mean() + output.mean()) if mode == 'loss' else list(output)
+
+
+@fails_upstream
+def test_state_that_holds_the_trained_layers_only_resumes(toy, hook, average_of, tmp_path):
+    whole = toy(hook=hook, model=Adapted())
+    whole.train()
+    path = tmp_path / 'run' / 'epoch_1.pth'
+    assert checkpoint.inspect(path).average.updates == 6
+    resumed = toy('resumed', hook=hook, model=Adapted(), load_from=str(path), resume=True)
+    resumed.train()
+    for one, other in zip(*(average_of(runner).ema_model.module.parameters() for runner in (resumed, whole))):
+        assert torch.equal(one, other)
+    assert average_of(resumed).ema_model.steps == 12

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model import BaseModel
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
@@ -128,8 +128,8 @@ def test_random_sizes_of_batches_are_those_of_a_training(demo_config, weights):
 class Small(BaseModel):
     """Layers of each kind: two names of one, without statistics, frozen, not used."""
 
-    def __init__(self, norm=nn.BatchNorm1d, frozen=False):
-        super().__init__()
+    def __init__(self, norm=nn.BatchNorm1d, frozen=False, data_preprocessor=None):
+        super().__init__(data_preprocessor)
         self.norm = norm(1)
         self.parts = nn.ModuleList([self.norm])
         self.unused = norm(1)
@@ -173,6 +173,22 @@ def test_layers_of_each_kind(norm):
         'norm.running_mean': 3, 'norm.running_var': 2.5, 'parts.0.running_mean': 3, 'parts.0.running_var': 2.5}
     assert found['norm.running_mean'] is found['parts.0.running_mean']
     assert found['unused.running_mean'] is weights['unused.running_mean']
+
+
+class Halving(BaseDataPreprocessor):
+    """Normalises images."""
+
+    def forward(self, data, training=False):
+        return dict(inputs=data['inputs'] / 2)
+
+
+def test_images_are_normalised_as_a_config_says_beside_its_model():
+    cfg = small_config([1., 2., 3., 6.])
+    cfg.data_preprocessor = dict(type=Halving)
+    found = reestimate(Small().state_dict(), cfg, batches=2)
+    # Of 0.75 and 2.25, of 0.125 and 1.125.
+    assert (found['norm.running_mean'], found['norm.running_var']) == (1.5, 0.625)
+    assert 'data_preprocessor' not in cfg.model
 
 
 class Noting(Small):
@@ -220,6 +236,6 @@ def test_weights_of_another_model_are_refused(demo_config, weights):
     weights.pop('neck.out_convs.0.conv.weight')
     with pytest.raises(ValueError, match=r'another model.*missing: neck\.out_convs\.0\.conv\.weight'):
         reestimate(weights, demo_config(), batches=1)
-    with pytest.raises(RuntimeError, match=r'module\.norm\.weight'):
+    with pytest.raises(ValueError, match=r'other names for its BatchNorms than the file: norm\.running_mean'):
         reestimate({f'module.{name}': value for name, value in Small().state_dict().items()},
                    small_config([1., 2.]), batches=1)

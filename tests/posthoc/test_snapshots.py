@@ -73,6 +73,20 @@ def test_file_that_is_cut_off_is_named(file, tmp_path):
         read_run(tmp_path)
 
 
+def test_foreign_files_are_left_out_and_named(file, tmp_path):
+    (tmp_path / 'text.pth').write_text('hello')
+    torch.save([1], tmp_path / 'list.pth')
+    torch.save(dict(state_dict={}, other=ValueError()), tmp_path / 'objects.pth')
+    with pytest.raises(ValueError, match=r"no checkpoints with an average; not used: list\.pth \(is not a checkpoint "
+                                         r"of MMEngine: .*\), objects\.pth \(is refused, .* exceptions\.ValueError"):
+        read_run(tmp_path)
+    whole = file('a.pth', 10)
+    run = read_run(tmp_path)
+    assert [found.path for found in run.files] == [whole]
+    assert run.left_out[tmp_path / 'text.pth'] == 'is not a checkpoint: it is text'
+    assert [path.name for path in run.left_out] == ['list.pth', 'objects.pth', 'text.pth']
+
+
 def test_folder_without_averages_is_refused(tmp_path):
     with pytest.raises(ValueError, match='has no checkpoints with an average'):
         read_run(tmp_path)
@@ -114,7 +128,7 @@ def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
     assert names == [('a.pth', 'ema'), ('whole.pth', 'ema'), ('whole.pth', 'raw'), ('a.pth', 'second'),
                      ('b.pth', 'second')]
     assert run.snapshots == [Snapshot(0, 10), Snapshot(0, 20), Snapshot(1, 20), Snapshot(2, 10), Snapshot(2, 20)]
-    assert (run.second, run.left_out, run.tracks(1)[2]) == (Ramp(0.25, 5), [], Ramp(0.25, 5))
+    assert (run.second, run.left_out, run.tracks(1)[2]) == (Ramp(0.25, 5), {}, Ramp(0.25, 5))
     whole.unlink()
     assert read_run(tmp_path).updates_per_epoch == 5
 
@@ -136,7 +150,7 @@ def test_what_was_made_of_snapshots_is_none(file, tmp_path):
     content['meta']['mmyolo_ema'] = dict(weights='ema', updates=20, posthoc=dict(target='5'))
     torch.save(content, tmp_path / 'made.pth')
     run = read_run(tmp_path)
-    assert (run.updates, run.left_out) == (10, [tmp_path / 'made.pth'])
+    assert (run.updates, list(run.left_out)) == (10, [tmp_path / 'made.pth'])
 
 
 def test_files_without_an_average_of_the_run_are_left_out(file, tmp_path):

@@ -97,6 +97,14 @@ def test_file_without_average_is_handed_on_and_said_so(tool, checkpoint_file, ca
     assert 'plain.pth holds one set of weights only, without saying which: it is taken' in capsys.readouterr().out
 
 
+def test_folder_means_its_checkpoints(tool, checkpoint_file, capsys):
+    tool('ema_checkpoint', 'extract', checkpoint_file, '-o', 'run/a.pth')
+    tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'run/b.pth')
+    capsys.readouterr()
+    assert tool('ema_checkpoint', 'inspect', 'run', '--json') == 0
+    assert [found['file'] for found in json.loads(capsys.readouterr().out)] == ['run/a.pth', 'run/b.pth']
+
+
 def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
     tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'raw.pth')
     assert tool('ema_checkpoint', 'compare', checkpoint_file, 'raw.pth', '--weights', 'raw') == 0
@@ -111,6 +119,9 @@ def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
     ([], 'the following arguments are required: COMMAND'),
     (['publish'], 'the following arguments are required: FILE, -o/--out (see ema_checkpoint.py publish --help)'),
     (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
+    (['inspect', 'text.pth'], 'text.pth is not a checkpoint: it is text'),
+    (['inspect', 'empty.pth'], 'empty.pth is not a checkpoint: it is empty'),
+    (['inspect', 'folder'], 'folder is a folder: name a checkpoint in it'),
     (['inspect', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run: it holds posix.mkdir'),
     (['extract', 'harmful.pth', '-o', 'a.pth'], 'harmful.pth is refused, and nothing in it was run'),
     (['publish', 'harmful.pth', '-o', 'a'], 'harmful.pth is refused, and nothing in it was run'),
@@ -128,6 +139,8 @@ def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, 
     (tmp_path / 'cut.pth').write_bytes(content[:len(content) // 2])
     (tmp_path / 'broken.safetensors').write_bytes(content[:100])
     (tmp_path / 'folder').mkdir()
+    (tmp_path / 'text.pth').write_text('Grüße, ' * 200)
+    (tmp_path / 'empty.pth').touch()
     torch.save(dict(state_dict={}, other=Harmful()), tmp_path / 'harmful.pth')
     torch.save(dict(state_dict=dict(a=torch.ones(1))), tmp_path / 'plain.pth')
     assert said in refused('ema_checkpoint', *arguments)

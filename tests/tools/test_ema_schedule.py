@@ -118,8 +118,11 @@ def test_terminal_gets_tables_with_lines(root, config):
     (['--momentum', 'x', '--iters', '100'], "argument --momentum: invalid fraction value: 'x'"),
     (['--momentum', '0.1', '--gamma', '0', '--iters', '100'], 'argument --gamma: must be above 0, but got 0'),
     (['small.py', '--gamma', '1'], '--gamma goes with --momentum'),
-    (['small.py', '--momentum', '0.1', '--cfg-options', 'custom_hooks.0.ema_type=StochasticWeightAverage'],
-     "--momentum: the average of small.py, uniform, doesn't have that"),
+    (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'], 'EMAHook has no option gama (did you mean gamma?)'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=ExponentialMovingAverage'],
+     "EMAHook has no option gamma (ema_type='mmyolo_ema.ExpMomentumEMA' has it): it takes ema_type, strict_load, "
+     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, and its '
+     'average ExponentialMovingAverage takes momentum, interval, device,'),
     (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
     (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),
     (['small.py', '--mean-age', '0.04'], "--mean-age: '0.04' is less than one update"),
@@ -138,6 +141,14 @@ def test_terminal_gets_tables_with_lines(root, config):
 ])
 def test_bad_input_gets_one_line(refused, config_file, arguments, said):
     assert said in refused('ema_schedule', *arguments)
+
+
+def test_average_without_momentum_has_none_to_look_at(refused, config_file):
+    cfg = Config.fromfile(config_file)
+    cfg.custom_hooks = [dict(type='EMAHook', ema_type='StochasticWeightAverage')]
+    cfg.dump(config_file)
+    said = refused('ema_schedule', config_file, '--momentum', '0.1')
+    assert said.endswith("small.py, uniform, doesn't have that")
 
 
 def test_picture_that_is_there_is_left(refused, config_file, tmp_path):

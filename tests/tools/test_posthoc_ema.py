@@ -47,8 +47,8 @@ def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys
     assert 0 < told['error'] < 0.5
     tool('ema_checkpoint', 'inspect', 'out/a.pth')
     assert 'average 8, made of the checkpoints of 8 updates with an error of' in capsys.readouterr().out
-    tool('test', config_file, 'out/a.pth')
-    assert 'out/a.pth holds no EMA: its only weights are tested' in capsys.readouterr().out
+    tool('test', config_file, 'out/a.pth', '--cfg-options', 'log_level=INFO')
+    assert 'testing: EMA weights of 8 updates\n' in capsys.readouterr().out
 
 
 def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
@@ -77,7 +77,8 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
     (['sweep', 'run', 'small.py', '--resamples', '0'], 'argument --resamples: must be 1 to'),
     (['sweep', 'run', 'small.py', '--cfg-options', 'val_evaluator=None'], 'the config defines no val_evaluator'),
     (['sweep', 'run', 'small.py', '--cfg-options', 'model.bbox_head.num_classes=2'], 'bbox_head'),
-    (['build', 'run', '--horizon', 'last:2', '-o', 'a.pth'], 'the average last:2 cannot be made of these checkpoints'),
+    (['build', 'run', '--horizon', 'last:2', '8', '-o', 'a.pth', 'b.pth'],
+     '50% is the most that is written. Nothing was written; leave it out to write 8'),
     (['build', 'run', '--horizon', '8', '-o', 'run/epoch_2.pth'], 'run/epoch_2.pth exists: name another file for -o'),
 ])
 def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def same_scores(one, other):
 def test_averaged_weights_are_tested_by_default_and_raw_ones_on_request(tool, config_file, checkpoint_file, tmp_path):
     tool('test', config_file, checkpoint_file, '--out', 'default.pkl', '--work-dir', 'run')
     tool('test', config_file, checkpoint_file, '--weights', 'ema', '--out', 'ema.pkl')
-    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--out', 'raw.pkl')
+    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--out', 'raw.pkl', '--work-dir', 'run_raw')
     assert same_scores('default.pkl', 'ema.pkl')
     assert not same_scores('raw.pkl', 'ema.pkl')
     content = checkpoint.read(checkpoint_file)
@@ -39,13 +40,45 @@ def test_averaged_weights_are_tested_by_default_and_raw_ones_on_request(tool, co
     assert same_scores('raw.pkl', 'only_raw.pkl')
     metrics = json.loads(next((tmp_path / 'run').glob('*/*.json')).read_text())
     assert 'coco/bbox_mAP' in metrics
+    assert metrics['weights'] == 'EMA weights of 8 updates'
+    metrics = json.loads(next((tmp_path / 'run_raw').glob('*/*.json')).read_text())
+    assert metrics['weights'] == 'raw weights'
 
 
 def test_file_without_average_is_tested_and_said_so(tool, config_file, checkpoint_file, capsys):
     content = checkpoint.read(checkpoint_file)
     torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
-    tool('test', config_file, 'plain.pth')
-    assert 'plain.pth holds no EMA: its only weights are tested' in capsys.readouterr().out
+    tool('test', config_file, 'plain.pth', '--cfg-options', 'log_level=INFO')
+    assert "testing: the file's only weights\n" in capsys.readouterr().out
+
+
+def test_extracted_raw_weights_are_not_taken_for_averaged_ones(tool, refused, config_file, checkpoint_file, capsys):
+    checkpoint.extract(checkpoint_file, Path('raw.pth'), 'raw')
+    tool('test', config_file, 'raw.pth', '--cfg-options', 'log_level=INFO', '--work-dir', 'run')
+    assert "testing: the file's only weights (raw)\n" in capsys.readouterr().out
+    assert 'it holds the raw weights only, so that there is nothing for --weights ema' in refused(
+        'test', config_file, 'raw.pth', '--weights', 'ema')
+
+
+def test_file_without_counts_of_batches_gives_the_same(tool, config_file, checkpoint_file, capsys):
+    content = checkpoint.read(checkpoint_file)
+    for name in [name for name in content['state_dict'] if name.endswith('num_batches_tracked')]:
+        del content['state_dict'][name]
+    torch.save(content, 'without.pth')
+    for path in (checkpoint_file, 'without.pth'):
+        tool('test', config_file, path, '--out', f'{Path(path).stem}.pkl')
+    assert same_scores('epoch_9.pkl', 'without.pkl')
+    assert 'without.pth: the file lacks 76 num_batches_tracked of BatchNorm' in capsys.readouterr().out
+
+
+def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, config_file, checkpoint_file):
+    tool('test', config_file, checkpoint_file, '--out', 'plain.pkl')
+    cfg = Config.fromfile(config_file)
+    cfg.model = dict(type='SemiBaseDetector', detector=cfg.model, data_preprocessor=cfg.model.data_preprocessor,
+                     semi_train_cfg=dict(freeze_teacher=True), semi_test_cfg=dict(predict_on='teacher'))
+    cfg.dump(config_file)
+    tool('test', config_file, checkpoint_file, '--out', 'semi.pkl')
+    assert same_scores('plain.pkl', 'semi.pkl')
 
 
 def test_predictions_are_drawn(tool, config_file, checkpoint_file, tmp_path):
@@ -98,7 +131,8 @@ def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
     cfg = Config.fromfile(config_file)
     cfg.default_hooks.pop('visualization')
     cfg.dump(config_file)
-    assert '--show and --show-dir need' in refused('test', config_file, checkpoint_file, '--show-dir', 'shown')
+    said = refused('test', config_file, checkpoint_file, '--show-dir', 'shown')
+    assert '--show and --show-dir: they need a default_hooks.visualization' in said
 
 
 def test_bad_input_to_the_real_command(config_file, root):
