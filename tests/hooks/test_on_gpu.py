@@ -60,7 +60,7 @@ def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy, average_of):
 def test_average_that_is_kept_on_the_cpu_is_that_of_the_gpu(toy, hook_config, average_of):
     averages, metrics = [], []
     for place in ('cuda', 'cpu'):
-        runner = toy(place, hook_config(device=place, evaluate_on_origin=True))
+        runner = toy(place, hook=hook_config(device=place, evaluate_on_origin=True))
         recorder = Recorder(runner.model)
         runner.register_hook(recorder)
         runner.train()
@@ -109,7 +109,7 @@ def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, hook_config, 
     pytest.param(dict(mode='reduce-overhead'), id='cuda-graphs', marks=pytest.mark.gpu),
 ])
 def test_compiled_model_is_validated_with_the_weights_of_its_file(toy, hook_config, average_of, options):
-    runner = toy('compiled', hook_config(evaluate_on_origin=True), cfg=dict(compile=options or True))
+    runner = toy('compiled', hook=hook_config(evaluate_on_origin=True), cfg=dict(compile=options or True))
     # MMEngine compiles the training step alone. Graphs that read the raw weights' memory must not be replayed.
     runner.model.val_step = torch.compile(runner.model.val_step, **options)
     runner.train()
