@@ -371,6 +371,7 @@ class EMAHook(MMEngineEMAHook):
             self._runner = weakref.ref(runner)
             self._ema_model = None
             self.skipped = 0
+            self._said_kept = set()
         if trains and self._ema_model is None:
             self._make_average()
         for loop in (runner._val_loop, runner._test_loop):
