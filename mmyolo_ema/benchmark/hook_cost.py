@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from mmdet.models import BaseDetector
-from mmdet.testing import demo_mm_inputs
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmyolo_ema.benchmark.steps import MOMENTUM
 from mmyolo_ema.benchmark.timing import Timing, synchronize
+from mmyolo_ema.benchmark.training import random_batch
 from mmyolo_ema.hooks import EMAHook
 
 __all__ = ['NO_HOOK', 'OUR_HOOK', 'HookCost', 'measure_hook_cost']
@@ -92,10 +92,8 @@ def measure_hook_cost(detector: str, model: BaseDetector, batch_size: int, image
 
 
 def _samples(number: int, image_size: int) -> list[dict]:
-    """Returns random images with ten boxes each, as a data set yields them."""
-    batch = demo_mm_inputs(number, [(3, image_size, image_size)] * number, num_items=[10] * number)
-    for sample in batch['data_samples']:
-        sample.gt_instances.labels.zero_()  # the one class that every detector has
+    """Returns random images with their boxes, as a data set yields them."""
+    batch = random_batch(number, image_size)
     return [dict(inputs=image, data_samples=sample) for image, sample in zip(batch['inputs'], batch['data_samples'])]
 
 

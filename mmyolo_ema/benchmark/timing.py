@@ -3,7 +3,7 @@
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,17 +70,22 @@ def measured(functions: Mapping[str, Callable[[], object]],
         for _ in range(warm_up):
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    order, shuffle = list(functions), random.Random(0).shuffle
+    for name in _turns(functions, rounds):
+        before()
+        synchronize(device)
+        start = time.perf_counter()
+        functions[name]()
+        synchronize(device)
+        seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """Yields each name once a round, in a random order."""
+    order, shuffle = list(names), random.Random(0).shuffle
     for _ in range(rounds):
         shuffle(order)
-        for name in order:
-            before()
-            synchronize(device)
-            start = time.perf_counter()
-            functions[name]()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+        yield from order
 
 
 def measured_apart(functions: Mapping[str, Callable[[], object]], rounds: int, device: str,
@@ -102,23 +107,20 @@ def measured_apart(functions: Mapping[str, Callable[[], object]], rounds: int, d
     hosts: dict[str, list[float]] = {name: [] for name in functions}
     gpus: dict[str, list[float]] = {name: [] for name in functions}
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    order, shuffle = list(functions), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            before()
-            synchronize(device)
-            start = time.perf_counter()
-            functions[name]()
-            hosts[name].append(time.perf_counter() - start)
+    for name in _turns(functions, rounds):
+        before()
+        synchronize(device)
+        start = time.perf_counter()
+        functions[name]()
+        hosts[name].append(time.perf_counter() - start)
 
-            before()
-            torch.cuda._sleep(int((2 * hosts[name][-1] + 1e-3) * _CYCLES_PER_SECOND))
-            begin.record()
-            functions[name]()
-            end.record()
-            synchronize(device)
-            gpus[name].append(begin.elapsed_time(end) / 1e3)
+        before()
+        torch.cuda._sleep(int((2 * hosts[name][-1] + 1e-3) * _CYCLES_PER_SECOND))
+        begin.record()
+        functions[name]()
+        end.record()
+        synchronize(device)
+        gpus[name].append(begin.elapsed_time(end) / 1e3)
     return hosts, gpus
 
 

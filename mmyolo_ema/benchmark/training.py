@@ -14,7 +14,7 @@ from mmyolo_ema.benchmark.contenders import OURS, makers
 from mmyolo_ema.benchmark.steps import MOMENTUM
 from mmyolo_ema.benchmark.timing import Timing, interleaved
 
-__all__ = ['RunCost', 'TrainingStepCost', 'measure_runs', 'measure_training_step']
+__all__ = ['RunCost', 'TrainingStepCost', 'measure_runs', 'measure_training_step', 'random_batch']
 
 # Images in a step: what two cores do in seconds, and what MMDetection trains RTMDet with on a GPU.
 BATCH_SIZE = {'cpu': 2, 'cuda': 32}
@@ -62,11 +62,16 @@ def measure_training_step(model: BaseDetector, rounds: int, device: str = 'cpu')
     return TrainingStepCost(batch_size, image_size, steps['without'], steps['with'], updates['update'])
 
 
-def _training_step(model: BaseDetector, batch_size: int, image_size: int) -> Callable[[], None]:
-    shapes = [(3, image_size, image_size)] * batch_size
-    batch = demo_mm_inputs(batch_size, shapes, num_items=[10] * batch_size)
+def random_batch(batch_size: int, image_size: int) -> dict:
+    """Returns random images with ten boxes each, as a data loader yields them."""
+    batch = demo_mm_inputs(batch_size, [(3, image_size, image_size)] * batch_size, num_items=[10] * batch_size)
     for sample in batch['data_samples']:
         sample.gt_instances.labels.zero_()  # the one class that every detector has
+    return batch
+
+
+def _training_step(model: BaseDetector, batch_size: int, image_size: int) -> Callable[[], None]:
+    batch = random_batch(batch_size, image_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
     def step() -> None:
