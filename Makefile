@@ -14,7 +14,8 @@ TORCH ?= pinned
 WHEELS ?=
 PYTHON_VERSION ?= 3.12
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))$(if $(filter-out pinned,$(TORCH)),-$(TORCH)-torch)
-ON_DEVICE := $(VENV)/bin/python tools/environment/device.py $(DEVICE)
+LOOK := $(VENV)/bin/python tools/environment/device.py
+ON_DEVICE := $(LOOK) $(DEVICE)
 SET_UP := $(STACK) $(VENV) --torch $(TORCH) $(if $(WHEELS),--wheels $(WHEELS))
 
 # An environment that was made for a folder of another name has the package of that folder; and one without operators
@@ -31,11 +32,12 @@ endif
 demo: environment
 	@$(ON_DEVICE) tools/demo.py
 
-# The tests that need a GPU run on it; all others run on the CPU, as everywhere.
+# The tests that need a GPU run on it; all others run on the CPU, as everywhere, with a process for each core: torch's
+# own threads spin while they wait, and cost more than they bring.
 test: environment
 	@$(ON_DEVICE)
-	CUDA_VISIBLE_DEVICES= $(VENV)/bin/python -m pytest
-	@$(ON_DEVICE) --gpu-only -m pytest tests -m gpu
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+	@$(LOOK) --gpu-only $(DEVICE) -m pytest tests -m gpu
 
 benchmark: environment
 	$(VENV)/bin/python tools/benchmark_ema.py --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE))

@@ -1,9 +1,9 @@
 """Look what there is to run on, say it in one line, and run Python there.
 
-Usage: python device.py auto tools/demo.py
+Usage: python device.py [--gpu-only] auto tools/demo.py
 
-The first argument is what the user asks for: cpu, cuda, or auto, which takes a GPU where mmcv has operators for it.
-Without anything behind it, the line is all.
+The word before the command is what the user asks for: cpu, cuda, or auto, which takes a GPU where mmcv has operators for
+it. Without a command, the line is all.
 """
 
 import argparse

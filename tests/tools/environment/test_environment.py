@@ -1,5 +1,6 @@
 """The set-up stops at the first failure, with the reason."""
 
+import os
 import re
 import subprocess
 import sys
@@ -260,3 +261,12 @@ def test_folder_with_other_wheels_is_not_filled(load_tool, monkeypatch, tmp_path
     monkeypatch.setattr(sys, 'argv', ['wheels.py', 'onedl', str(tmp_path), '3.12'])
     with pytest.raises(SystemExit, match='is not empty'):
         wheels.main()
+
+
+def test_make_runs_no_second_time_without_a_gpu():
+    recipe = subprocess.run(['make', '--just-print', 'test'], cwd=ENVIRONMENT.parents[1], capture_output=True, text=True)
+    command = recipe.stdout.splitlines()[-1].split()[1:]
+    result = subprocess.run([sys.executable, *command], cwd=ENVIRONMENT.parents[1], capture_output=True, text=True,
+                            env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    assert command[-2:] == ['-m', 'gpu']
+    assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
