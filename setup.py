@@ -12,7 +12,8 @@ setup(
         'openmmlab': ['mmengine>=0.11.0rc3,<0.12', 'mmcv>=2.1.0,<2.2', 'mmdet>=3.3.0,<3.4'],
         # For tools/ema_checkpoint.py to read and write files of that kind.
         'safetensors': ['safetensors'],
-        'test': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'pillow', 'psutil', 'ruff', 'mypy', 'tensorboard', 'safetensors'],
+        'test': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'pillow', 'psutil', 'tensorboard', 'safetensors',
+                 'ruff', 'mypy'],
         # The classes that tools/benchmark_ema.py compares with, where they are there, and its look at the free memory.
         'bench': ['ema-pytorch', 'timm', 'psutil'],
     },

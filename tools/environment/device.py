@@ -2,8 +2,8 @@
 
 Usage: python device.py [--gpu-only] auto tools/demo.py
 
-The word before the command is what the user asks for: cpu, cuda, or auto, which takes a GPU where mmcv has operators for
-it. Without a command, the line is all.
+The word before the command is what the user asks for: cpu, cuda, or auto, which takes a GPU where mmcv has operators
+for it. Without a command, the line is all.
 """
 
 import argparse

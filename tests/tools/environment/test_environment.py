@@ -264,9 +264,10 @@ def test_folder_with_other_wheels_is_not_filled(load_tool, monkeypatch, tmp_path
 
 
 def test_make_runs_no_second_time_without_a_gpu():
-    recipe = subprocess.run(['make', '--just-print', 'test'], cwd=ENVIRONMENT.parents[1], capture_output=True, text=True)
-    command = recipe.stdout.splitlines()[-1].split()[1:]
-    result = subprocess.run([sys.executable, *command], cwd=ENVIRONMENT.parents[1], capture_output=True, text=True,
-                            env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    options = dict(cwd=ENVIRONMENT.parents[1], capture_output=True, text=True)
+    recipe = subprocess.run(['make', '--just-print', 'test'], **options).stdout
+    command = recipe.splitlines()[-1].split()[1:]
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
+    result = subprocess.run([sys.executable, *command], env=environment, **options)
     assert command[-2:] == ['-m', 'gpu']
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
