@@ -32,7 +32,7 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
         ...     (Path(folder) / 'new' / 'a.txt').read_text()
         'whole'
     """
-    _link_new(path, lambda temporary: path, write)
+    _write_new(path, lambda temporary: path, write)
 
 
 def write_named_by_content(stem: Path, suffix: str, write: Callable[[Path], object]) -> Path:
@@ -49,19 +49,20 @@ def write_named_by_content(stem: Path, suffix: str, write: Callable[[Path], obje
     Raises:
         FileExistsError: If there is such a file already. It is left as it is.
     """
-    return _link_new(stem.with_name(stem.name + suffix),
+    return _write_new(stem.with_name(stem.name + suffix),
                      lambda temporary: stem.with_name(f'{stem.name}-{_sha256(temporary)[:8]}{suffix}'), write)
 
 
-def _link_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path], object]) -> Path:
+def _write_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path], object]) -> Path:
     """Writes beside a path, and gives what was written the name that is found for it then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         _write_and_sync(temporary, write)
         named = name(temporary)
-        # Unlike a rename, a link never replaces what is there.
-        os.link(temporary, named)
+        # A rename replaces what is there, and not every file system has links. So the name is taken first.
+        named.touch(exist_ok=False)
+        temporary.replace(named)
     return named
 
 

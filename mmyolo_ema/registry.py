@@ -7,13 +7,9 @@ the prefix, and the locations when it looks a name up.
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 # Averaged models: how weights are averaged.
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmyolo_ema', locations=['mmyolo_ema.models'])
 # Hooks: when they are averaged, evaluated, saved and loaded.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmyolo_ema', locations=['mmyolo_ema.hooks'])
-# Wrappers of optimizers: in which precision the model is trained.
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmyolo_ema', locations=['mmyolo_ema.optim'])

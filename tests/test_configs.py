@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from mmdet.engine.hooks import PipelineSwitchHook, SyncNormHook, YOLOXModeSwitchHook
-from mmdet.models import RTMDet
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, MODELS, DefaultScope
@@ -68,18 +67,3 @@ def test_demo_averages_over_a_sensible_share_of_its_run():
     hook, updates = cfg.custom_hooks[0], cfg.max_epochs * 160 // cfg.train_dataloader.batch_size
     assert updates == 480
     assert 0.03 < mean_age(updates, hook.momentum, hook.gamma) / updates < 0.05
-
-
-def test_pure_python_demo_is_the_same_run():
-    text, pure = load('demo/rtmdet_nuclei.py'), load('demo/rtmdet_nuclei_pure_python.py')
-    (text_model, text_hooks), (pure_model, pure_hooks) = build(text), build(pure)
-    assert type(text_model) is type(pure_model) is RTMDet
-    assert [(name, value.shape) for name, value in text_model.state_dict().items()
-            ] == [(name, value.shape) for name, value in pure_model.state_dict().items()]
-    options = [{key: value for key, value in hooks[0][1].ema_cfg.items() if key != 'type'}
-               for hooks in (text_hooks, pure_hooks)]
-    assert options[0] == options[1]
-    for key in ('max_epochs', 'randomness'):
-        assert text[key] == pure[key]
-    assert text.train_dataloader.batch_size == pure.train_dataloader.batch_size
-    assert text.optim_wrapper.optimizer.lr == pure.optim_wrapper.optimizer.lr

@@ -27,7 +27,7 @@ from mmyolo_ema.processes import raised_by_all
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision, on a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint, by default the latest in the work directory')
@@ -48,13 +48,10 @@ def check_hooks(cfg: Config) -> None:
 
 
 def set_amp(cfg: Config) -> None:
-    if is_cuda_available() or is_npu_available() or is_musa_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
-    else:  # MMEngine's wrapper does not train on the CPU
-        cfg.optim_wrapper.type = 'mmyolo_ema.BFloat16OptimWrapper'
-        for option in ('loss_scale', 'dtype', 'use_fsdp'):
-            cfg.optim_wrapper.pop(option, None)
+    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
+        stop("--amp needs a GPU, and there is none: MMEngine's AmpOptimWrapper does not train on the CPU")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
 
 
 def set_auto_scale_lr(cfg: Config) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.slots import unwrap
-from mmyolo_ema.models.step_count import StepCount
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedule import momentum_at, three_digits
@@ -53,7 +52,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     Attributes:
         module (nn.Module): The averaged model.
-        steps (Tensor): Number of updates made, an int64 scalar.
+        steps (Tensor): Number of updates made, an int64 scalar on the CPU.
 
     Raises:
         TypeError: If an argument has a wrong type or is not known, such as ``decay``.
@@ -75,7 +74,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     steps: Tensor
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
-    _count: StepCount
     _warned: set[torch.dtype]
 
     def __init__(self,
@@ -91,7 +89,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         _check_arguments(model, momentum, gamma, interval, update_buffers)
         # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
         # references to its tensors that go stale. It gets an empty module in its place.
-        super().__init__(nn.Module(), momentum, gamma, interval, device, update_buffers)
+        # The count of updates stays on the CPU, where reading it waits for nothing.
+        super().__init__(nn.Module(), momentum, gamma, interval, update_buffers=update_buffers)
         del self.avg_parameters
         self.module = own_copy(unwrap(model)).requires_grad_(False)
         if device is not None:
@@ -113,7 +112,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
             plan = self._plan = TensorPlan(averaged, model, self.update_buffers)
             self._warn_of_stall(plan.averages)
-        step = self._count.read(steps)
+        step = int(steps)
         momentum = 1.0 if step == 0 else self.momentum_at(step)
         # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
         with torch.inference_mode():
@@ -122,7 +121,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             elif step % self.interval == 0:
                 plan.move(momentum)
             plan.copy(plan.copies)
-            self._count.add_one(steps, step)
+            steps.add_(1)
         plan.copy_extra_states()
 
     def momentum_at(self, step: int) -> float:
@@ -154,7 +153,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def _forget(self) -> None:
         """Drops what was found out about the tensors; the next update finds it again."""
         self._plan = None
-        self._count = StepCount()
         self._warned = set()
 
     def __setstate__(self, state: dict) -> None:
@@ -163,7 +161,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def __getstate__(self) -> dict:
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
-        return {key: value for key, value in super().__getstate__().items() if key not in ('_plan', '_count')}
+        return {key: value for key, value in super().__getstate__().items() if key != '_plan'}
 
 
 def _unexpected(name: str, value: object) -> str:

@@ -7,6 +7,7 @@ tells whether what was found still holds.
 
 from collections import defaultdict
 from copy import deepcopy
+from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -55,7 +56,9 @@ class TensorPlan:
 
     Raises:
         ValueError: If the names of the tensors or the shapes of parameters
-            differ. A buffer of another shape starts anew, as a copy.
+            differ, if tensors that the average shares are not shared in the
+            model any more, or if two overlap in memory. A buffer of another
+            shape starts anew, as a copy.
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
@@ -64,7 +67,7 @@ class TensorPlan:
         # Nothing to update, but one of them may grow in place.
         self._empty = [tensor for _, tensor, _ in distinct if not tensor.numel()]
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
-        pairs = sorted(_without_covered(distinct), key=lambda pair: pair[0].numel())
+        pairs = sorted((pair for pair in distinct if pair[0].numel()), key=lambda pair: pair[0].numel())
         kinds: dict[bool, list] = {True: [], False: []}
         for *pair, slot in pairs:
             kinds[_is_averaged(pair[1], slot, update_buffers)].append(pair)
@@ -121,82 +124,55 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
     for name, slot in source_slots.items():
         if name in averaged_slots:
             names_of[id(slot.tensor)].append(name)
-    _check_shared_modules(averaged_slots, list(names_of.values()))
+    _check_shared(averaged_slots, list(names_of.values()))
 
-    taken: set[int] = set()
-    pairs = []
-    for names in names_of.values():
-        places = [averaged_slots[name] for name in names]
-        tensor = places[0].tensor if id(places[0].tensor) not in taken else places[0].copy()
-        followed = source_slots[names[0]].tensor
+    pairs = {}
+    for name, *others in names_of.values():
+        tensor, followed = averaged_slots[name].tensor, source_slots[name].tensor
         if tensor.shape != followed.shape:
             tensor = followed.detach().to(tensor, copy=True)
-        taken.add(id(tensor))
-        for place in places:
+        for place in (averaged_slots[name], *(averaged_slots[other] for other in others)):
             place.holder[place.key] = tensor
-        pairs.append((tensor, followed, places[0]))
-    return pairs
+        pairs[name] = (tensor, followed, averaged_slots[name])
+    filled = {name: pair[:2] for name, pair in pairs.items() if pair[0].numel() and pair[0].layout is torch.strided}
+    _own_memory(list(filled.values()))
+    _check_overlap({name: averaged for name, (averaged, _) in filled.items()})
+    return list(pairs.values())
 
 
-def _check_shared_modules(averaged: dict[str, Slot], groups: list[list[str]]) -> None:
-    """Raises if one place in the average, under several names, would have to follow two tensors."""
-    first_name: dict[tuple[int, str], str] = {}
+def _check_shared(averaged: dict[str, Slot], groups: list[list[str]]) -> None:
+    """Raises if one tensor of the average, under several names, would have to follow two tensors."""
+    first_name: dict[int, str] = {}
     for names in groups:
-        places = {(id(averaged[name].holder), averaged[name].key): name for name in names}
-        for place, name in places.items():
-            if place in first_name:
-                raise ValueError(f'the average holds one module under the names {first_name[place]} and {name}, but '
-                                 'the model now holds two. Build a new average from this model.')
-        first_name.update(places)
+        tensors = {id(averaged[name].tensor): name for name in names}
+        for tensor, name in tensors.items():
+            if tensor in first_name:
+                raise ValueError(f'{first_name[tensor]} and {name} are one tensor in the average, but two in the '
+                                 'model now. Build a new average from this model.')
+        first_name.update(tensors)
 
 
-def _without_covered(pairs: list[tuple[Tensor, Tensor, Slot]]) -> list[tuple[Tensor, Tensor, Slot]]:
-    """Leaves out views into a tensor that is updated, so that no memory is averaged twice, and empty tensors.
-
-    A view that has gone its own way in the source, or whose memory an in-place update cannot write, gets memory of
-    its own.
-    """
-    kept: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    memories_of_source = {_memory(source) for _, source, _ in pairs}
-    result = []
-    filled = [pair for pair in pairs if pair[0].numel()]
-    for averaged, source, slot in sorted(filled, key=lambda pair: -pair[0].numel()):
-        memory = _memory(averaged)
-        neighbours = kept[memory]
-        if memory and any(_covers(*neighbour, averaged, source) for neighbour in neighbours):
-            continue
-        if memory and (memory in memories_of_source or _overlaps_itself(averaged)
-                       or any(_overlap(averaged, other) for other, _ in neighbours)):
+def _own_memory(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Gives tensors of the average memory that an in-place update can write: not the model's, and not expanded."""
+    memories_of_source = {source.untyped_storage().data_ptr() for _, source in pairs}
+    for averaged, _ in pairs:
+        if averaged.untyped_storage().data_ptr() in memories_of_source or _overlaps_itself(averaged):
             averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
-        kept[_memory(averaged)].append((averaged, source))
-        result.append((averaged, source, slot))
-    return result
 
 
-def _memory(tensor: Tensor) -> int:
-    """Returns the address of the storage that a tensor lies in, 0 if it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+def _check_overlap(averaged: dict[str, Tensor]) -> None:
+    """Raises if two tensors of the average share memory: what they share would be averaged twice."""
+    spans = sorted((*_span(tensor), name) for name, tensor in averaged.items())
+    for (_, end, name), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise ValueError(f'{name} and {other} are views of the same memory, which cannot be averaged. Give one of '
+                             'them memory of its own in the model: tensor.clone().')
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Returns the addresses of a tensor's first byte and of the byte behind its last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    (start, end), (other_start, other_end) = _span(one), _span(other)
-    return start < other_end and other_start < end
-
-
-def _covers(averaged: Tensor, source: Tensor, averaged_view: Tensor, source_view: Tensor) -> bool:
-    """Whether a view lies inside a tensor, in the average and in the source alike."""
-    (start, end), (view_start, view_end) = _span(averaged), _span(averaged_view)
-    return (start <= view_start and view_end <= end and averaged.is_contiguous() and source.is_contiguous()
-            and _memory(source) == _memory(source_view) != 0 and averaged_view.stride() == source_view.stride()
-            and averaged.dtype == averaged_view.dtype and source.dtype == source_view.dtype
-            and averaged_view.storage_offset() - averaged.storage_offset()
-            == source_view.storage_offset() - source.storage_offset())
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:

@@ -52,9 +52,8 @@ def assert_usual(runner, hook, updates=4):
 @pytest.mark.parametrize('option', [
     dict(activation_checkpointing=['backbone.stage1']),
     dict(efficient_conv_bn_eval=['backbone']),
-    {'optim_wrapper.type': 'mmyolo_ema.BFloat16OptimWrapper'},
     {'optim_wrapper.clip_grad': dict(max_norm=35)},
-], ids=['activation checkpointing', 'efficient_conv_bn_eval', 'bfloat16', 'clipped'])
+], ids=['activation checkpointing', 'efficient_conv_bn_eval', 'clipped'])
 def test_average_is_kept_beside(one_epoch, option):
     assert_usual(*trained_run(one_epoch(**option)))
 

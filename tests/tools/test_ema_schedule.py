@@ -71,9 +71,20 @@ def test_config_without_average_gets_a_first_one(tool, config, capsys):
     assert 'config: ' not in said
 
 
-def test_classes_in_a_config_are_named_as_their_registry_knows_them(tool, root, capsys, monkeypatch):
-    monkeypatch.chdir(root)
-    tool('ema_schedule', 'configs/demo/rtmdet_nuclei_pure_python.py', '--mean-age', '10%', '--dataset-size', '160')
+def test_classes_in_a_config_are_named_as_their_registry_knows_them(tool, config, capsys, tmp_path):
+    pure = tmp_path / 'pure.py'
+    pure.write_text('''
+from mmengine.config import read_base
+
+from mmyolo_ema import EMAHook, ExpMomentumEMA
+
+with read_base():
+    from .base import *  # noqa: F403
+
+custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma=40)]
+''')
+    (tmp_path / 'base.py').write_text("train_cfg = dict(max_epochs=24)\ntrain_dataloader = dict(batch_size=8)\n")
+    tool('ema_schedule', pure, '--mean-age', '10%', '--dataset-size', '160')
     hook = eval(re.search(r'    (dict\(.*\))', capsys.readouterr().out)[1])
     assert (hook['type'], hook['ema_type']) == ('mmyolo_ema.EMAHook', 'mmyolo_ema.ExpMomentumEMA')
 
