@@ -12,7 +12,6 @@ Example:
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,6 +21,10 @@ from typing import NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / 'tools' / 'environment'
+sys.path.insert(0, str(ENVIRONMENT))
+
+from create import requirement  # noqa: E402
+
 DEMO_CONFIG = 'configs/demo/rtmdet_nuclei.py'
 # Of what a part prints.
 LAST_LINES = 15
@@ -119,13 +122,12 @@ class SetUp:
         return subprocess.run(command, cwd=ROOT).returncode == 0
 
     def has_cuda_operators(self) -> bool:
-        """Whether they were there from the start."""
+        """Whether mmcv in the environment has operators for a GPU."""
         return (ROOT / self._folder / 'ready').read_text().strip().endswith(' cuda')
 
     def start_to_build(self) -> None:
         """Starts to compile the CUDA operators in the background."""
-        pins = (ENVIRONMENT / f'{self._args.stack}.txt').read_text().splitlines()
-        mmcv = next(line for line in pins if re.match('(onedl-)?mmcv==', line))
+        mmcv = requirement((ENVIRONMENT / f'{self._args.stack}.txt').read_text().splitlines(), 'mmcv')
         command = [self.python, ENVIRONMENT / 'build_mmcv.py', mmcv, '--device', 'cuda', *self._source]
         self._build = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
 

@@ -3,7 +3,7 @@ import json
 import matplotlib.image
 import pytest
 
-from mmyolo_ema.benchmark.scale import SIZES
+from benchmarks.scale import SIZES
 
 CLASSES = ['mmyolo_ema', 'mmdet', 'mmengine', 'torch', 'timm', 'ema-pytorch']
 
@@ -38,7 +38,7 @@ def test_growth(tool, monkeypatch, tmp_path, capsys):
 
 
 def test_training_step(tool, config_file, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmyolo_ema.benchmark.training.IMAGE_SIZE', 64)
+    monkeypatch.setattr('benchmarks.training.IMAGE_SIZE', 64)
     tool('benchmark_ema', '--training-step', '--models', config_file, '--rounds', 1, '--json', 'step.json')
     results = json.loads((tmp_path / 'step.json').read_text())['results']
     assert results['update']['median'] > 0
@@ -68,7 +68,7 @@ def test_folder_that_cannot_be_made_is_refused(refused, tmp_path):
 
 
 def test_class_that_computes_something_else_stops_the_benchmark(refused, monkeypatch):
-    monkeypatch.setattr('mmyolo_ema.benchmark.agreement._TOLERANCE', -1)
+    monkeypatch.setattr('benchmarks.agreement._TOLERANCE', -1)
     assert 'does not compute the same average' in refused('benchmark_ema')
 
 

@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 
-from mmyolo_ema.benchmark.contenders import OURS, makers
-from mmyolo_ema.benchmark.detectors import build_detector
-from mmyolo_ema.benchmark.steps import BARE, LIMIT, measure_steps
+from benchmarks.contenders import OURS, makers
+from benchmarks.detectors import build_detector
+from benchmarks.steps import BARE, LIMIT, measure_steps
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])

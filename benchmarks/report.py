@@ -7,13 +7,13 @@ from typing import Optional
 import torch
 from rich.table import Table
 
-from mmyolo_ema.benchmark.contenders import OURS
-from mmyolo_ema.benchmark.hook_cost import NO_HOOK, HookCost
-from mmyolo_ema.benchmark.memory import Memory
-from mmyolo_ema.benchmark.scale import ScalePoint
-from mmyolo_ema.benchmark.steps import BARE, LIMIT, Cost, StepCosts
-from mmyolo_ema.benchmark.timing import Timing
-from mmyolo_ema.benchmark.training import RunCost, TrainingStepCost
+from benchmarks.contenders import OURS
+from benchmarks.hook_cost import NO_HOOK, HookCost
+from benchmarks.memory import Memory
+from benchmarks.scale import ScalePoint
+from benchmarks.steps import BARE, LIMIT, Cost, StepCosts
+from benchmarks.timing import Timing
+from benchmarks.training import RunCost, TrainingStepCost
 
 __all__ = [
     'environment', 'hook_table', 'run_table', 'scale_table', 'step_table', 'surroundings_table', 'training_step_table'

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from benchmarks.memory import Memory, memory_of
 from mmyolo_ema import ExpMomentumEMA
-from mmyolo_ema.benchmark.memory import Memory, memory_of
 
 MIB = 2**20
 devices = pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmyolo_ema.benchmark import agreement
-from mmyolo_ema.benchmark.agreement import check_agreement
-from mmyolo_ema.benchmark.contenders import OURS, makers
+from benchmarks import agreement
+from benchmarks.agreement import check_agreement
+from benchmarks.contenders import OURS, makers
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
@@ -46,5 +46,5 @@ def test_classes_that_cannot_leave_the_buffers_out_are_not_asked_to():
 
 
 def test_classes_that_are_not_installed_are_left_out(monkeypatch):
-    monkeypatch.setattr('mmyolo_ema.benchmark.contenders.find_spec', lambda name: None)
+    monkeypatch.setattr('benchmarks.contenders.find_spec', lambda name: None)
     assert list(makers(update_buffers=True)) == [OURS, 'mmdet', 'mmengine', 'torch']

@@ -14,9 +14,9 @@ import torch
 from mmengine.hooks import EMAHook
 from torch import Tensor, nn
 
-from mmyolo_ema.benchmark.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
-from mmyolo_ema.benchmark.memory import Memory, memory_of
-from mmyolo_ema.benchmark.timing import Timing, interleaved, measured, measured_apart, pooled
+from benchmarks.contenders import OURS, Contender, Maker, averaged_pairs, bare_update, limit_update, makers
+from benchmarks.memory import Memory, memory_of
+from benchmarks.timing import Timing, interleaved, measured, measured_apart, pooled
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.loan import Loan
 

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from mmyolo_ema.benchmark.contenders import averaged_pairs, bare_update, limit_update
+from benchmarks.contenders import averaged_pairs, bare_update, limit_update
 
 
 def test_bare_update_moves_each_distinct_tensor_once(detector, change):

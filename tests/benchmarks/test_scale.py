@@ -1,7 +1,7 @@
 import pytest
 
-from mmyolo_ema.benchmark import scale
-from mmyolo_ema.benchmark.scale import fits, measure_scale
+from benchmarks import scale
+from benchmarks.scale import fits, measure_scale
 
 
 def test_model_of_the_wanted_size_is_timed():

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from mmyolo_ema.benchmark import training
-from mmyolo_ema.benchmark.training import measure_runs, measure_training_step
+from benchmarks import training
+from benchmarks.training import measure_runs, measure_training_step
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mmyolo_ema.benchmark.contenders import OURS, averaged_pairs, limit_update, makers
-from mmyolo_ema.benchmark.steps import LIMIT, MOMENTUM, training_step_of
-from mmyolo_ema.benchmark.timing import Timing, interleaved
+from benchmarks.contenders import OURS, averaged_pairs, limit_update, makers
+from benchmarks.steps import LIMIT, MOMENTUM, training_step_of
+from benchmarks.timing import Timing, interleaved
 
 __all__ = ['SIZES', 'ScalePoint', 'fits', 'measure_scale']
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from mmyolo_ema.benchmark.contenders import OURS, averaged_pairs, makers
+from benchmarks.contenders import OURS, averaged_pairs, makers
 
 __all__ = ['check_agreement']
 

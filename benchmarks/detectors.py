@@ -5,8 +5,10 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModule, revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import nn
+
+from mmyolo_ema.building import build_model, scope_of
 
 __all__ = ['DETECTORS', 'build_detector']
 
@@ -34,8 +36,8 @@ def build_detector(name: str) -> nn.Module:
         cfg = Config.fromfile(name)
     else:
         raise ValueError(f'{name} is no config, and none of {", ".join(DETECTORS)}')
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    init_default_scope(scope_of(cfg))
+    model = revert_sync_batchnorm(build_model(cfg))
     for module in model.modules():
         # A runner would download the weights of a backbone.
         if isinstance(module, BaseModule) and 'Pretrained' in str(module.init_cfg):

@@ -13,15 +13,15 @@ from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmyolo_ema.benchmark.steps import MOMENTUM
-from mmyolo_ema.benchmark.timing import Timing, synchronize
-from mmyolo_ema.benchmark.training import random_batch
+from benchmarks.contenders import OURS
+from benchmarks.steps import MOMENTUM
+from benchmarks.timing import Timing, synchronize
+from benchmarks.training import random_batch
 from mmyolo_ema.hooks import EMAHook
 
-__all__ = ['NO_HOOK', 'OUR_HOOK', 'HookCost', 'measure_hook_cost']
+__all__ = ['NO_HOOK', 'HookCost', 'measure_hook_cost']
 
 NO_HOOK = 'no hook'
-OUR_HOOK = 'mmyolo_ema'
 # Steps between two waits for the GPU: a wait after each would take away what the host does meanwhile.
 _BLOCK, _WARM_UP_BLOCK = 20, 5
 _FEWEST_ROUNDS = 2
@@ -113,8 +113,8 @@ class Turns(Hook):
         self._hooks: dict[str, Optional[MMEngineEMAHook]] = {
             NO_HOOK: None,
             'mmengine': MMEngineEMAHook(ema_type='mmengine.ExponentialMovingAverage', **options),
-            f'{OUR_HOOK} without check': EMAHook(skip_nonfinite=False, **ours),
-            OUR_HOOK: EMAHook(**ours),
+            f'{OURS} without check': EMAHook(skip_nonfinite=False, **ours),
+            OURS: EMAHook(**ours),
         }
         self._seconds, self._device = seconds, device
         self._order, self._shuffle = list(self._hooks), random.Random(0).shuffle

@@ -1,4 +1,4 @@
-from mmyolo_ema.benchmark.timing import Timing, interleaved
+from benchmarks.timing import Timing, interleaved
 
 
 def test_each_function_is_called_once_a_round_and_after_the_warm_up():

@@ -10,9 +10,9 @@ import torch
 from mmdet.models import BaseDetector
 from mmdet.testing import demo_mm_inputs
 
-from mmyolo_ema.benchmark.contenders import OURS, makers
-from mmyolo_ema.benchmark.steps import MOMENTUM
-from mmyolo_ema.benchmark.timing import Timing, interleaved
+from benchmarks.contenders import OURS, makers
+from benchmarks.steps import MOMENTUM
+from benchmarks.timing import Timing, interleaved
 
 __all__ = ['RunCost', 'TrainingStepCost', 'measure_runs', 'measure_training_step', 'random_batch']
 

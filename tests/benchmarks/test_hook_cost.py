@@ -1,8 +1,9 @@
 import pytest
 
-from mmyolo_ema.benchmark.hook_cost import NO_HOOK, OUR_HOOK, measure_hook_cost
+from benchmarks.contenders import OURS
+from benchmarks.hook_cost import NO_HOOK, measure_hook_cost
 
-HOOKS = ['mmengine', f'{OUR_HOOK} without check', OUR_HOOK]
+HOOKS = ['mmengine', f'{OURS} without check', OURS]
 
 
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
@@ -14,4 +15,4 @@ def test_hooks_take_turns_in_one_training(detector, device):
     assert set(cost.step) == {NO_HOOK, *HOOKS}
     assert list(cost.added) == list(cost.host) == HOOKS
     assert min(timing.median for timing in (*cost.step.values(), *cost.host.values())) > 0
-    assert cost.share(OUR_HOOK) == cost.added[OUR_HOOK].median / cost.step[NO_HOOK].median
+    assert cost.share(OURS) == cost.added[OURS].median / cost.step[NO_HOOK].median
