@@ -25,7 +25,6 @@ from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
-from mmyolo_ema.hooks.loan import Loan
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.refusals import check_run
 from mmyolo_ema.hooks.resumption import is_resumed
@@ -34,7 +33,8 @@ from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
-from mmyolo_ema.models.slots import unwrap
+from mmyolo_ema.hooks.weight_swap import WeightSwap
+from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
@@ -129,7 +129,7 @@ class EMAHook(MMEngineEMAHook):
         self._said_kept: set[str] = set()
         self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._ema_model: Optional[BaseAveragedModel] = None
-        self._loan: Optional[Loan] = None
+        self._swap: Optional[WeightSwap] = None
         self._raw_metrics: Optional[dict] = None
         self._guarded_loops: weakref.WeakSet[BaseLoop] = weakref.WeakSet()
 
@@ -243,7 +243,7 @@ class EMAHook(MMEngineEMAHook):
                 _say(f'{path} cannot be drawn: {error}', logging.WARNING)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Validates the raw weights if both kinds are asked for, then lends the model those of the average.
+        """Validates the raw weights if both kinds are asked for, then swaps in those of the average.
 
         Args:
             runner (Runner): The runner of the validation.
@@ -256,7 +256,7 @@ class EMAHook(MMEngineEMAHook):
             _say('validating the raw weights')
             self._raw_metrics = validate_once_more(runner, self)
             _say('validating the averaged weights')
-        self._lend_average()
+        self._swap_in()
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
         """Gives the model its own weights back, and adds the metrics of its own.
@@ -265,7 +265,7 @@ class EMAHook(MMEngineEMAHook):
             runner (Runner): The runner of the validation.
             metrics (dict, optional): What was measured; the metrics of the raw weights are added to it.
         """
-        self._end_loan()
+        self._swap_out()
         if metrics is None or not self._averages_for(runner):
             return
         measured = dict(metrics)
@@ -294,14 +294,14 @@ class EMAHook(MMEngineEMAHook):
             metrics.update({**dict.fromkeys(missing), **added})
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Lends the model the weights of the average, if it was trained in this run.
+        """Swaps in the weights of the average, if it was trained in this run.
 
         Args:
             runner (Runner): The runner of the test.
         """
         if self._has_begun(runner):
             self._synchronize_buffers(runner)
-            self._lend_average()
+            self._swap_in()
 
     def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
         """Gives the model its own weights back.
@@ -310,7 +310,7 @@ class EMAHook(MMEngineEMAHook):
             runner (Runner): The runner of the test.
             metrics (dict, optional): Not used.
         """
-        self._end_loan()
+        self._swap_out()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Puts the average where every loader looks for weights, and the raw ones under ``ema_state_dict``.
@@ -321,8 +321,8 @@ class EMAHook(MMEngineEMAHook):
         """
         if not self._averages_for(runner):
             return
-        # Those that the runner puts there may be the live ones, on loan, or named as in a wrapper of the model.
-        with nullcontext() if self._loan is None else self._loan.interrupted():
+        # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
+        with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self.ema_model, self._has_begun(runner))
         checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.record.as_meta()
@@ -344,7 +344,7 @@ class EMAHook(MMEngineEMAHook):
         if not self._averages_for(runner):
             return
         # What is loaded next goes into the model's own tensors, not into the average's.
-        self._end_loan()
+        self._swap_out()
         said = origin(checkpoint, resumed)
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
@@ -376,7 +376,7 @@ class EMAHook(MMEngineEMAHook):
             self._make_average()
         for loop in (runner._val_loop, runner._test_loop):
             if isinstance(loop, BaseLoop) and loop not in self._guarded_loops:
-                self._end_loan_after(loop)
+                self._swap_out_after(loop)
                 self._guarded_loops.add(loop)
 
     def _make_average(self) -> None:
@@ -407,31 +407,31 @@ class EMAHook(MMEngineEMAHook):
         """Whether the average of this runner has been updated; the first update makes it a copy of the model."""
         return self._averages_for(runner) and int(self.ema_model.steps) > 0
 
-    def _lend_average(self) -> None:
+    def _swap_in(self) -> None:
         if self.evaluate_on_ema:
             try:
-                self._loan = Loan(self.ema_model.module, self.src_model)
+                self._swap = WeightSwap(self.ema_model.module, self.src_model)
             except ValueError as error:
                 raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
                                  f'model must come after the EMAHook, whose priority is {self.priority}.') from error
-            self._loan.begin()
+            self._swap.swap_in()
 
-    def _end_loan(self) -> None:
-        if self._loan is not None:
-            self._loan.end()
-            self._loan = None
+    def _swap_out(self) -> None:
+        if self._swap is not None:
+            self._swap.swap_out()
+            self._swap = None
 
-    def _end_loan_after(self, loop: BaseLoop) -> None:
+    def _swap_out_after(self, loop: BaseLoop) -> None:
         """Gives the model its own weights back also after an exception in a loop, of which no hook hears."""
         run: Callable[[], Any] = loop.run
 
-        def run_and_end_loan() -> Any:
+        def run_and_swap_out() -> Any:
             try:
                 return run()
             finally:
-                self._end_loan()
+                self._swap_out()
 
-        loop.run = run_and_end_loan
+        loop.run = run_and_swap_out
 
     def _synchronize_buffers(self, runner: Runner) -> None:
         """Makes the floating buffers of the average equal on all processes."""

@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
-from mmyolo_ema.models.slots import Slot, slots
+from mmyolo_ema.models.tensor_references import TensorReference, tensor_references
 
 __all__ = ['FiniteCheck', 'NotFinite']
 
@@ -38,8 +38,8 @@ class FiniteCheck:
 
     def __init__(self, model: nn.Module, beginning: nn.Module) -> None:
         self._model = model
-        self._ignored = {name for name, slot in slots(beginning)
-                         if _can_be_looked_at(slot) and not slot.tensor.isfinite().all()}
+        self._ignored = {name for name, reference in tensor_references(beginning)
+                         if _can_be_looked_at(reference) and not reference.tensor.isfinite().all()}
         self._large: set[str] = set()
         self._list()
 
@@ -61,12 +61,14 @@ class FiniteCheck:
                          [name for name in bad if name not in self._parameters])
 
     def _list(self) -> None:
-        distinct = {id(slot.tensor): (name, slot) for name, slot in slots(self._model) if _can_be_looked_at(slot)}
-        looked_at = {name: slot for name, slot in distinct.values() if name not in self._ignored}
-        self._parameters = {name for name, slot in looked_at.items() if slot.is_parameter}
+        distinct = {id(reference.tensor): (name, reference) for name, reference in tensor_references(self._model)
+                    if _can_be_looked_at(reference)}
+        looked_at = {name: reference for name, reference in distinct.values() if name not in self._ignored}
+        self._parameters = {name for name, reference in looked_at.items() if reference.is_parameter}
         groups = defaultdict(list)
-        for name, slot in looked_at.items():
-            groups[slot.tensor.device, slot.tensor.dtype, name in self._large].append((name, slot.tensor))
+        for name, reference in looked_at.items():
+            tensor = reference.tensor
+            groups[tensor.device, tensor.dtype, name in self._large].append((name, tensor))
         #: Tensors of one device and dtype, and the order of their norm: infinity is the maximum.
         self._groups = [([tensor for _, tensor in group], math.inf if is_large else 2)
                         for (_, _, is_large), group in groups.items()]
@@ -89,7 +91,7 @@ class FiniteCheck:
         return norms.tolist()
 
 
-def _can_be_looked_at(slot: Slot) -> bool:
+def _can_be_looked_at(reference: TensorReference) -> bool:
     """Whether a tensor is stored and of a kind that torch can tell the finiteness of."""
-    tensor = slot.tensor
-    return slot.is_persistent and tensor.dtype in _DTYPES and tensor.layout is torch.strided and tensor.numel() > 0
+    tensor = reference.tensor
+    return reference.is_persistent and tensor.dtype in _DTYPES and tensor.layout is torch.strided and tensor.numel() > 0

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmyolo_ema.hooks.structure import Structure
-from mmyolo_ema.models.slots import unwrap
+from mmyolo_ema.models.tensor_references import unwrap
 
 __all__ = ['validate_once_more']
 

@@ -6,7 +6,7 @@ from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.model import BaseAveragedModel
 from torch import nn
 
-from mmyolo_ema.models.slots import slots
+from mmyolo_ema.models.tensor_references import tensor_references
 
 __all__ = ['advice_on_shared_tensors']
 
@@ -27,9 +27,9 @@ def advice_on_shared_tensors(ema_model: BaseAveragedModel, model: nn.Module) -> 
     if not (goes_by_name and ema_model.update_buffers):
         return ''
     names_of = defaultdict(list)
-    for name, slot in slots(model):
-        if slot.is_persistent and slot.tensor.is_floating_point():
-            names_of[id(slot.tensor)].append(name)
+    for name, reference in tensor_references(model):
+        if reference.is_persistent and reference.tensor.is_floating_point():
+            names_of[id(reference.tensor)].append(name)
     shared = [names for names in names_of.values() if len(names) > 1]
     if not shared:
         return ''

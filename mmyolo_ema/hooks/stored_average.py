@@ -19,7 +19,7 @@ from mmyolo_ema.checkpoint import (
     raw_weights,
     updates_in,
 )
-from mmyolo_ema.models.slots import slots
+from mmyolo_ema.models.tensor_references import tensor_references
 
 __all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
@@ -53,8 +53,9 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
     Those that have no mean stay as they are: the scale of an observer for quantization, which belongs to its zero
     point, and what has another shape in another process, as a table may that follows the size of the images.
     """
-    buffers = {name: slot.tensor for name, slot in slots(ema_model.module) if not slot.is_parameter
-               and slot.is_persistent and not slot.is_of_quantizer and slot.tensor.is_floating_point()}
+    buffers = {name: reference.tensor for name, reference in tensor_references(ema_model.module)
+               if not reference.is_parameter and reference.is_persistent and not reference.is_of_quantizer
+               and reference.tensor.is_floating_point()}
     shapes = all_gather_object({name: buffer.shape for name, buffer in buffers.items()})
     all_reduce_params([buffer for name, buffer in buffers.items()
                        if all(others.get(name) == buffer.shape for others in shapes)], op='mean')

@@ -10,8 +10,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmyolo_ema.models.own_copy import own_copy
-from mmyolo_ema.models.slots import unwrap
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
+from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedule import momentum_at, three_digits
 

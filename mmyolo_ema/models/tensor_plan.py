@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
-from mmyolo_ema.models.slots import Slot, check_same_tensors, slots, unwrap
+from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
 __all__ = ['Group', 'TensorPlan']
 
@@ -69,8 +69,8 @@ class TensorPlan:
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
         pairs = sorted((pair for pair in distinct if pair[0].numel()), key=lambda pair: pair[0].numel())
         kinds: dict[bool, list] = {True: [], False: []}
-        for *pair, slot in pairs:
-            kinds[_is_averaged(pair[1], slot, update_buffers)].append(pair)
+        for *pair, reference in pairs:
+            kinds[_is_averaged(pair[1], reference, update_buffers)].append(pair)
         self.averages, self.copies = _grouped(kinds[True]), _grouped(kinds[False])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
@@ -112,35 +112,35 @@ class TensorPlan:
         self._sizes = list(map(_SIZE, self._tensors))
 
 
-def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor, Slot]]:
+def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor, TensorReference]]:
     """Returns the tensors to update and what they follow, each distinct tensor of the source exactly once.
 
     The average is made to share what the source shares, and nothing else, because MMEngine's EMAHook exchanges the
     two in the order in which their modules yield them.
     """
-    averaged_slots, source_slots = dict(slots(average)), dict(slots(source))
-    check_same_tensors(averaged_slots, source_slots)
+    averaged_references, source_references = dict(tensor_references(average)), dict(tensor_references(source))
+    check_same_tensors(averaged_references, source_references)
     names_of: dict[int, list[str]] = defaultdict(list)
-    for name, slot in source_slots.items():
-        if name in averaged_slots:
-            names_of[id(slot.tensor)].append(name)
-    _check_shared(averaged_slots, list(names_of.values()))
+    for name, reference in source_references.items():
+        if name in averaged_references:
+            names_of[id(reference.tensor)].append(name)
+    _check_shared(averaged_references, list(names_of.values()))
 
     pairs = {}
     for name, *others in names_of.values():
-        tensor, followed = averaged_slots[name].tensor, source_slots[name].tensor
+        tensor, followed = averaged_references[name].tensor, source_references[name].tensor
         if tensor.shape != followed.shape:
             tensor = followed.detach().to(tensor, copy=True)
-        for place in (averaged_slots[name], *(averaged_slots[other] for other in others)):
+        for place in (averaged_references[name], *(averaged_references[other] for other in others)):
             place.holder[place.key] = tensor
-        pairs[name] = (tensor, followed, averaged_slots[name])
+        pairs[name] = (tensor, followed, averaged_references[name])
     filled = {name: pair[:2] for name, pair in pairs.items() if pair[0].numel() and pair[0].layout is torch.strided}
     _own_memory(list(filled.values()))
     _check_overlap({name: averaged for name, (averaged, _) in filled.items()})
     return list(pairs.values())
 
 
-def _check_shared(averaged: dict[str, Slot], groups: list[list[str]]) -> None:
+def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]]) -> None:
     """Raises if one tensor of the average, under several names, would have to follow two tensors."""
     first_name: dict[int, str] = {}
     for names in groups:
@@ -180,14 +180,14 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _is_averaged(source: Tensor, slot: Slot, update_buffers: bool) -> bool:
+def _is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool) -> bool:
     """Whether a tensor is averaged; the others are copied."""
-    if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
+    if not (reference.tensor.is_floating_point() or reference.tensor.is_complex()):
         return False
-    if slot.is_parameter or not update_buffers:
-        return slot.is_parameter
+    if reference.is_parameter or not update_buffers:
+        return reference.is_parameter
     # A buffer with infinities is a mask, and the mean of two infinities is no number.
-    return slot.is_persistent and not slot.is_of_quantizer and not source.isinf().any()
+    return reference.is_persistent and not reference.is_of_quantizer and not source.isinf().any()
 
 
 def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:

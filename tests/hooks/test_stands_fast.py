@@ -8,7 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.models.slots import slots
+from mmyolo_ema.models.tensor_references import tensor_references
 
 
 def trained_run(cfg):
@@ -36,10 +36,10 @@ def one_epoch(demo_config):
 def assert_usual(runner, hook, updates=4):
     """Checks what holds after each run: all steps averaged, no NaN, all tensors paired, the file is what it should."""
     assert hook.ema_model.steps == updates
-    model, averaged = dict(slots(hook.src_model)), dict(slots(hook.ema_model.module))
+    model, averaged = dict(tensor_references(hook.src_model)), dict(tensor_references(hook.ema_model.module))
     assert model.keys() == averaged.keys()
-    assert all(slot.tensor.isfinite().all() for slot in averaged.values())
-    assert any(not torch.equal(slot.tensor, averaged[name].tensor) for name, slot in model.items())
+    assert all(reference.tensor.isfinite().all() for reference in averaged.values())
+    assert any(not torch.equal(reference.tensor, averaged[name].tensor) for name, reference in model.items())
     content = checkpoint.read(f'{runner.work_dir}/epoch_2.pth')
     for name, value in content['state_dict'].items():
         assert torch.equal(value, averaged[name].tensor), name

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA
-from mmyolo_ema.hooks.loan import Loan
+from mmyolo_ema.hooks.weight_swap import WeightSwap
 
 
 def state_of(model):
@@ -23,10 +23,10 @@ def averaged(net, change):
 
 def test_model_has_the_averaged_weights_meanwhile(net, averaged):
     raw, average = state_of(net), state_of(averaged)
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     assert_same(state_of(net), average)
-    loan.end()
+    swap.swap_out()
     assert_same(state_of(net), raw)
     assert_same(state_of(averaged), average)
     assert net.linear.weight.requires_grad
@@ -34,19 +34,19 @@ def test_model_has_the_averaged_weights_meanwhile(net, averaged):
 
 def test_parameters_are_not_copied(net, averaged):
     own = net.linear.weight.data_ptr()
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     assert net.linear.weight.data_ptr() == averaged.linear.weight.data_ptr()
-    loan.end()
+    swap.swap_out()
     assert net.linear.weight.data_ptr() == own
 
 
 def test_average_in_another_dtype_is_converted(net, averaged):
-    loan = Loan(averaged.double(), net)
-    loan.begin()
+    swap = WeightSwap(averaged.double(), net)
+    swap.swap_in()
     assert net.linear.weight.dtype == torch.float32
     assert torch.equal(net.linear.weight, averaged.linear.weight.float())
-    loan.end()
+    swap.swap_out()
     assert averaged.linear.weight.dtype == torch.float64
 
 
@@ -54,73 +54,69 @@ def test_average_in_another_dtype_is_converted(net, averaged):
 @pytest.mark.parametrize(('model_on', 'average_on'), [('cuda', 'cpu'), ('cuda', 'cuda')])
 def test_average_on_another_device_is_lent(net, averaged, model_on, average_on):
     raw, average = state_of(net.to(model_on)), state_of(averaged.to(average_on))
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     assert net.linear.weight.device.type == model_on
     assert_same({name: value.cpu() for name, value in state_of(net).items()},
                 {name: value.cpu() for name, value in average.items()})
-    loan.end()
+    swap.swap_out()
     assert_same(state_of(net), raw)
 
 
 def test_interrupted_exchange_is_undone(net, averaged):
     raw = state_of(net)
-    loan = Loan(averaged, net)
+    swap = WeightSwap(averaged, net)
     # What comes last in the exchange raises, as Ctrl-C may there.
-    loan._lent[-1] = (*loan._lent[-1][:3], None)
+    swap._pairs[-1] = (*swap._pairs[-1][:3], None)
     with pytest.raises(AttributeError):
-        loan.begin()
-    loan.end()
+        swap.swap_in()
+    swap.swap_out()
     assert_same(state_of(net), raw)
 
 
-def test_interruption_of_a_loan_shows_the_raw_weights(net, averaged):
+def test_paused_swap_shows_the_raw_weights(net, averaged):
     raw, average = state_of(net), state_of(averaged)
-    loan = Loan(averaged, net)
-    loan.begin()
-    with loan.interrupted():
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
+    with swap.paused():
         assert_same(state_of(net), raw)
     assert_same(state_of(net), average)
 
 
-def test_shared_tensors_and_views_are_lent_together(change):
+def test_shared_tensors_are_swapped_together(change):
     model = nn.Module()
     model.first, model.second = nn.Linear(2, 2), nn.Linear(2, 2)
     model.second.weight = model.first.weight
-    whole = torch.rand(4)
-    model.register_buffer('whole', whole)
-    model.register_buffer('part', whole[1:3])
     averaged = ExpMomentumEMA(model, momentum=0.1, gamma=1, update_buffers=True)
     averaged.update_parameters(model)
     averaged.update_parameters(change(model))
-    loan = Loan(averaged.module, model)
-    loan.begin()
+    swap = WeightSwap(averaged.module, model)
+    swap.swap_in()
     assert model.second.weight is model.first.weight
-    assert torch.equal(model.part, model.whole[1:3])
-    assert torch.equal(model.whole, averaged.module.whole)
-    loan.end()
-    model.whole.fill_(7)
-    assert torch.equal(model.part, torch.full((2,), 7.))
+    assert torch.equal(model.second.weight, averaged.module.first.weight)
+    swap.swap_out()
+    assert model.second.weight is model.first.weight
+    assert not torch.equal(model.second.weight, averaged.module.first.weight)
 
 
 def test_tensors_that_are_replaced_meanwhile_come_back(net, averaged):
     raw, weight = state_of(net), net.linear.weight
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     net.norm.running_mean = torch.full((4,), 7.)
     net.linear.weight = nn.Parameter(net.linear.weight.detach().clone())
-    loan.end()
+    swap.swap_out()
     assert_same(state_of(net), raw)
     assert net.linear.weight is weight
 
 
 def test_what_is_written_to_buffers_meanwhile_is_forgotten(net, averaged):
     raw, average = state_of(net), state_of(averaged)
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     net.norm.running_mean.fill_(7)
     net.cache.resize_(5)
-    loan.end()
+    swap.swap_out()
     assert_same(state_of(net), raw)
     assert_same(state_of(averaged), average)
 
@@ -128,25 +124,25 @@ def test_what_is_written_to_buffers_meanwhile_is_forgotten(net, averaged):
 @pytest.mark.parametrize('lent_length', [2, 3])
 def test_buffer_that_grows_meanwhile_is_the_models(net, averaged, lent_length):
     averaged.cache = torch.zeros(lent_length)
-    loan = Loan(averaged, net)
-    loan.begin()
+    swap = WeightSwap(averaged, net)
+    swap.swap_in()
     assert net.cache.shape == (2,)
     net.cache = torch.arange(4.)
-    with loan.interrupted():
+    with swap.paused():
         assert torch.equal(net.cache, torch.arange(4.))
     assert torch.equal(net.cache, torch.arange(4.))
-    loan.end()
+    swap.swap_out()
     assert torch.equal(net.cache, torch.arange(4.))
     assert averaged.cache.shape == (lent_length,)
 
 
-def test_plan_of_the_average_survives_a_loan(net, change):
+def test_plan_of_the_average_survives_a_swap(net, change):
     averaged = ExpMomentumEMA(net)
     averaged.update_parameters(change(net))
     plan = averaged._plan
-    loan = Loan(averaged.module, net)
-    loan.begin()
-    loan.end()
+    swap = WeightSwap(averaged.module, net)
+    swap.swap_in()
+    swap.swap_out()
     averaged.update_parameters(change(net))
     assert averaged._plan is plan
 
@@ -154,4 +150,4 @@ def test_plan_of_the_average_survives_a_loan(net, change):
 def test_another_model_is_refused_by_name(net, averaged):
     averaged.extra = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r'extra\.weight'):
-        Loan(averaged, net)
+        WeightSwap(averaged, net)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-__all__ = ['Slot', 'check_same_tensors', 'slots', 'unwrap']
+__all__ = ['TensorReference', 'check_same_tensors', 'tensor_references', 'unwrap']
 
 
-class Slot(NamedTuple):
+class TensorReference(NamedTuple):
     """A place in a module that holds a tensor: ``holder[key]``."""
 
     holder: dict
@@ -28,18 +28,18 @@ class Slot(NamedTuple):
         return nn.Parameter(copy, requires_grad=False) if self.is_parameter else copy
 
 
-def slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+def tensor_references(model: nn.Module) -> Iterator[tuple[str, TensorReference]]:
     """Yields the name and the place of each tensor; a shared tensor comes once for each of its names."""
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f'{path}.' if path else ''
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                yield prefix + key, Slot(module._parameters, key, True, True)
+                yield prefix + key, TensorReference(module._parameters, key, True, True)
         is_quantizer = hasattr(type(module), 'calculate_qparams')  # of torch's observers, wherever they move
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 is_persistent = key not in module._non_persistent_buffers_set
-                yield prefix + key, Slot(module._buffers, key, False, is_persistent, is_quantizer)
+                yield prefix + key, TensorReference(module._buffers, key, False, is_persistent, is_quantizer)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -53,18 +53,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_same_tensors(averaged: dict[str, Slot], source: dict[str, Slot]) -> None:
+def check_same_tensors(averaged: dict[str, TensorReference], source: dict[str, TensorReference]) -> None:
     """Raises ValueError if a model and its average differ in the names of their tensors, or the shapes of parameters.
 
     A buffer may change its shape, as a table does that follows the size of the images, and one that no checkpoint holds
     may come and go.
     """
-    missing = [name for name, slot in averaged.items() if slot.is_persistent and name not in source]
-    unexpected = [name for name, slot in source.items() if slot.is_persistent and name not in averaged]
+    missing = [name for name, reference in averaged.items() if reference.is_persistent and name not in source]
+    unexpected = [name for name, reference in source.items() if reference.is_persistent and name not in averaged]
     shapes = [
-        f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(slot.tensor.shape)})'
-        for name, slot in averaged.items()
-        if slot.is_parameter and name in source and slot.tensor.shape != source[name].tensor.shape
+        f'{name} (model {tuple(source[name].tensor.shape)}, average {tuple(reference.tensor.shape)})'
+        for name, reference in averaged.items()
+        if reference.is_parameter and name in source and reference.tensor.shape != source[name].tensor.shape
     ]
     problems = [
         f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),

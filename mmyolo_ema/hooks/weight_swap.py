@@ -1,4 +1,4 @@
-"""Working with the average's weights for a while."""
+"""Putting the average's weights into the model, and the model's own back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 from torch import nn
 
 from mmyolo_ema.hooks.structure import Structure
-from mmyolo_ema.models.slots import check_same_tensors, slots, unwrap
+from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
 
-__all__ = ['Loan']
+__all__ = ['WeightSwap']
 
 
-class Loan:
+class WeightSwap:
     """The weights of an average in the place of a model's own.
 
     The model's parameters are pointed at the memory of the average's. So they are not copied, unless the average is
     kept on another device or in another dtype. Buffers are copied, because a validation may write to them. The model's
     own tensors and their memory are remembered beforehand, so that they can be given back whatever happened meanwhile,
-    also if the exchange itself was interrupted, or layers were fused.
+    also if the swap itself was interrupted, or layers were fused.
 
     A buffer may have another shape than the average's, or get one meanwhile, as a table does that follows the size of
     the images. Then the model keeps its own.
@@ -32,41 +32,42 @@ class Loan:
     Example:
         >>> import torch
         >>> averaged, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-        >>> loan = Loan(averaged, model)
-        >>> loan.begin()
+        >>> swap = WeightSwap(averaged, model)
+        >>> swap.swap_in()
         >>> torch.equal(model.weight, averaged.weight)
         True
-        >>> loan.end()
+        >>> swap.swap_out()
         >>> torch.equal(model.weight, averaged.weight)
         False
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
-        lent, own = dict(slots(unwrap(averaged))), dict(slots(unwrap(model)))
-        check_same_tensors(lent, own)
+        averages, raw = dict(tensor_references(unwrap(averaged))), dict(tensor_references(unwrap(model)))
+        check_same_tensors(averages, raw)
         self._structure = Structure(unwrap(model))
-        self._lent = [(slot, slot.tensor, slot.tensor.data, lent[name].tensor) for name, slot in own.items()
-                      if name in lent and slot.tensor.shape == lent[name].tensor.shape]
+        self._pairs = [(reference, reference.tensor, reference.tensor.data, averages[name].tensor)
+                       for name, reference in raw.items()
+                       if name in averages and reference.tensor.shape == averages[name].tensor.shape]
 
-    def begin(self) -> None:
+    def swap_in(self) -> None:
         """Gives the model the average's weights."""
-        for slot, tensor, own, averaged in self._lent:
-            tensor.data = averaged.data.to(own.device, own.dtype, copy=not slot.is_parameter)
+        for reference, tensor, raw, averaged in self._pairs:
+            tensor.data = averaged.data.to(raw.device, raw.dtype, copy=not reference.is_parameter)
 
-    def end(self) -> None:
+    def swap_out(self) -> None:
         """Gives the model its own modules and weights back; does no harm if it has them."""
         self._structure.restore()
-        for slot, tensor, own, _ in self._lent:
-            tensor.data = own
-            current = slot.holder.get(slot.key)
-            if slot.is_parameter or current is None or current.shape == own.shape:
-                slot.holder[slot.key] = tensor
+        for reference, tensor, raw, _ in self._pairs:
+            tensor.data = raw
+            current = reference.holder.get(reference.key)
+            if reference.is_parameter or current is None or current.shape == raw.shape:
+                reference.holder[reference.key] = tensor
 
     @contextmanager
-    def interrupted(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Gives the model its own weights for a moment."""
-        self.end()
+        self.swap_out()
         try:
             yield
         finally:
-            self.begin()
+            self.swap_in()
