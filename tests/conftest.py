@@ -82,12 +82,12 @@ def weights_of():
     return explicit_weights
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def root():
     return ROOT
 
 
-def small_config(work_dir, **options):
+def make_small_config(work_dir, **options):
     """Returns the demo's config with 16 training images, no augmentation and 4 epochs of 2 steps."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
     cfg.merge_from_dict({
@@ -105,10 +105,16 @@ def small_config(work_dir, **options):
     return cfg
 
 
+@pytest.fixture(scope='session')
+def small_config():
+    """Returns a function that makes the small config for a run in a folder."""
+    return make_small_config
+
+
 @pytest.fixture
 def demo_config(tmp_path):
     """Returns a function that makes the small config for a run of the given name."""
-    return lambda name='run', **options: small_config(tmp_path / name, **options)
+    return lambda name='run', **options: make_small_config(tmp_path / name, **options)
 
 
 @pytest.fixture(scope='session')
@@ -118,7 +124,7 @@ def train_once(tmp_path_factory):
     def train(**options):
         work_dir = tmp_path_factory.mktemp('trained')
         forget_runs()
-        Runner.from_cfg(small_config(work_dir, **options)).train()
+        Runner.from_cfg(make_small_config(work_dir, **options)).train()
         return work_dir
 
     return train

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -23,26 +24,40 @@ from mmyolo_ema.posthoc.targets import target
 # Each process trains on its own part of the images, and stores its average and what it validated.
 PROGRAM = """
 import sys
+from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmyolo_ema.command_line import build_runner, finish
+
+sys.path.insert(0, sys.argv[1])
+from conftest import forget_runs
 
 class Remember(Hook):
 
     priority = 'LOWEST'
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        torch.save(runner.model.module.state_dict(), f'validated_{torch.distributed.get_rank()}.pth')
+        store(runner, 'validated', runner.model.module)
 
-runner = build_runner(Config.fromfile(sys.argv[1]), local_rank=0)
-runner.register_hook(Remember())
-runner.train()
-hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
-torch.save(hook.ema_model.state_dict(), f'average_{torch.distributed.get_rank()}.pth')
-torch.save(runner.model.module.state_dict(), f'raw_{torch.distributed.get_rank()}.pth')
+def store(runner, kind, model):
+    torch.save(model.state_dict(), Path(runner.work_dir) / f'{kind}_{torch.distributed.get_rank()}.pt')
+
+for config in sys.argv[2:]:
+    forget_runs()
+    runner = build_runner(Config.fromfile(config), local_rank=0)
+    runner.register_hook(Remember())
+    runner.train()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    store(runner, 'average', hook.ema_model)
+    store(runner, 'raw', runner.model.module)
 finish()
 """
+
+SYNC_NORM = dict(type='SyncNormHook', priority=48)
+ALL_BOXES = {'model.test_cfg.score_thr': 0.0}
+BUFFERS = {f'{kind}-{averaging}': ([SYNC_NORM] if kind == 'SyncNormHook' else [], averaging == 'update_buffers')
+           for kind in ('plain', 'SyncNormHook') for averaging in ('update_buffers', 'copy_buffers')}
 
 
 def launch(processes, program, folder, *arguments):
@@ -54,18 +69,43 @@ def launch(processes, program, folder, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture
-def train(demo_config, tmp_path):
-    """Returns a function that trains in several processes and returns what they stored, by kind."""
+@pytest.fixture(scope='module')
+def trained_in(tmp_path_factory, small_config, root):
+    """Returns a function that gives the folders of all runs in a number of processes; they share one launch."""
+    folders = {}
 
-    def run(processes, **options):
-        cfg = demo_config(launcher='pytorch', **options)
-        cfg.dump(tmp_path / 'config.py')
-        launch(processes, PROGRAM, tmp_path, 'config.py')
-        return {kind: [torch.load(path) for path in sorted(tmp_path.glob(f'{kind}_*.pth'))]
-                for kind in ('average', 'raw', 'validated')}
+    def train(processes):
+        if processes not in folders:
+            folder = folders[processes] = tmp_path_factory.mktemp(f'processes_{processes}')
+            configs = [folder / f'{name}.py' for name in runs(processes, small_config)]
+            for path, options in zip(configs, runs(processes, small_config).values()):
+                small_config(folder / path.stem, launcher='pytorch', **options).dump(path)
+            launch(processes, PROGRAM, folder, str(root / 'tests'), *map(str, configs))
+        return folders[processes]
 
-    return run
+    return train
+
+
+def runs(processes, small_config):
+    """Returns the options of the runs in a number of processes, by name."""
+    average = small_config(Path('any')).custom_hooks[0]
+    named = {name: {'custom_hooks': [*others, dict(average, update_buffers=update_buffers)], **ALL_BOXES}
+             for name, (others, update_buffers) in BUFFERS.items()}
+    if processes == 2:
+        unvalidated = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
+        saving = {'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=3)}
+        for hook in ('mmyolo_ema.EMAHook', 'mmengine.EMAHook'):
+            options = {key: value for key, value in dict(average, type=hook).items() if key != 'evaluate_on_origin'}
+            named[hook] = {'custom_hooks': [options], **unvalidated, **saving}
+        snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
+        named['snapshots'] = {'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
+                              'train_cfg.max_epochs': 8}
+    return named
+
+
+def stored(folder, kind):
+    """Returns what each process of a run stored."""
+    return [torch.load(path) for path in sorted(folder.glob(f'{kind}_*.pt'))]
 
 
 def differing(states):
@@ -74,47 +114,42 @@ def differing(states):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [2, 3])
-@pytest.mark.parametrize('update_buffers', [True, False], ids=['update_buffers', 'copy_buffers'])
-@pytest.mark.parametrize('others', [[], [dict(type='SyncNormHook', priority=48)]], ids=['plain', 'SyncNormHook'])
-def test_processes_validate_and_save_one_average(train, tmp_path, demo_config, processes, update_buffers, others):
-    hook = dict(demo_config().custom_hooks[0], update_buffers=update_buffers)
-    stored = train(processes, custom_hooks=[*others, hook], **{'model.test_cfg.score_thr': 0.0})
-    assert len(stored['average']) == processes
+@pytest.mark.parametrize('name', BUFFERS)
+def test_processes_validate_and_save_one_average(trained_in, processes, name):
+    folder = trained_in(processes) / name
+    averages, raws, validated = (stored(folder, kind) for kind in ('average', 'raw', 'validated'))
+    assert len(averages) == processes
     # BatchNorm without synchronisation sees other images in each process: only the models' statistics differ.
-    assert all('running_' in name for name in differing(stored['raw'])), differing(stored['raw'])
-    assert bool(differing(stored['raw'])) == (not others)
-    assert differing(stored['average']) == []
-    assert differing(stored['validated']) == []
-    content = checkpoint.read(tmp_path / 'run' / 'epoch_4.pth')
-    assert differing([content['state_dict'], stored['validated'][0]]) == []
-    assert content['ema_state_dict']['steps'] == stored['average'][0]['steps'] > 0
+    assert all('running_' in name for name in differing(raws)), differing(raws)
+    assert bool(differing(raws)) == name.startswith('plain')
+    assert differing(averages) == []
+    assert differing(validated) == []
+    content = checkpoint.read(folder / 'epoch_4.pth')
+    assert differing([content['state_dict'], validated[0]]) == []
+    assert content['ema_state_dict']['steps'] == averages[0]['steps'] > 0
 
 
 @pytest.mark.slow
-def test_metric_of_several_processes_is_that_of_the_file(train, tmp_path, demo_config):
-    train(2, **{'model.test_cfg.score_thr': 0.0})
-    log = next((tmp_path / 'run').glob('*/vis_data/scalars.json'))
-    measured = json.loads(log.read_text().splitlines()[-1])
+def test_metric_of_several_processes_is_that_of_the_file(trained_in, demo_config):
+    folder = trained_in(2) / 'plain-update_buffers'
+    measured = json.loads(next(folder.glob('*/vis_data/scalars.json')).read_text().splitlines()[-1])
     checkpoint.use_safe_loader()
-    tested = Runner.from_cfg(demo_config('test', load_from=str(tmp_path / 'run' / 'epoch_4.pth'),
-                                         **{'model.test_cfg.score_thr': 0.0})).test()
+    tested = Runner.from_cfg(demo_config('test', load_from=str(folder / 'epoch_4.pth'), **ALL_BOXES)).test()
     assert tested['coco/bbox_mAP'] == measured['coco/bbox_mAP']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('hook', [
     pytest.param('mmyolo_ema.EMAHook', id='ours'),
-    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.xfail(reason='the defect')),
+    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.xfail(raises=AssertionError,
+                                                                            reason='the defect')),
 ])
-def test_checkpoints_of_iterations_hold_the_common_average(train, tmp_path, demo_config, hook):
-    average = {name: value for name, value in demo_config().custom_hooks[0].items() if name != 'evaluate_on_origin'}
-    saving = dict(type='CheckpointHook', by_epoch=False, interval=3)
-    stored = train(2, **{'default_hooks.checkpoint': saving, 'val_cfg': None, 'val_dataloader': None,
-                         'val_evaluator': None, 'custom_hooks': [dict(average, type=hook)]})
-    assert differing(stored['average']) == []
-    content = checkpoint.read(tmp_path / 'run' / 'iter_4.pth')
-    assert differing([content['state_dict'], {name.removeprefix('module.'): value
-                                              for name, value in stored['average'][0].items()}]) == []
+def test_checkpoints_of_iterations_hold_the_common_average(trained_in, hook):
+    folder = trained_in(2) / hook
+    average, *others = stored(folder, 'average')
+    content = checkpoint.read(folder / 'iter_4.pth')
+    module = {name.removeprefix('module.'): value for name, value in average.items()}
+    assert differing([average, *others]) + differing([content['state_dict'], module]) == []
 
 
 # The model of the last process holds a NaN.
@@ -160,11 +195,8 @@ def test_all_processes_leave_out_what_one_finds_bad(tmp_path, processes):
 
 
 @pytest.mark.slow
-def test_snapshots_of_two_processes_make_the_average_that_was_tracked(train, tmp_path, demo_config):
-    average = dict(demo_config().custom_hooks[0], momentum=0.1, gamma=2)
-    kept = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
-    train(2, **{'custom_hooks': [average, kept], 'train_cfg.max_epochs': 8})
-    run = read_run(tmp_path / 'run')
+def test_snapshots_of_two_processes_make_the_average_that_was_tracked(trained_in):
+    run = read_run(trained_in(2) / 'snapshots')
     wanted = second_weights(checkpoint.read(run.files[-1].path))
     # Without the checkpoints, and without the second averages, which would be the answer.
     alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'second' in file.kinds])
