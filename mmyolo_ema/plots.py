@@ -157,7 +157,8 @@ def draw_average_curves(curves: AverageCurves, path: Path) -> None:
         for values, name in ((momentum, 'momentum'), (drift, 'drift: distance / norm of the model')):
             axis = next(axes)
             axis.plot(positions, values, color=OUR_COLOUR)
-            axis.set_yscale('log')
+            if max(values) > 0:
+                axis.set_yscale('log')
             axis.set_ylabel(name)
     for axis in figure.axes:
         axis.set_xlabel(curves.unit)

@@ -180,6 +180,13 @@ if rank == 0:
     model.table[0] = float('inf')
 assert check.look() == ([], ['table'])
 model.table[0] = 0
+# A queue that is filled in one process first.
+model.register_buffer('queue', torch.ones(rank, 2))
+check = FiniteCheck(model, model)
+for value, bad in ((1, []), (3e38, []), (float('inf'), ['queue'])):
+    model.queue = torch.full((rank, 2), value)
+    assert check.look() == ([], bad)
+model.queue = torch.ones(rank, 2)
 averaged = ExpMomentumEMA(model)
 synchronize_buffers(averaged)
 assert averaged.module.statistic == last / 2

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
-from torch import nn
+from torch import Tensor, nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.tensor_references import TensorReference, tensor_references
@@ -69,9 +69,8 @@ class FiniteCheck:
         for name, reference in looked_at.items():
             tensor = reference.tensor
             groups[tensor.device, tensor.dtype, name in self._large].append((name, tensor))
-        #: Tensors of one device and dtype, and the order of their norm: infinity is the maximum.
-        self._groups = [([tensor for _, tensor in group], math.inf if is_large else 2)
-                        for (_, _, is_large), group in groups.items()]
+        #: Tensors of one device and dtype, and whether their norm would overflow.
+        self._groups = [([tensor for _, tensor in group], is_large) for (_, _, is_large), group in groups.items()]
         self._names = [name for group in groups.values() for name, _ in group]
         self._tensors = [tensor for group, _ in self._groups for tensor in group]
         self._devices = list(map(_DEVICE, self._tensors))
@@ -82,8 +81,8 @@ class FiniteCheck:
         if not self._tensors:
             return []
         with torch.inference_mode():
-            norms = torch.cat([torch.stack(torch._foreach_norm(group, order)).to(self._devices[0])
-                               for group, order in self._groups])
+            norms = torch.cat([torch.stack(_maxima(group) if is_large else torch._foreach_norm(group))
+                               .to(self._devices[0]) for group, is_large in self._groups])
         if get_world_size() > 1:
             # In a precision that all backends know, and so that the sum of the largest finite numbers is finite.
             norms = norms.to(torch.promote_types(norms.dtype, torch.float32)) / (2 * get_world_size())
@@ -91,7 +90,11 @@ class FiniteCheck:
         return norms.tolist()
 
 
+def _maxima(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.abs().max() if tensor.numel() else tensor.new_zeros(()).abs() for tensor in tensors]
+
+
 def _can_be_looked_at(reference: TensorReference) -> bool:
     """Whether a tensor is stored and of a kind that torch can tell the finiteness of."""
     tensor = reference.tensor
-    return reference.is_persistent and tensor.dtype in _DTYPES and tensor.layout is torch.strided and tensor.numel() > 0
+    return reference.is_persistent and tensor.dtype in _DTYPES and tensor.layout is torch.strided

@@ -46,7 +46,7 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
     loader = runner.val_loop.dataloader
     if getattr(loader, 'persistent_workers', False) and loader._iterator is None:
         iter(loader)  # draws its seed once for all passes, so not within the one that leaves no trace
-    structure = Structure(unwrap(runner.model))
+    structure, training = Structure(unwrap(runner.model)), runner.model.training
     runner.call_hook = call_some_hooks
     try:
         with _same_random_numbers():
@@ -54,6 +54,8 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
     finally:
         runner.call_hook = call_hook
         structure.restore()
+        # What a layer keeps for evaluation, such as merged weights, must not serve the pass that follows.
+        runner.model.train(training)
     return measured
 
 

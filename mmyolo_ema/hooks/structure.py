@@ -1,10 +1,13 @@
 """Bringing a model back that was rebuilt for a validation or test."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
 
-__all__ = ['Structure']
+__all__ = ['Structure', 'in_mode']
 
 _REGISTRIES = ('_modules', '_parameters', '_buffers')
 
@@ -47,6 +50,19 @@ class Structure:
             for parameter, needs_gradient in self._need_gradients:
                 parameter.requires_grad_(needs_gradient)
             self._model.train(self._model.training)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Puts a model into training or evaluation mode for a moment; layers may merge or split weights on the way."""
+    current = model.training
+    if current != training:
+        model.train(training)
+    try:
+        yield
+    finally:
+        if model.training != current:
+            model.train(current)
 
 
 def _same(now: dict, before: dict) -> bool:

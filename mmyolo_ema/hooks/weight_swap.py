@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from mmyolo_ema.hooks.structure import Structure
+from mmyolo_ema.hooks.structure import Structure, in_mode
 from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
 
 __all__ = ['WeightSwap']
@@ -18,6 +18,9 @@ class WeightSwap:
     kept on another device or in another dtype. Buffers are copied, because a validation may write to them. The model's
     own tensors and their memory are remembered beforehand, so that they can be given back whatever happened meanwhile,
     also if the swap itself was interrupted, or layers were fused.
+
+    A layer may change its weights when its mode changes, as those of LoRA do, which merge them for evaluation. So the
+    model gets its own back in the mode that it was in before.
 
     A buffer may have another shape than the average's, or get one meanwhile, as a table does that follows the size of
     the images. Then the model keeps its own.
@@ -44,7 +47,9 @@ class WeightSwap:
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
         averages, raw = dict(tensor_references(unwrap(averaged))), dict(tensor_references(unwrap(model)))
         check_same_tensors(averages, raw)
-        self._structure = Structure(unwrap(model))
+        self._model = unwrap(model)
+        self._structure = Structure(self._model)
+        self._training = self._model.training
         self._pairs = [(reference, reference.tensor, reference.tensor.data, averages[name].tensor)
                        for name, reference in raw.items()
                        if name in averages and reference.tensor.shape == averages[name].tensor.shape]
@@ -57,6 +62,10 @@ class WeightSwap:
     def swap_out(self) -> None:
         """Gives the model its own modules and weights back; does no harm if it has them."""
         self._structure.restore()
+        with in_mode(self._model, self._training):
+            self._restore()
+
+    def _restore(self) -> None:
         for reference, tensor, raw, _ in self._pairs:
             tensor.data = raw
             current = reference.holder.get(reference.key)
@@ -66,8 +75,10 @@ class WeightSwap:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Gives the model its own weights for a moment."""
-        self.swap_out()
-        try:
-            yield
-        finally:
-            self.swap_in()
+        self._structure.restore()
+        with in_mode(self._model, self._training):
+            self._restore()
+            try:
+                yield
+            finally:
+                self.swap_in()
