@@ -13,7 +13,6 @@ Example:
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -38,7 +37,7 @@ from benchmarks.scale import SIZES, fits, measure_scale
 from benchmarks.steps import LIMIT, measure_steps
 from benchmarks.timing import Timing
 from benchmarks.training import measure_runs, measure_training_step
-from mmyolo_ema.command_line import OneLineParser, check_new, show, stop
+from mmyolo_ema.command_line import OneLineParser, check_new, check_writable, show, stop
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import Growth, StepTimes, draw_growth, draw_step_times
 
@@ -93,9 +92,7 @@ def check_files(numbers: Path, picture: Path) -> None:
         stop(f'--json must name a .json file, but got {numbers}')
     for path in (numbers, picture):
         check_new(path, '--json')
-    folder = next(parent for parent in numbers.absolute().parents if os.path.lexists(parent))
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        stop(f'{numbers} cannot be written: {folder} is not a folder to write to')
+    check_writable(numbers, '--json')
 
 
 def build_detectors(names: list[str]) -> dict[str, torch.nn.Module]:

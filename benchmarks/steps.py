@@ -18,7 +18,7 @@ from benchmarks.contenders import OURS, Contender, Maker, averaged_pairs, bare_u
 from benchmarks.memory import Memory, memory_of
 from benchmarks.timing import Timing, interleaved, measured, measured_apart, pooled
 from mmyolo_ema.hooks.finite_check import FiniteCheck
-from mmyolo_ema.hooks.loan import Loan
+from mmyolo_ema.hooks.weight_swap import WeightSwap
 
 __all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'training_step_of']
 
@@ -177,9 +177,9 @@ def _swap(name: str, contender: Contender, model: nn.Module) -> Callable[[], obj
     """Returns what our hook, or MMEngine's, does before a validation and after it."""
 
     def lend() -> None:
-        loan = Loan(contender.average.get_submodule('module'), model)
-        loan.begin()
-        loan.end()
+        swap = WeightSwap(contender.average.get_submodule('module'), model)
+        swap.swap_in()
+        swap.swap_out()
 
     def exchange() -> None:
         hook.before_val_epoch(None)

@@ -27,8 +27,8 @@ from mmyolo_ema.schedule import MOST_UPDATES
 
 __all__ = [
     'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'build_model', 'build_runner',
-    'check_new', 'count', 'finish', 'join_processes', 'load_config', 'read_config', 'read_plan', 'report_error', 'run',
-    'show', 'stop'
+    'check_new', 'check_writable', 'count', 'finish', 'join_processes', 'load_config', 'read_config', 'read_plan',
+    'report_error', 'run', 'show', 'stop'
 ]
 
 
@@ -187,11 +187,13 @@ def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
         if cfg.get(part) is None:
             stop(f'the config {args.config} defines no {part}')
     cfg.launcher = args.launcher
+    if args.work_dir == '':
+        stop('--work-dir is empty: name a folder')
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    _check_work_dir(cfg.work_dir)
+    check_writable(cfg.work_dir, 'the work directory')
     variable = _SET_BY_LAUNCHER.get(args.launcher)
     if variable is not None and variable not in os.environ:
         stop(f'--launcher {args.launcher} is for a process that it started: {variable} is not set. '
@@ -199,11 +201,14 @@ def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
     return cfg
 
 
-def _check_work_dir(work_dir: str) -> None:
-    """Stops if a folder cannot be made because a file is in its way."""
-    for path in (Path(work_dir), *Path(work_dir).parents):
-        if os.path.lexists(path) and not path.is_dir():
-            stop(f'the work directory {work_dir} cannot be made: {path} is not a folder')
+def check_writable(path: Union[str, Path], what: str) -> None:
+    """Stops if a file or a folder could not be made, before the work that it is for begins."""
+    path = Path(path)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        stop(f'{what} {path} cannot be made: {nearest} is not a folder')
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        stop(f'{what} {path} cannot be made: {nearest} is not writable')
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -199,7 +199,11 @@ def main() -> None:
         from gpu_chapter import with_chapter
 
         page = ROOT / 'docs' / 'performance.md'
-        write(page, with_chapter(page.read_text(), json.loads(args.chapter.read_text())))
+        try:
+            write(page, with_chapter(page.read_text(), json.loads(args.chapter.read_text())))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f'error: {args.chapter} holds no numbers for the chapter: {error}', file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == '__main__':

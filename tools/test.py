@@ -18,7 +18,16 @@ from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.building import scope_of
-from mmyolo_ema.command_line import Parser, build_model, build_runner, check_new, finish, load_config, stop
+from mmyolo_ema.command_line import (
+    Parser,
+    build_model,
+    build_runner,
+    check_new,
+    check_writable,
+    finish,
+    load_config,
+    stop,
+)
 from mmyolo_ema.hooks import RawWeightsHook
 from mmyolo_ema.visualization import draw_predictions
 
@@ -45,6 +54,7 @@ def check_out(out: str) -> None:
     check_new(out, '--out')
     if not Path(out).parent.is_dir():
         stop(f'--out cannot be written: there is no folder {Path(out).parent}')
+    check_writable(out, '--out')
 
 
 def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:

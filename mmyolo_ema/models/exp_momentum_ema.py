@@ -8,6 +8,7 @@ import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
@@ -176,6 +177,10 @@ def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: 
     """Raises for wrong arguments that MMDetection's class would accept and fail on later, or report badly."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, but got {type(model).__name__}: {model!r:.80}')
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f'the model has parameters without a shape yet, such as {lazy[0]}: pass one batch through it '
+                         'before it is averaged')
     for name, value in (('momentum', momentum), ('gamma', gamma)):
         if not isinstance(value, Real):
             raise TypeError(f'{name} must be a number, but got {value!r}')

@@ -188,6 +188,11 @@ def test_model_that_is_no_module_raises():
         ExpMomentumEMA(dict(type='RTMDet'))
 
 
+def test_model_that_has_no_shapes_yet_raises():
+    with pytest.raises(ValueError, match=r'parameters without a shape yet, such as 0\.weight: pass one batch'):
+        ExpMomentumEMA(nn.Sequential(nn.LazyLinear(4)))
+
+
 def test_large_momentum_warns_as_in_the_parent(net, messages):
     ExpMomentumEMA(net, momentum=0.9)
     assert any('momentum' in message and '0.9' in message for message in messages)

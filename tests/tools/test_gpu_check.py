@@ -129,3 +129,12 @@ def test_check_without_a_gpu_or_page_without_a_place_is_refused(load_tool, conte
         chapter.with_chapter(f'{chapter.BEGIN}{chapter.END}', dict(content, card=''))
     with pytest.raises(ValueError, match='no place for the chapter'):
         chapter.with_chapter('a page', content)
+
+
+@pytest.mark.parametrize('text', [None, 'no JSON', '{}', '[]'])
+def test_file_without_numbers_for_the_chapter_is_refused(refused, tmp_path, root, monkeypatch, text):
+    monkeypatch.syspath_prepend(str(root / 'tools'))
+    path = tmp_path / 'numbers.json'
+    if text is not None:
+        path.write_text(text)
+    assert f'{path} holds no numbers for the chapter' in refused('gpu_check', '--chapter', path)

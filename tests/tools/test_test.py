@@ -150,3 +150,10 @@ def test_weights_that_would_run_code_are_refused(refused, config_file, checkpoin
 
     torch.save(dict(state_dict=Harmful()), tmp_path / 'harmful.pth')
     assert 'harmful.pth is refused, and nothing in it was run' in refused('test', config_file, tmp_path / 'harmful.pth')
+
+
+@pytest.mark.parametrize('arguments', [['--out', 'results.pkl'], ['--work-dir', 'new']])
+def test_place_that_cannot_be_written_to_is_refused_before_the_test(refused, config_file, checkpoint_file, monkeypatch,
+                                                                    arguments):
+    monkeypatch.setattr('os.access', lambda path, mode: False)
+    assert 'is not writable' in refused('test', config_file, checkpoint_file, *arguments)
