@@ -1,4 +1,4 @@
-"""Building parts of a config as MMEngine's runner does, where there is no runner."""
+"""Building the model of a config: the one door, so that what it loads meanwhile is read safely."""
 
 from copy import deepcopy
 
@@ -6,15 +6,21 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmyolo_ema.checkpoint import use_safe_loader
+
 __all__ = ['build_model', 'scope_of']
 
 
 def build_model(cfg: Config) -> nn.Module:
     """Returns the model of a config, with the ``data_preprocessor`` that may stand beside it. Leaves the config alone.
 
+    From then on, MMEngine reads checkpoints safely in this process: a model may load a teacher when it is built, and a
+    backbone when it is initialised.
+
     Args:
         cfg: The config. Its scope must be the default one: see :func:`scope_of`.
     """
+    use_safe_loader()
     model = deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))

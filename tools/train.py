@@ -120,6 +120,7 @@ def check_checkpoint(cfg: Config) -> None:
 
 def check_resumable(content: dict, cfg: Config) -> None:
     """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
+    checkpoint.check_no_program(content)
     missing = [part for part in ('meta', 'message_hub', 'optimizer') if not content.get(part)]
     if missing:
         raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '

@@ -1,6 +1,8 @@
 """What an EMA checkpoint holds: reading it, inspecting and comparing its weights, handing them on."""
 
+from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.comparison import Comparison, compare
+from mmyolo_ema.checkpoint.embedded_program import check_no_program
 from mmyolo_ema.checkpoint.inspection import Inspection, inspect
 from mmyolo_ema.checkpoint.misfits import Misfits, listed, load_all, load_fitting
 from mmyolo_ema.checkpoint.publication import Published, extract, publish
@@ -16,7 +18,7 @@ from mmyolo_ema.checkpoint.weights import (
 )
 
 __all__ = [
-    'PREFIX', 'Comparison', 'ForeignFile', 'Inspection', 'Misfits', 'Published', 'averaged_weights', 'compare',
-    'extract', 'has_ema', 'inspect', 'latest_whole', 'listed', 'load_all', 'load_fitting', 'publish', 'raw_weights',
-    'read', 'state_dict_kind', 'updates_in', 'use_safe_loader', 'weights_of'
+    'PREFIX', 'Comparison', 'ForeignFile', 'Inspection', 'Misfits', 'Published', 'averaged_weights', 'check_no_program',
+    'compare', 'extract', 'has_ema', 'inspect', 'latest_whole', 'listed', 'load_all', 'load_fitting', 'publish',
+    'raw_weights', 'read', 'state_dict_kind', 'updates_in', 'use_safe_loader', 'verify', 'weights_of'
 ]

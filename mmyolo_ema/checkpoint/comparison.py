@@ -8,6 +8,7 @@ from typing import Any, Optional
 import numpy as np
 from torch import Tensor
 
+from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import GroupDifference, TensorDifference, by_group, difference
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import ABSENT, stream
@@ -62,6 +63,8 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     found = Comparison([], [], [], [], [], [], [])
     compared = []
     opened = [_open(path, kind) for path in (one, other)]
+    for path in (one, other):
+        verify(path, must_have_checksums=False)
     firsts = [first_names(weights) for weights in opened]
     del opened
     for name, (left, right) in stream(*(partial(_open, path, kind) for path in (one, other))):

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from torch import Tensor
 
+from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import (
     GroupDifference,
     TensorDifference,
@@ -139,6 +140,7 @@ def inspect(path: Path) -> Inspection:
     """
     path = Path(path)
     content = read(path, mmap=True)
+    verify(path, must_have_checksums=False)
     meta = _dictionary(content.get('meta'))
     hook = _hook(meta)
     sets = _sets(content)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mmyolo_ema.checkpoint.weights import unprefixed
+from mmyolo_ema.checkpoint.weights import form_of, unprefixed
 
 __all__ = ['Misfits', 'listed', 'load_all', 'load_fitting']
 
@@ -26,7 +26,7 @@ class Misfits(NamedTuple):
 
     Attributes:
         missing: Names that the file lacks, but for counts of batches.
-        other: Both shapes in words where they differ, by name.
+        other: Both shapes, or kinds of numbers, in words where they differ, by name.
         unexpected: Names that the model lacks.
         counts: Names of BatchNorm's ``num_batches_tracked`` that the file lacks, which no file must have.
     """
@@ -49,8 +49,10 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
         weights: Tensors by name, and what modules keep besides; a prefix ``module.`` is ignored.
         model: The bare model.
     """
-    stored = unprefixed({name: value for name, value in weights.items()
-                         if not (isinstance(value, Tensor) and value.is_meta)}, like=weights)
+    stored = unprefixed(weights, like=weights)
+    other = _of_another_kind(stored, model)
+    for name in other:
+        del stored[name]
     missing: list[str] = []
     unexpected: list[str] = []
 
@@ -58,23 +60,31 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
         missing.extend(keys.missing_keys)
         unexpected.extend(keys.unexpected_keys)
 
-    other = {}
     handle = model.register_load_state_dict_post_hook(note)
     try:
         model.load_state_dict(stored, strict=False)
     except RuntimeError as error:
         # torch loads all that fits before it raises.
-        other = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
-                 for name, of_file, of_model in _SHAPES.findall(str(error))}
-        if not other:
+        shapes = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
+                  for name, of_file, of_model in _SHAPES.findall(str(error))}
+        other.update(shapes)
+        if len(shapes) < str(error).count('\n\t'):  # torch names each on a line of its own
             raise ValueError(f'its weights cannot be loaded: {error}') from error
     finally:
         handle.remove()
     # A BatchNorm of a file without versions does not miss its count.
     has_counts = any(name.endswith(_COUNT) for name in stored)
     absent = missing if has_counts else model.state_dict()
-    return Misfits([name for name in missing if not name.endswith(_COUNT)], other, unexpected,
+    return Misfits([name for name in missing if not name.endswith(_COUNT) and name not in other], other, unexpected,
                    [name for name in absent if name.endswith(_COUNT)])
+
+
+def _of_another_kind(stored: dict[str, Any], model: nn.Module) -> dict[str, str]:
+    """Returns what torch would convert by losing a part, such as the imaginary one, or take for what it is not."""
+    kinds = {name: (form_of(stored[name]).kind, form_of(own).kind) for name, own in model.state_dict().items()
+             if name in stored and isinstance(own, Tensor)}
+    return {name: f'{name} (checkpoint {of_file}, model {of_model})'
+            for name, (of_file, of_model) in kinds.items() if of_file != of_model}
 
 
 def load_all(weights: dict[str, Any], model: nn.Module) -> Misfits:
@@ -92,7 +102,7 @@ def load_all(weights: dict[str, Any], model: nn.Module) -> Misfits:
     found = load_fitting(weights, model)
     if found.missing or found.other:
         raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape: ', list(found.other.values())) +
+                         listed('; of another shape or kind: ', list(found.other.values())) +
                          listed('; missing: ', found.missing))
     return found
 

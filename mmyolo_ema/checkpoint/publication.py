@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import difference, is_statistic
+from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.misfits import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
@@ -97,12 +99,12 @@ def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[
 
 def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     content = read(path, mmap=True)
+    verify(path)
     try:
         weights = weights_of(content, kind)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
-    meta = content.get('meta')
-    meta = plain(meta) if isinstance(meta, dict) else {}
+    meta = plain(meta_without_program(content))
     if has_ema(content):
         # What made the average, if the file tells.
         told = {} if kind == 'raw' else {key: value for key, value in origin(content).items()

@@ -1,10 +1,10 @@
-"""Reading a checkpoint without running what it contains."""
+"""Reading a checkpoint without running what it contains: the one door for tools, hook and post-hoc averages."""
 
 import codecs
+import hashlib
 import json
 import re
 import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
@@ -14,7 +14,9 @@ from urllib.parse import urlparse
 import torch
 from mmengine.runner import CheckpointLoader
 
-from mmyolo_ema.checkpoint.unpickling import restored, stand_ins
+from mmyolo_ema.checkpoint.archive import NotPlain, can_be_mapped, most_bytes, verify
+from mmyolo_ema.checkpoint.embedded_program import without_program
+from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
 from mmyolo_ema.files import locked
 
 __all__ = ['ForeignFile', 'latest_whole', 'read', 'use_safe_loader']
@@ -25,21 +27,22 @@ class ForeignFile(ValueError):
 
 
 def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
-    """Reads a checkpoint, building nothing but tensors, containers and what MMEngine puts in its log history.
+    """Reads a checkpoint, building nothing but dense tensors, containers and what MMEngine puts in its log history.
 
     Args:
         path: A file that MMEngine's runner saved, any file of ``torch.save`` that holds a dictionary with the weights
             under ``state_dict``, or a ``.safetensors`` file.
         map_location: As for ``torch.load``. Defaults to 'cpu'.
-        mmap: Whether to leave the tensors on disk until they are used. Defaults to False.
+        mmap: Whether to leave the tensors on disk until they are used, where the file holds them as they are in
+            memory. Their checksums are then not looked at: :func:`verify` does that. Defaults to False.
 
     Returns:
         The dictionary that the file holds.
 
     Raises:
         OSError: If there is no such file, or it may not be read.
-        ValueError: If it is no checkpoint, is cut off, or holds objects that are not on the list. Nothing of such
-            an object is run.
+        ValueError: If it is no checkpoint, is cut off or damaged, or holds objects that are not on the list. Nothing
+            of such an object is run. If it would take far more memory than its size.
         RuntimeError: If torch is older than 2.6.
 
     Example:
@@ -60,18 +63,19 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
 
 
 def use_safe_loader() -> None:
-    """Makes MMEngine, in this process, read files and http(s) addresses by the list that :func:`read` goes by.
+    """Makes MMEngine, in this process, read files and http(s) addresses as :func:`read` does.
 
-    MMEngine's own loader unpickles anything (upstream), or does so when the safe way fails (onedl).
+    MMEngine's own loader unpickles anything (upstream), or does so when the safe way fails (onedl). The text under
+    ``meta['config']`` is left out, because MMEngine runs it when it resumes.
     """
 
     # Also for files that a backbone starts from, which may hold bare weights. MMEngine logs the part of the name
     # after 'load_from_'.
-    def load_from_local(filename: str, map_location: Any) -> Any:
-        return _load(filename, map_location)
+    def load_from_local(filename: Union[str, Path], map_location: Any) -> Any:
+        return without_program(_load(filename, map_location))
 
     def load_from_http(filename: str, map_location: Any) -> Any:
-        return _load(_download(filename), map_location)
+        return load_from_local(_download(filename), map_location)
 
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
@@ -108,7 +112,9 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
 
 def _download(address: str) -> Path:
     """Returns where torch keeps a file from the web, after fetching it if it is not there; once for a host."""
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / PurePosixPath(urlparse(address).path).name
+    # Files of one name at two addresses are two files.
+    folder = hashlib.sha256(address.encode()).hexdigest()[:16]
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / folder / PurePosixPath(urlparse(address).path).name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
@@ -124,19 +130,24 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     path = Path(path).expanduser()
     _check_readable(path)
     try:
-        with torch.serialization.safe_globals(stand_ins()), warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            content = torch.load(path, map_location, weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-        return restored(content)
+        is_mapped = can_be_mapped(path) and mmap
+        with known_names_only() as of_user, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            content = torch.load(path, map_location, weights_only=True, mmap=is_mapped)
+        content = restored(content, most_bytes(path), of_user)
     except UnpicklingError as error:
         _check_is_no_text(path)
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
-        what = f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else 'an unknown format'
+        what = (f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else
+                str(error) if isinstance(error, NotPlain) else 'an unknown format')
         raise ForeignFile(f'{path} is refused, and nothing in it was run: it holds {what}') from error
     except Exception as error:  # a file that is cut off breaks the reader in many ways
         _check_is_no_text(path)
         reason = f'{type(error).__name__}: {error!s:.80}'
         raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
+    if not is_mapped:
+        verify(path, must_have_checksums=False)
+    return content
 
 
 def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:

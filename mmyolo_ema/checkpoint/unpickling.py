@@ -3,20 +3,45 @@
 They are its log history and the numpy arrays and scalars in that. torch's safe reader calls what it is allowed to
 with arguments from the file, and numpy's classes are not safe to call so: an array of objects takes bytes for
 addresses. So the reader is given stand-ins, which record what the file says and do nothing; afterwards they are
-replaced by what they stand for, if that is plain numbers or text.
+replaced by what they stand for, if that is plain numbers or text. Of what torch itself allows, it is given what makes
+dense tensors and plain containers: sparse tensors are built unchecked, others hold what was in the memory.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Any, Union
+from threading import Lock
+from typing import Any, Optional
 
 import numpy as np
+import torch
 from mmengine.logging import HistoryBuffer
+from torch import Tensor, _weights_only_unpickler, nn
+from torch.serialization import StorageType
 
-__all__ = ['restored', 'stand_ins']
+from mmyolo_ema.checkpoint.archive import MOST_DEPTH, NotPlain
+
+__all__ = ['known_names_only', 'restored']
 
 _NUMBERS_OR_TEXT = re.compile(r'[?biufcSU]\d*')
+
+# Of the names that torch's reader knows, besides dtypes and storages.
+_OF_TORCH = {
+    '_codecs.encode', 'builtins.complex', 'builtins.set', 'collections.Counter', 'collections.OrderedDict',
+    'torch.Size', 'torch.device', 'torch.storage.UntypedStorage', 'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3'
+}
+
+# Integers of more bits are no counts and no seeds.
+_MOST_BITS = 128
+
+_NUMBERS = (type(None), bool, float, complex, torch.dtype, torch.device)
+
+# The reader's names are the process's.
+_LOCK = Lock()
 
 
 class _Recorded:
@@ -52,7 +77,7 @@ class _Scalar(_Recorded):
 
     def build(self) -> np.generic:
         dtype, content = self.args
-        return np.frombuffer(content, dtype.build())[0]
+        return np.frombuffer(_checked(content), dtype.build())[0]
 
 
 class _Array(_Recorded):
@@ -60,6 +85,8 @@ class _Array(_Recorded):
 
     def build(self) -> np.ndarray:
         _, shape, dtype, is_fortran, content = self.state
+        if any(type(size) is not int for size in shape) or math.prod(shape) > len(_checked(content)):
+            raise ValueError(f'too few bytes for the shape {shape}')
         return np.ndarray(shape, dtype.build(), content, order='F' if is_fortran else 'C').copy()
 
 
@@ -79,6 +106,20 @@ def _getattr(owner: Any, name: Any) -> str:
     return name
 
 
+def _checked(content: Any) -> bytes:
+    """Returns the content of an array, without which numpy would take what is in the memory."""
+    if not isinstance(content, bytes):
+        raise TypeError(f'{type(content).__name__} for the content of an array')
+    return content
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Stands in for ``codecs.encode``, by which a file says bytes; other encodings can take minutes."""
+    if encoding != 'latin1' or not isinstance(text, str):
+        raise UnpicklingError('GLOBAL _codecs.encode')
+    return text.encode('latin1')
+
+
 def _bytes(*args: Any) -> bytes:
     """Stands in for ``bytes``, which makes the content of an empty array."""
     if args:
@@ -86,54 +127,139 @@ def _bytes(*args: Any) -> bytes:
     return b''
 
 
-def stand_ins() -> list[Union[Callable, tuple[Callable, str]]]:
-    """Returns what stands in for which name, in the form of ``torch.serialization.safe_globals``."""
+@contextmanager
+def known_names_only() -> Iterator[tuple[type, ...]]:
+    """Makes torch's safe reader know the names on our list only, besides those that the user allowed it to know.
+
+    Where both have a name, ours counts: the usual advice for MMEngine's files is to allow the real ``getattr``.
+
+    Yields:
+        The classes that the user allowed.
+    """
+    reader: Any = _weights_only_unpickler
+    with _LOCK:
+        of_torch, of_user = reader._get_allowed_globals, reader._get_user_allowed_globals
+        allowed = of_user()
+        known = {**allowed, **_known(of_torch())}
+        reader._get_allowed_globals, reader._get_user_allowed_globals = lambda: known, dict
+        try:
+            yield tuple(value for value in allowed.values() if isinstance(value, type))
+        finally:
+            reader._get_allowed_globals, reader._get_user_allowed_globals = of_torch, of_user
+
+
+def _known(of_torch: dict[str, Any]) -> dict[str, Any]:
+    """Returns what stands for which name in a file."""
+    known = {name: value for name, value in of_torch.items()
+             if name in _OF_TORCH or isinstance(value, (torch.dtype, StorageType))}
     # Where numpy keeps its builders changed in version 2; files written with either are read with either.
-    builders = [(stand_in, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')
-                for stand_in, name in ((_Array, '_reconstruct'), (_Scalar, 'scalar'))]
-    return [(_Array, 'numpy.ndarray'), (_DType, 'numpy.dtype'), *builders, (_getattr, 'builtins.getattr'),
-            (_bytes, 'builtins.bytes'), (_History, 'mmengine.logging.history_buffer.HistoryBuffer')]
+    builders: dict[str, Callable] = {
+        f'numpy.{core}.multiarray.{name}': stand_in
+        for core in ('core', '_core') for stand_in, name in ((_Array, '_reconstruct'), (_Scalar, 'scalar'))}
+    return {**known, **builders, 'numpy.ndarray': _Array, 'numpy.dtype': _DType, 'builtins.getattr': _getattr,
+            'builtins.bytes': _bytes, '_codecs.encode': _encode,
+            'mmengine.logging.history_buffer.HistoryBuffer': _History}
 
 
-def restored(value: Any, seen: Union[set[int], None] = None) -> Any:
-    """Replaces the stand-ins in what a file holds, in place, by what they stand for.
+def restored(value: Any, most_bytes: float, of_user: tuple[type, ...] = ()) -> Any:
+    """Returns what a file holds as plain containers, numbers, text, dense tensors, numpy arrays and log histories.
+
+    What the file holds once stays one object. Attributes are left out, but for the versions of a state's modules.
 
     Args:
         value: What the reader returned.
-        seen: Containers that are done, by ``id``; for the function's own calls.
-
-    Returns:
-        The value, or what it stands for.
+        most_bytes: The most that it may take where all that is shared is counted each time.
+        of_user: Classes whose objects are left as they are. Defaults to none.
 
     Raises:
-        UnpicklingError: If a stand-in is for other than numbers, text, arrays of those, or a log history.
+        UnpicklingError: If it holds anything else, or itself, or more.
     """
-    seen = set() if seen is None else seen
-    if isinstance(value, _Recorded):
-        try:
-            return value.build()
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise UnpicklingError(f'GLOBAL {value.name} in a form that is unknown') from error
-    if isinstance(value, (tuple, frozenset)):
-        return type(value)(restored(item, seen) for item in value)
-    if isinstance(value, (dict, list, set)) and id(value) not in seen:
-        seen.add(id(value))
-        _restore_items(value, seen)
-        # Such as the versions of modules that a state dictionary carries.
-        for name, item in list(getattr(value, '__dict__', {}).items()):
-            vars(value)[name] = restored(item, seen)
-    return value
+    plain, size = _Restoration(of_user).restore(value)
+    if size > most_bytes:
+        raise NotPlain('far more than its size, by naming one thing many times')
+    return plain
 
 
-def _restore_items(container: Union[dict, list, set], seen: set[int]) -> None:
-    if isinstance(container, list):
-        container[:] = [restored(item, seen) for item in container]
-    elif isinstance(container, set):
-        items = [restored(item, seen) for item in container]
-        container.clear()
-        container.update(items)
-    else:
-        pairs = [restored(pair, seen) for pair in container.items()]
-        container.clear()
-        for key, value in pairs:
-            container[key] = value
+class _Restoration:
+    """Makes plain data of what a file holds; each object once."""
+
+    def __init__(self, of_user: tuple[type, ...]) -> None:
+        self._of_user = of_user
+        self._done: dict[int, Optional[tuple[Any, int]]] = {}
+
+    def restore(self, value: Any, depth: int = 0) -> tuple[Any, int]:
+        """Returns a value as plain data, and its size in bytes, about, where what is shared counts each time."""
+        if id(value) not in self._done:
+            if depth > MOST_DEPTH:
+                raise NotPlain(f'containers in each other, more than {MOST_DEPTH} deep')
+            self._done[id(value)] = None
+            self._done[id(value)] = self._restore(value, depth + 1)
+        done = self._done[id(value)]
+        if done is None:
+            raise NotPlain('a container that holds itself')
+        return done
+
+    def _restore(self, value: Any, depth: int) -> tuple[Any, int]:
+        kind = type(value)
+        if kind in (str, bytes):
+            return value, 8 + len(value)
+        if kind in _NUMBERS or (kind is int and value.bit_length() <= _MOST_BITS):
+            return value, 8
+        if kind in (Tensor, nn.Parameter):
+            return _dense(value)
+        if isinstance(value, _Recorded):
+            return _built(value)
+        if kind in (dict, OrderedDict, Counter):
+            return self._restore_dictionary(value, depth)
+        if kind in (list, tuple, set, torch.Size):
+            items = [self.restore(item, depth) for item in value]
+            return (tuple if kind is torch.Size else kind)(item for item, _ in items), 8 + sum(
+                size for _, size in items)
+        if kind in self._of_user:
+            return value, 8
+        if kind is int:
+            raise NotPlain(f'an integer of {value.bit_length()} bits')
+        raise UnpicklingError(f'GLOBAL {kind.__module__}.{kind.__qualname__}')
+
+    def _restore_dictionary(self, value: dict, depth: int) -> tuple[dict, int]:
+        plain, total = type(value)(), 8
+        for key, item in dict.items(value):
+            (key, key_size), (item, size) = self.restore(key, depth), self.restore(item, depth)
+            plain[key] = item
+            total += key_size + size
+        versions = getattr(value, '__dict__', {}).get('_metadata')
+        if versions is not None:
+            versions, size = self.restore(versions, depth)
+            try:
+                vars(plain)['_metadata'] = _checked_versions(versions)
+            except AttributeError as error:  # no dictionaries
+                raise NotPlain('versions of modules in a form that is unknown') from error
+            total += size
+        return plain, total
+
+
+def _dense(tensor: Tensor) -> tuple[Tensor, int]:
+    """Returns a tensor without the attributes that a file may give it."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise NotPlain(f'a tensor that is not dense ({tensor.layout}, {tensor.dtype}, {tensor.device})')
+    tensor = tensor.detach()
+    return tensor, 64 + tensor.nbytes
+
+
+def _built(value: _Recorded) -> tuple[Any, int]:
+    try:
+        built = value.build()
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UnpicklingError(f'GLOBAL {value.name} in a form that is unknown') from error
+    arrays = built.data if isinstance(built, HistoryBuffer) else [built]
+    return built, sum(64 + array.nbytes + 8 * max(array.shape, default=0) for array in arrays
+                      if isinstance(array, (np.ndarray, np.generic)))
+
+
+def _checked_versions(versions: Any) -> dict:
+    """Returns the versions of modules: for each, numbers by name."""
+    named = {name: numbers for name, numbers in versions.items() if isinstance(name, str)}
+    if not all(isinstance(number, (int, np.integer, type(None))) for numbers in named.values()
+               for number in numbers.values()):
+        raise NotPlain('versions of modules that are no numbers')
+    return OrderedDict(named)

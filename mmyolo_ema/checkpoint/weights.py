@@ -7,16 +7,16 @@ loader looks, and the raw ones, which the optimizer trains, under
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 __all__ = [
-    'PREFIX', 'SECOND', 'SNAPSHOTS', 'averaged_weights', 'first_names', 'has_ema', 'is_dense', 'origin',
-    'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed', 'updates_in',
-    'weights_of'
+    'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema', 'is_dense',
+    'origin', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed',
+    'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -159,6 +159,34 @@ def single_precision_bytes(weights: dict[str, Any]) -> int:
 def is_dense(tensor: Tensor) -> bool:
     """Whether a tensor is an array of numbers that are there."""
     return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
+class Form(NamedTuple):
+    """What must be the same of two tensors, so that one can stand for the other.
+
+    Attributes:
+        kind: The kind of its numbers, or what it is instead of a dense tensor.
+        shape: Its shape, None if it is no dense tensor.
+    """
+
+    kind: str
+    shape: Optional[tuple[int, ...]] = None
+
+
+def form_of(value: Any) -> Form:
+    """Returns the form of a tensor, or of what stands in its place.
+
+    Example:
+        >>> form_of(torch.zeros(2, 3, dtype=torch.float16))
+        Form(kind='floating', shape=(2, 3))
+    """
+    if not isinstance(value, Tensor):
+        return Form('missing' if value is None else type(value).__name__)
+    if not is_dense(value):
+        return Form('meta' if value.is_meta else 'quantized' if value.is_quantized else
+                    str(value.layout).removeprefix('torch.'))
+    kind = 'complex' if value.is_complex() else 'floating' if value.is_floating_point() else 'integer'
+    return Form(kind, tuple(value.shape))
 
 
 def _place(tensor: Tensor) -> Any:

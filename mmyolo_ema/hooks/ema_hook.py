@@ -18,7 +18,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from mmyolo_ema.checkpoint import has_ema, updates_in
+from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
 from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
@@ -336,9 +336,12 @@ class EMAHook(MMEngineEMAHook):
                 looks.
 
         Raises:
-            ValueError: If ``strict_load`` is set and the tensors differ from the model's.
+            ValueError: If ``strict_load`` is set and the tensors differ from the model's. If MMEngine would run a text
+                in the checkpoint.
         """
         resumed = is_resumed(runner)
+        if resumed:
+            check_no_program(checkpoint)
         # A runner of strategies loads before it calls before_run.
         self._serve(runner, trains=resumed or _has_training_loop(runner))
         if not self._averages_for(runner):

@@ -156,5 +156,5 @@ def unfit(found: Misfits) -> str:
     """Returns in words which tensors do not fit the model, or nothing."""
     return ''.join(
         listed(title, names, most=20)
-        for title, names in (('; not loaded, of another shape: ', list(found.other.values())),
+        for title, names in (('; not loaded, of another shape or kind: ', list(found.other.values())),
                              ('; missing from the file: ', found.missing), ('; not in the model: ', found.unexpected)))

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import has_ema, raw_weights, read
+from mmyolo_ema.checkpoint import has_ema, raw_weights, read, verify
 from mmyolo_ema.checkpoint.difference import is_statistic
-from mmyolo_ema.checkpoint.weights import averaged_weights, is_dense, origin
+from mmyolo_ema.checkpoint.weights import averaged_weights, form_of, is_dense, origin
 from mmyolo_ema.posthoc.snapshots import KINDS, SnapshotFile, StoredRun
 
 __all__ = ['build']
@@ -42,7 +42,8 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
         The weights of each average, by the names of the tensors. Names of one tensor share it.
 
     Raises:
-        ValueError: If a file holds NaN or infinity in a tensor that counts.
+        ValueError: If a file is damaged, lacks a tensor that counts or holds it in another shape or kind of number than
+            the newest, or holds NaN or infinity in one.
     """
     content = read(run.files[-1].path, mmap=True)
     newest = averaged_weights(content)
@@ -50,6 +51,7 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     buffers = [] if run.update_buffers else _buffers(content, newest, raw)
     summed = [name for name, value in newest.items()
               if run.firsts[name] == name and _has_numbers(value) and name not in buffers]
+    _check_sources(run, summed, newest)
     built: dict[str, dict[str, Any]] = {name: {} for name in coefficients}
     groups = list(_groups(summed, newest))
     steps = [(group, file) for group in groups for file in run.files]
@@ -73,6 +75,19 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     return {name: {each: weights[each] for each in newest} for name, weights in built.items()}
 
 
+def _check_sources(run: StoredRun, names: list[str], newest: Mapping[str, Any]) -> None:
+    """Raises unless all files are what was written, and hold tensors of the newest's form."""
+    for file in run.files:
+        verify(file.path)
+    for file, kind in run.sources:
+        weights = KINDS[kind](read(file.path, mmap=True))
+        for name in names:
+            form, wanted = form_of(weights.get(name)), form_of(newest[name])
+            if form != wanted:
+                raise ValueError(f'{file.path} does not fit {run.files[-1].path}: {name} among its {kind} weights is '
+                                 f'{form.kind} of shape {form.shape} instead of {wanted.kind} of shape {wanted.shape}')
+
+
 def _has_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and is_dense(value) and (value.is_floating_point() or value.is_complex())
 
@@ -85,7 +100,7 @@ def _buffers(content: dict, newest: Mapping[str, Any], raw: Mapping[str, Any]) -
 
 
 def _is_same(averaged: Any, raw: Any) -> bool:
-    return isinstance(averaged, Tensor) and isinstance(raw, Tensor) and torch.equal(averaged, raw)
+    return isinstance(averaged, Tensor) and form_of(averaged) == form_of(raw) and torch.equal(averaged, raw)
 
 
 def _groups(names: list[str], weights: Mapping[str, Tensor]) -> Iterable[list[str]]:

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
-from mmyolo_ema.checkpoint import load_all
+from mmyolo_ema.checkpoint import load_all, use_safe_loader
 from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
 
 __all__ = ['Evaluation']
@@ -71,6 +71,7 @@ class Evaluation:
         self._folder = folder
         self._ground_truth: Optional[COCO] = None
         with _quietly():
+            use_safe_loader()  # a model may load a teacher when it is built
             self._runner = Runner.from_cfg(cfg)
             self._listener = _Listen(tell)
             self._runner.register_hook(self._listener)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from mmyolo_ema.checkpoint import read
+from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.publication import plain, save
 from mmyolo_ema.files import replace, write_new
 from mmyolo_ema.posthoc.build import build
@@ -77,10 +78,10 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
     _check_errors(list(wanted.values()))
     built = build(run, {str(path): {count: fit.coefficients for count, fit in one.fits.items()}
                         for path, one in wanted.items()}, progress)
-    meta = read(run.files[-1].path, mmap=True).get('meta')
+    meta = plain(meta_without_program(read(run.files[-1].path, mmap=True)))
     for path, one in wanted.items():
         weights = built.pop(str(path))
-        content = dict(meta=dict(plain(meta or {}), mmyolo_ema=_told(run, one, remark)),
+        content = dict(meta=dict(meta, mmyolo_ema=_told(run, one, remark)),
                        state_dict=weights if finish is None else finish(weights))
         (replace if replaces else write_new)(path, partial(save, content))
 

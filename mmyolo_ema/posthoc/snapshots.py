@@ -238,8 +238,10 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
 
     def open_weights() -> dict[str, Any]:
         content = read(path, mmap=True)
+        averaged = averaged_weights(content)
         # An average may have lost what the model shares.
-        return raw_weights(content) if has_ema(content) else averaged_weights(content)
+        raw = raw_weights(content) if has_ema(content) else averaged
+        return {name: raw.get(name, value) for name, value in averaged.items()}
 
     firsts = first_names(open_weights())
     if not by_content:

@@ -112,8 +112,6 @@ def test_count_that_cannot_be_gives_no_age(trained, tmp_path, steps):
 
 def test_tensors_of_other_kinds_are_no_obstacle(tmp_path):
     weights = dict(
-        sparse=torch.eye(2).to_sparse(),
-        meta=torch.ones(2, device='meta'),
         empty=torch.ones(0),
         scalar=torch.tensor(1),
         eight=torch.ones(2, 2).to(torch.float8_e4m3fn),

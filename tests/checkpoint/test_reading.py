@@ -1,6 +1,7 @@
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +119,58 @@ def test_file_that_is_cut_off_is_named(stored, path, share, mmap):
         checkpoint.read(path, mmap=mmap)
 
 
+def zipped_again(path, compression=zipfile.ZIP_DEFLATED, change=lambda name, content: content):
+    """Returns a file with the entries of another; their content may be changed, so that their checksums are right."""
+    out = path.with_name(f'again-{path.name}')
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, 'w', compression) as again:
+        for name in archive.namelist():
+            again.writestr(name, change(name, archive.read(name)))
+    return out
+
+
+@pytest.mark.parametrize('mmap', [True, False])
+def test_compressed_archive_gives_the_same_weights(stored, path, assert_equal, mmap):
+    torch.save(stored, path)
+    content = checkpoint.read(zipped_again(path), mmap=mmap)
+    assert_equal(dict(content['state_dict']), dict(stored['state_dict']))
+
+
+def test_compressed_data_that_fill_the_memory_are_refused(path):
+    torch.save(dict(state_dict=dict(weight=torch.zeros(10**8, dtype=torch.uint8))), path)
+    with pytest.raises(ValueError, match='compressed data that is far larger than the file'):
+        checkpoint.read(zipped_again(path))
+
+
+@pytest.fixture
+def flipped(stored, path):
+    """Returns the path of a file in which a bit of the weights was flipped."""
+    torch.save(stored, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(stored['state_dict']['linear.weight'].numpy().tobytes())
+    content[place + 3] ^= 64
+    path.write_bytes(content)
+    return path
+
+
+def test_flipped_bit_in_the_weights_is_named(flipped):
+    checkpoint.read(flipped, mmap=True)
+    said = r'epoch_1\.pth is damaged: the checksum of epoch_1/data/\d+ is wrong'
+    for use in (checkpoint.read, checkpoint.verify, checkpoint.inspect, partial(checkpoint.compare, other=flipped),
+                partial(checkpoint.extract, out=flipped.with_name('out.pth')),
+                partial(checkpoint.publish, stem=flipped.with_name('out'))):
+        with pytest.raises(ValueError, match=said):
+            use(flipped)
+    assert os.listdir() == ['epoch_1.pth']
+
+
+def test_file_without_checksums_is_read_but_not_handed_on(stored, path):
+    torch.save(stored, path, _use_new_zipfile_serialization=False)
+    checkpoint.inspect(path)
+    assert checkpoint.compare(path, path).are_equal
+    with pytest.raises(ValueError, match=r'has no checksums, since it was written in the format before torch 1\.6'):
+        checkpoint.extract(path, path.with_name('out.pth'))
+
+
 @pytest.mark.parametrize('content', [[1], dict(a=1), dict(state_dict=None), torch.zeros(1)])
 def test_file_without_weights_is_named(path, content):
     torch.save(content, path)
@@ -205,6 +258,20 @@ def test_weights_of_another_model_are_named(net):
     said = re.escape('linear.weight (checkpoint (4, 3), model (5, 3)); missing: linear.bias')
     with pytest.raises(ValueError, match=said):
         checkpoint.load_all(weights, net)
+
+
+@pytest.mark.parametrize(('value', 'said'), [
+    (torch.ones(4, 3, dtype=torch.complex64), 'complex, model floating'),
+    (torch.ones(4, 3, dtype=torch.int8), 'integer, model floating'),
+    (torch.eye(4, 3).to_sparse(), 'sparse_coo, model floating'),
+    (torch.ones(4, 3, device='meta'), 'meta, model floating'),
+    ('text', 'str, model floating'),
+])
+def test_weights_of_another_kind_of_number_are_named(net, value, said):
+    before = net.linear.weight.clone()
+    with pytest.raises(ValueError, match=re.escape(f'of another shape or kind: linear.weight (checkpoint {said})')):
+        checkpoint.load_all(dict(net.state_dict(), **{'linear.weight': value}), net)
+    assert torch.equal(net.linear.weight, before)
 
 
 class Folder:

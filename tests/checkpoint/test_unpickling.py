@@ -1,4 +1,8 @@
+import codecs
 import os
+import re
+from collections import OrderedDict
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -60,14 +64,92 @@ def test_log_history_comes_back_and_can_go_on(through_a_file):
     assert through_a_file(HistoryBuffer()).data[0].size == 0
 
 
-def test_shared_and_circular_containers_come_back(through_a_file):
+def test_shared_containers_come_back_as_one(through_a_file):
     shared = [np.float64(1)]
-    circle = dict(one=shared, two=shared)
-    circle['self'] = circle
-    read = through_a_file(circle)
+    read = through_a_file(dict(one=shared, two=shared))
     assert read['one'] is read['two']
-    assert read['self'] is read
     assert read['one'] == [1.0]
+
+
+def circle():
+    found = dict(a=[])
+    found['a'].append(found)
+    return found
+
+
+def shared_tuples(levels):
+    found = ()
+    for _ in range(levels):
+        found = (found, found)
+    return found
+
+
+def nested(levels):
+    found = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def with_attributes(kind, **attributes):
+    found = kind()
+    vars(found).update(attributes)
+    return found
+
+
+@pytest.mark.parametrize(('make', 'what'), [
+    (circle, 'a container that holds itself'),
+    (lambda: shared_tuples(40), 'tuples that are nested too deep'),
+    (lambda: {shared_tuples(30): 1}, 'tuples that are nested too deep'),
+    (lambda: shared_tuples(100), 'tuples that are nested too deep'),
+    (lambda: nested(200), 'containers in each other, more than 64 deep'),
+    (lambda: [np.zeros(10**5)] * 10**4, 'far more than its size, by naming one thing many times'),
+    (lambda: [torch.zeros(1).expand(10**9)], 'far more than its size, by naming one thing many times'),
+    (lambda: [[[['text'] * 1000] * 1000] * 1000] * 1000, 'far more than its size, by naming one thing many times'),
+    (lambda: 10**400, 'an integer of 1329 bits'),
+    (lambda: torch.eye(2).to_sparse(), 'torch._utils._rebuild_sparse_tensor, which is not on the list'),
+    (lambda: torch.ones(2, device='meta'), 'torch._utils._rebuild_meta_tensor_no_storage, which is not on the list'),
+    (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), 'torch._utils._rebuild_qtensor'),
+    (lambda: Call(codecs.encode, ('a' * 10**5, 'punycode')), '_codecs.encode, which is not on the list'),
+    (lambda: Call(torch.FloatTensor, (10**6, )), 'torch.FloatTensor, which is not on the list'),
+    (lambda: Call(bytearray, (10**12, )), 'bytearray, which is not on the list'),
+    (lambda: with_attributes(OrderedDict, _metadata=5), 'versions of modules in a form that is unknown'),
+    (lambda: with_attributes(OrderedDict, _metadata={'': dict(version='text')}), 'versions of modules that are no'),
+])
+def test_what_takes_forever_or_is_not_plain_is_refused_in_words(through_a_file, make, what):
+    with pytest.raises(ValueError, match=re.escape(f'refused, and nothing in it was run: it holds {what}')):
+        through_a_file(make())
+
+
+def test_attributes_over_methods_are_left_out(through_a_file):
+    read = through_a_file(with_attributes(OrderedDict, get=5))
+    assert (read.get('a'), vars(read)) == (None, {})
+
+
+@pytest.mark.parametrize('content', [None, [0.0], 'text', 5])
+def test_array_without_content_is_refused(through_a_file, content):
+    dtype = np.dtype('f8')
+    array = Call(np.zeros(0).__reduce__()[0], (np.ndarray, (0, ), b'b'), (1, (4, ), dtype, False, content))
+    with pytest.raises(ValueError, match=r'it holds numpy\.ndarray'):
+        through_a_file(array)
+
+
+@pytest.fixture
+def user_list():
+    before = torch.serialization.get_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+def test_list_of_the_user_adds_to_ours_and_replaces_nothing(through_a_file, user_list):
+    allowed = [getattr, np.ndarray, np.dtype, np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0], HistoryBuffer,
+               Fraction]
+    torch.serialization.add_safe_globals(allowed)
+    assert through_a_file([HistoryBuffer([1.0], [1]), np.float64(2), Call(Fraction, (1, 2))])[1:] == [2, Fraction(1, 2)]
+    with pytest.raises(ValueError, match=r'it holds builtins\.getattr'):
+        through_a_file(Call(getattr, ('text', 'join')))
+    assert set(allowed) <= set(torch.serialization.get_safe_globals())
 
 
 @pytest.mark.parametrize('value', [

@@ -243,6 +243,19 @@ def test_runner_of_strategies_trains_and_resumes_as_the_usual_one(toy, hook_conf
     assert tester.test()['mean'] == validated
 
 
+@pytest.mark.parametrize('make', [flexible, lambda toy, name, **options: toy(name, **FOUR, **options)])
+def test_program_in_a_checkpoint_is_not_run_by_a_resumption(toy, tmp_path, make):
+    make(toy, 'first').train()
+    path, harm = tmp_path / 'first' / 'epoch_2.pth', tmp_path / 'harm'
+    content = torch.load(path, weights_only=False)
+    content['meta']['config'] = f'import os\nos.mkdir({str(harm)!r})'
+    torch.save(content, path)
+    runner = make(toy, 'resumed', load_from=str(path), resume=True)
+    with pytest.raises(ValueError, match=r"holds a text under meta\['config'\], which MMEngine would run"):
+        runner.train()
+    assert not harm.exists()
+
+
 def test_runner_of_strategies_starts_from_averaged_weights(toy, tmp_path, average_of, messages):
     toy().train()
     runner = flexible(toy, 'next', load_from=str(tmp_path / 'run' / 'epoch_2.pth'))

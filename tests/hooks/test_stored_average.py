@@ -105,7 +105,7 @@ def test_strict_load_looks_at_both_kinds(toy, hook_config, file, kind):
     part, name = dict(averaged=('state_dict', 'out.bias'), raw=('ema_state_dict', 'module.out.bias'))[kind]
     content[part][name] = torch.zeros(2)
     torch.save(content, file)
-    with pytest.raises(ValueError, match=r'of another shape: out\.bias \(checkpoint \(2,\), model \(1,\)\)'):
+    with pytest.raises(ValueError, match=r'of another shape or kind: out\.bias \(checkpoint \(2,\), model \(1,\)\)'):
         toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
 
 

@@ -162,3 +162,17 @@ def test_masks_and_complex_weights_are_kept(stored):
     built = mean(stored(mask=[mask] * 4, phase=[torch.tensor([number * 1j]) for number in (1, 5, 2, 7)]))
     assert torch.equal(built['mask'], mask)
     assert built['phase'] == torch.tensor([1.5j])
+
+
+def test_older_file_that_does_not_fit_the_newest_is_refused(config):
+    cfg = config(interval=6)
+    Runner.from_cfg(cfg).train()
+    path, name = f'{cfg.work_dir}/epoch_6.pth', 'bbox_head.rtm_cls.0.bias'
+    content = checkpoint.read(path)
+    right = content['ema_state_dict'].pop(f'module.{name}')
+    for wrong, said in (({}, 'is missing'), ({f'module.{name}': torch.ones(1, 1)}, r'is floating of shape \(1, 1\) '),
+                        ({f'module.{name}': right * 1j}, 'is complex'), ({f'module.{name}': right.int()}, 'is integer'),
+                        ({f'module.{name}': 'text'}, 'is str of shape None instead of floating')):
+        torch.save(dict(content, ema_state_dict={**content['ema_state_dict'], **wrong}), path)
+        with pytest.raises(ValueError, match=f'epoch_6.pth does not fit .*epoch_12.pth: {name} among .* {said}'):
+            half(read_run(cfg.work_dir), Ramp(2 / HORIZON, GAMMA))

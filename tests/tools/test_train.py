@@ -83,6 +83,20 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     assert said in refused('train', *arguments)
 
 
+def test_program_in_a_checkpoint_is_not_run(refused, tool, config_file, checkpoint_file, tmp_path):
+    content = checkpoint.read(checkpoint_file)
+    content['meta']['config'] = "import os\nos.mkdir('harm')"
+    torch.save(content, checkpoint_file)
+    assert "it holds a text under meta['config']" in refused('train', config_file, '--resume', checkpoint_file)
+    options = ['--cfg-options', 'train_cfg.val_interval=5', f'load_from={checkpoint_file}']
+    tool('train', config_file, *options)
+    for command in ('extract', 'publish'):
+        tool('ema_checkpoint', command, checkpoint_file, '-o', f'{command}.pth')
+        written, = tmp_path.glob(f'{command}*.pth')
+        assert 'config' not in checkpoint.read(written)['meta']
+    assert not (tmp_path / 'harm').exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='trains so on the GPU here')
 def test_mixed_precision_without_a_gpu_is_refused(refused, config_file):
     assert '--amp needs a GPU, and there is none' in refused('train', config_file, '--amp')
