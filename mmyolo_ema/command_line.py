@@ -19,9 +19,11 @@ from mmengine.utils.dl_utils import set_multi_processing
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import distributed, nn
 
 from mmyolo_ema import building
+from mmyolo_ema.printing import printable, say
 from mmyolo_ema.run_plan import RunPlan, plan_run
 from mmyolo_ema.schedule import MOST_UPDATES
 
@@ -44,7 +46,7 @@ def stop(message: Union[str, Exception]) -> NoReturn:
 
 def report_error(message: Union[str, Exception]) -> None:
     """Prints one line on standard error."""
-    print('error: ' + ' '.join(str(message).split()), file=sys.stderr)
+    print('error: ' + printable(' '.join(str(message).split())), file=sys.stderr)
 
 
 def run(main: Callable[[], Optional[int]]) -> NoReturn:
@@ -71,19 +73,26 @@ def run(main: Callable[[], Optional[int]]) -> NoReturn:
 
 def show(table: Table) -> None:
     """Prints a table: with lines on a terminal that is wide enough, otherwise as Markdown of any width."""
-    console = Console(markup=False, highlight=False)
+    console = _PrintableConsole(markup=False, highlight=False)
     table.title_justify = 'left'
-    wide = Console(width=1000, markup=False, highlight=False, color_system=None)
+    wide = _PrintableConsole(width=1000, markup=False, highlight=False, color_system=None)
     if console.is_terminal and wide.measure(table).maximum <= console.width:
         console.print(table)
         return
     if table.title:
-        print(f'{table.title}\n')
+        say(table.title, '')
         table.title = None
     table.box = box.MARKDOWN
     with wide.capture() as captured:
         wide.print(table)
-    print('\n'.join(line.rstrip() for line in captured.get().splitlines()).strip('\n'))
+    say(*'\n'.join(line.rstrip() for line in captured.get().split('\n')).strip('\n').split('\n'))
+
+
+class _PrintableConsole(Console):
+    """Renders cells of tables, which may hold names from a file."""
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        return super().render_str(printable(text), **kwargs)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,25 +78,39 @@ def _sha256(path: Path) -> str:
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file whole, or leaves what was there before. Not for several writers of one file at a time.
 
-    What a killed process leaves of it is a hidden file of a name that the next attempt uses again.
+    It is written in a hidden folder, in which nobody else can have put anything. What a killed process leaves of that
+    is removed by the next attempt.
 
     Args:
-        path: The file. Its folder is made if need be.
+        path: The file. Its folder is made if need be. A link is replaced, not followed.
         write: As for :func:`write_new`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.unfinished.{path.name}')
+    folder = path.with_name(f'.unfinished.{path.name}')
+    _remove(folder)
+    folder.mkdir(mode=0o700)
     try:
+        temporary = folder / path.name
         _write_and_sync(temporary, write)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(folder)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or a file or link of that name, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Lets one process after the other do something with a file, of those that see its folder."""
-    with open(path.with_name(f'.{path.name}.lock'), 'w') as lock:
+    # Not through a link, which could make a lock of any file, and empty it.
+    flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
+    with open(os.open(path.with_name(f'.{path.name}.lock'), flags, 0o600), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

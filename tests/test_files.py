@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,8 @@ from mmengine.fileio import io
 from mmengine.fileio.backends import registry_utils
 from mmengine.runner import save_checkpoint
 
-from mmyolo_ema.files import replace, use_whole_files, write_new
+from mmyolo_ema.checkpoint.publication import save
+from mmyolo_ema.files import locked, replace, use_whole_files, write_new
 
 
 def test_file_that_is_there_is_left_alone(tmp_path):
@@ -50,6 +52,39 @@ def test_replaced_file_is_whole_or_what_it_was(tmp_path):
         replace(path, fail)
     assert path.read_text() == 'new'
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('name', ['.unfinished.a.pth', 'a.pth', 'archive'])
+def test_nothing_is_written_through_a_planted_link(tmp_path, name):
+    mine = tmp_path / 'mine'
+    mine.write_text('mine')
+    (tmp_path / name).symlink_to(mine)
+    replace(tmp_path / 'a.pth', partial(save, dict(state_dict={})))
+    assert mine.read_text() == 'mine'
+    assert torch.load(tmp_path / 'a.pth') == dict(state_dict={})
+    assert not (tmp_path / 'a.pth').is_symlink()
+
+
+def test_file_called_like_a_temporary_one_is_left(tmp_path):
+    (tmp_path / 'archive').write_text('mine')
+    replace(tmp_path / 'a.pth', partial(save, dict(state_dict={})))
+    assert (tmp_path / 'archive').read_text() == 'mine'
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = tmp_path / '.unfinished.a.txt'
+    left.mkdir()
+    (left / 'a.txt').write_text('half')
+    replace(tmp_path / 'a.txt', lambda temporary: temporary.write_text('whole'))
+    assert [path.name for path in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_lock_is_not_taken_through_a_link(tmp_path):
+    (tmp_path / 'mine').write_text('mine')
+    (tmp_path / '.a.lock').symlink_to('mine')
+    with pytest.raises(OSError, match=r'\.a\.lock'), locked(tmp_path / 'a'):
+        pass
+    assert (tmp_path / 'mine').read_text() == 'mine'
 
 
 @pytest.fixture

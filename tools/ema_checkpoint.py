@@ -33,6 +33,7 @@ from mmyolo_ema.checkpoint.report import (
     weights_table,
 )
 from mmyolo_ema.command_line import OneLineParser, add_command, check_new, report_error, run, show, stop
+from mmyolo_ema.printing import say
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,7 +89,7 @@ def inspect(args: argparse.Namespace) -> int:
         if not args.json:
             print_inspection(one)
     if args.json:
-        print(json.dumps(plain(found), indent=2))
+        say(*json.dumps(plain(found), indent=2).split('\n'))
     return status
 
 
@@ -108,20 +109,20 @@ def plain(value: object) -> object:
 
 
 def print_inspection(found: checkpoint.Inspection) -> None:
-    print('\n'.join(inspection_lines(found)) + '\n')
+    say(*inspection_lines(found), '')
     show(weights_table(found))
-    print()
+    say('')
     if found.distance is not None:
         show(difference_table(f'average and raw weights: {apart(found.distance.relative)}', found.differences))
-        print()
-    print('\n'.join([*problems(found), '']))
+        say('')
+    say(*problems(found), '')
 
 
 def extract(args: argparse.Namespace) -> None:
     check_new(args.out, '-o')
     say_what_is_taken(args)
     checkpoint.extract(args.file, args.out, args.weights)
-    print(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+    say(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -131,8 +132,8 @@ def publish(args: argparse.Namespace) -> None:
     say_what_is_taken(args)
     done = checkpoint.publish(args.file, Path(args.out), args.weights, dtype)
     if done.worst is not None:
-        print(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
-    print(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+        say(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
+    say(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
 
 
 def say_what_is_taken(args: argparse.Namespace) -> None:
@@ -140,9 +141,9 @@ def say_what_is_taken(args: argparse.Namespace) -> None:
     found = checkpoint.inspect(args.file)
     kinds = [weights.kind for weights in found.weights]
     if len(kinds) == 1:
-        print(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
+        say(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
     for line in broken(found, args.weights if args.weights in kinds else kinds[0]):
-        print(f'warning: {line}')
+        say(f'warning: {line}')
 
 
 KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying which')
@@ -158,7 +159,7 @@ def compare(args: argparse.Namespace) -> int:
     found = checkpoint.compare(args.one, args.other, args.weights)
     sets = ', '.join(f'{path} ({kind_of(path, args.weights)})' for path in (args.one, args.other))
     show(difference_table(sets, found.groups))
-    print('\n'.join(['', 'equal' if found.are_equal else 'not equal', *comparison_lines(found)]))
+    say('', 'equal' if found.are_equal else 'not equal', *comparison_lines(found))
     return 0 if found.are_equal else 1
 
 

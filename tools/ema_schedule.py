@@ -33,6 +33,7 @@ from mmyolo_ema.command_line import (
 from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
+from mmyolo_ema.printing import say
 from mmyolo_ema.run_plan import RunPlan
 from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled, three_digits
 from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
@@ -151,13 +152,13 @@ def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
     if not (plan and isinstance(plan.schedule, Ramp)):
         hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
     hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
-    print(f'For {suggestion.reason}:')
-    print('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
+    say(f'For {suggestion.reason}:')
+    say('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
     if plan is not None and plan.place is not None:
         changed = [key for key in ('ema_type', 'momentum', 'gamma') if hook[key] != plan.hook.get(key)]
         options = ' '.join(f'custom_hooks.{plan.place}.{key}={literal(hook[key]).strip(chr(39))}' for key in changed)
-        print(f'    --cfg-options {options}' if changed else '    which the config has')
-    print()
+        say(f'    --cfg-options {options}' if changed else '    which the config has')
+    say('')
 
 
 def literal(value: object) -> str:
@@ -182,22 +183,22 @@ def main() -> None:
     print_run(plan, updates, args)
     for one in reports:
         show(one.table)
-        print('', *one.words, '', sep='\n')
+        say('', *one.words, '')
     show(recipes_table(reports, per_epoch))
-    print()
+    say('')
     for suggestion in suggested:
         print_suggestion(suggestion, plan)
     if args.plot is not None:
-        print(f'{args.plot}  the picture')
+        say(f'{args.plot}  the picture')
 
 
 def print_run(plan: Optional[RunPlan], updates: int, args: argparse.Namespace) -> None:
     if plan is None:
-        print(f'{updates:,} updates as given\n')
+        say(f'{updates:,} updates as given', '')
         return
     begin = f'; it begins after {plan.begin:,} others, and all below counts from there' if plan.begin else ''
     epoch = f', {rounded(plan.updates_per_epoch)} in an epoch' if plan.updates_per_epoch else ''
-    print(f'{args.config}: {updates:,} updates of the average{epoch}{begin}\n    {plan.origin}\n')
+    say(f'{args.config}: {updates:,} updates of the average{epoch}{begin}', f'    {plan.origin}', '')
 
 
 def draw(settings: list[Setting], updates: int, path: Path) -> None:

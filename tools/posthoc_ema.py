@@ -47,6 +47,7 @@ from mmyolo_ema.posthoc.report import coefficients_table, fit_table, percent, pl
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
 from mmyolo_ema.posthoc.sweep import Sweep
 from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
+from mmyolo_ema.printing import say
 from mmyolo_ema.schedule import Schedule
 from mmyolo_ema.schedule_report import rounded
 
@@ -121,15 +122,15 @@ def plan(args: argparse.Namespace) -> None:
     has_snapshots = bool(hooks_named(cfg.get('custom_hooks'), 'SnapshotHook'))
     kept += [] if has_snapshots else advice(planned, size, USUAL_ERROR)
     kept = [each._replace(multiplicities=sorted(shared)) for each in kept]
-    print(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}\n')
+    say(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}', '')
     show(plan_table(kept, wanted, planned.updates))
-    print(f'\n{ERROR}')
+    say('', ERROR)
     if shared != {1}:
-        print(BY_NAME)
+        say(BY_NAME)
     if len(kept) > 1:
-        print('To make averages from half to twice the horizon, add one of these to custom_hooks:')
+        say('To make averages from half to twice the horizon, add one of these to custom_hooks:')
     for each in kept[1:]:
-        print(f"    dict(type='mmyolo_ema.SnapshotHook', {each.name.removeprefix('SnapshotHook ')})")
+        say(f"    dict(type='mmyolo_ema.SnapshotHook', {each.name.removeprefix('SnapshotHook ')})")
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -137,9 +138,9 @@ def fit(args: argparse.Namespace) -> None:
     print_run(stored)
     found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
-    print(f'\n{ERROR}\nrounding: by how much rounding errors of the files grow.')
+    say('', ERROR, 'rounding: by how much rounding errors of the files grow.')
     if args.coefficients:
-        print()
+        say('')
         show(coefficients_table(stored, found))
 
 
@@ -167,10 +168,10 @@ def build(args: argparse.Namespace) -> None:
     write(stored, wanted, BAR, finish, remark)
     for path, one in wanted.items():
         worst = one.worst
-        print(f'{path}  {one.target.name}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
-              f'{rounded(worst.mean_age)} updates' + (f', {remark}' if remark else ''))
+        say(f'{path}  {one.target.name}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
+            f'{rounded(worst.mean_age)} updates' + (f', {remark}' if remark else ''))
         if worst.error > USUAL_ERROR:
-            print(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
+            say(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -188,8 +189,8 @@ def sweep(args: argparse.Namespace) -> None:
     with tqdm(disable=None, leave=False, unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
         if not evaluation.is_coco:
-            print("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
-                  f'the evaluator is {evaluation.evaluator}.\n')
+            say("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
+                f'the evaluator is {evaluation.evaluator}.', '')
         running = Sweep(stored, evaluation, out['json'], text, *metric_of(cfg, args.metric))
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
@@ -201,11 +202,11 @@ def sweep(args: argparse.Namespace) -> None:
     running.finish(compared)
     show(sweep_table(running))
     for name, error in running.dropped.items():
-        print(f'left out: {name}, whose error would be {percent(error)}')
+        say(f'left out: {name}, whose error would be {percent(error)}')
     replace(out['png'], partial(draw_horizons, running.curve()))
     write_best(running, best)
-    print('\n' + '\n'.join(verdict(running, compared)))
-    print(f'{best}, {out["png"]}, {out["json"]}')
+    say('', *verdict(running, compared))
+    say(f'{best}, {out["png"]}, {out["json"]}')
 
 
 def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
@@ -231,19 +232,19 @@ def validation_text(cfg: Config) -> str:
 def write_best(running: Sweep, path: Path) -> None:
     """Writes the best average, in the place of that of an earlier sweep."""
     if path.exists():
-        print(f'{path} is written anew')
+        say(f'{path} is written anew')
     write(running.run, {path: running.best_reconstruction}, BAR, replaces=True)
 
 
 def print_run(stored: StoredRun) -> None:
     epoch = f', {rounded(stored.updates_per_epoch)} in an epoch' if stored.updates_per_epoch else ''
-    print(f'{len(stored.files)} checkpoints of updates {stored.files[0].updates:,} to {stored.updates:,}{epoch}, '
-          f'{stored.schedule}')
+    say(f'{len(stored.files)} checkpoints of updates {stored.files[0].updates:,} to {stored.updates:,}{epoch}, '
+        f'{stored.schedule}')
     if stored.left_out:
-        print('not used: ' + ', '.join(f'{path.name} ({why})' for path, why in stored.left_out.items()))
+        say('not used: ' + ', '.join(f'{path.name} ({why})' for path, why in stored.left_out.items()))
     if not stored.once and stored.multiplicities != [1]:
-        print(BY_NAME)
-    print()
+        say(BY_NAME)
+    say('')
 
 
 COMMANDS = dict(plan=plan, fit=fit, build=build, sweep=sweep)

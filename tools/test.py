@@ -29,6 +29,7 @@ from mmyolo_ema.command_line import (
     stop,
 )
 from mmyolo_ema.hooks import RawWeightsHook
+from mmyolo_ema.printing import say
 from mmyolo_ema.visualization import draw_predictions
 
 
@@ -71,7 +72,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
     except ValueError as error:
         stop(f'{args.checkpoint} cannot be tested with this config: {error}')
     if remark:
-        print(f'{args.checkpoint}: {remark}')
+        say(f'{args.checkpoint}: {remark}')
     return tested(content, args.weights)
 
 

@@ -36,6 +36,7 @@ from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.plots import draw_average_curves
+from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 
@@ -483,4 +484,4 @@ def is_saved_after_iteration(runner: Runner) -> bool:
 
 
 def _say(message: str, level: int = logging.INFO) -> None:
-    print_log(f'EMA: {message}', logger='current', level=level)
+    print_log(f'EMA: {printable(message)}', logger='current', level=level)

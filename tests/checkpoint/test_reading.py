@@ -216,6 +216,10 @@ def test_mmengine_reads_from_the_web_with_our_list(stored, path, net, monkeypatc
         load_checkpoint(net, f'{address}/epoch_1.pth')
         with pytest.raises(ValueError, match='refused'):
             load_checkpoint(net, f'{address}/harmful.pth')
+        # Of the same name at another address.
+        os.mkdir('other')
+        torch.save(dict(state_dict=dict.fromkeys(net.state_dict(), torch.zeros(()))), 'other/epoch_1.pth')
+        assert CheckpointLoader.load_checkpoint(f'{address}/other/epoch_1.pth')['state_dict']['linear.weight'] == 0
         server.shutdown()
     assert torch.equal(net.linear.weight, stored['state_dict']['linear.weight'])
     assert not os.path.exists('harm')

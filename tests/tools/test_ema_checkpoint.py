@@ -59,6 +59,22 @@ def test_odd_names_and_values_are_shown_as_they_are(tool, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)[0]['average']['hook']['momentum'] == 'inf'
 
 
+def test_names_in_a_file_cannot_steer_the_terminal(tool, refused, capsys, tmp_path):
+    name = 'a\x1b[2J\nequal\u202e\udc80.weight'
+    for file, value in (('a.pth', 1.0), ('b.pth', float('nan'))):
+        torch.save(dict(state_dict={name: torch.full((2, ), value), f'{name}2': torch.ones(1)}), file)
+    assert tool('ema_checkpoint', 'compare', 'a.pth', 'b.pth') == 1
+    assert tool('ema_checkpoint', 'inspect', 'b.pth') == 0
+    said = capsys.readouterr().out
+    assert 'a\\x1b[2J\\nequal\\u202e\\udc80' in said
+    assert all(line.isprintable() for line in said.split('\n'))
+    assert 'equal' not in said.split('\n')
+    torch.save(dict(state_dict={name: 'text'}), 'text.pth')
+    said = refused('ema_checkpoint', 'extract', 'text.pth', '-o', 'a.safetensors')
+    assert 'but a\\x1b[2J equal\\u202e' in said
+    assert said.isprintable()
+
+
 def test_what_is_broken_is_said_when_it_is_handed_on(tool, capsys):
     torch.save(dict(state_dict=dict(a=torch.tensor([float('nan')]))), 'nan.pth')
     tool('ema_checkpoint', 'publish', 'nan.pth', '-o', 'a')

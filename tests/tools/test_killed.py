@@ -9,7 +9,7 @@ from mmyolo_ema import checkpoint
 
 # Imports once, then forks a training for each attempt: kills it at a random moment, or while it writes a checkpoint.
 PROGRAM = """
-import os, random, runpy, signal, sys, time
+import os, random, runpy, shutil, signal, sys, time
 from pathlib import Path
 import mmdet.models, mmdet.datasets, mmdet.evaluation, mmdet.visualization, mmdet.engine, mmyolo_ema
 
@@ -30,7 +30,7 @@ def unfinished():
 killed = within_save = 0
 for attempt in range(kills):
     for path in unfinished():
-        path.unlink()
+        shutil.rmtree(path)
     child = train()
     in_save = attempt % 2
     end = time.time() + (60 if in_save else moments.uniform(0.5, 6))

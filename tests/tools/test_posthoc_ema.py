@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -190,3 +191,24 @@ def test_plan_knows_what_other_classes_do_to_shared_tensors(tool, config_file, c
         errors.append(float(rows(said)['5'][0].rstrip('%')))
     assert 'averages a tensor once for each of its names' in said
     assert errors[1] != errors[0]
+
+
+@pytest.mark.parametrize('command', ['plan', 'build', 'sweep'])
+def test_harmful_teacher_of_a_config_is_not_run(refused, work_dir, config_file, tmp_path, command):
+
+    class Harmful:
+
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'harm'), )
+
+    torch.save(dict(state_dict=Harmful()), tmp_path / 'teacher.pth')
+    (tmp_path / 'distilled.py').write_text(f"""_base_ = '{config_file.name}'
+model = dict(_delete_=True, type='KnowledgeDistillationSingleStageDetector', backbone=_base_.model.backbone,
+             neck=_base_.model.neck, bbox_head=_base_.model.bbox_head, data_preprocessor=_base_.model.data_preprocessor,
+             teacher_config='small.py', teacher_ckpt='teacher.pth')
+""")
+    arguments = dict(plan=['distilled.py', '--dataset-size', '16'], sweep=[work_dir, 'distilled.py'],
+                     build=[work_dir, '--horizon', '8', '-o', 'a.pth', '--config', 'distilled.py', '--bn-batches', '1'])
+    said = refused('posthoc_ema', command, *arguments[command])
+    assert 'teacher.pth is refused, and nothing in it was run: it holds posix.mkdir' in said
+    assert not (tmp_path / 'harm').exists()
