@@ -20,6 +20,11 @@ SCHEDULES: dict[str, Any] = {
     'StochasticWeightAverage': Uniform,
 }
 
+# A longer text takes far more memory than its size; a config has a hundredth of that.
+_LONGEST = 10**6
+# Larger integers are no floats, which schedules reckon with.
+_MOST_BITS = 64
+
 
 def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict]]:
     """Returns the places of the hooks of a class in a config's ``custom_hooks``, and their options.
@@ -107,6 +112,8 @@ def hooks_in_text(text: str) -> list:
         >>> hooks_in_text("custom_hooks = [dict(type='EMAHook', momentum=0.05, other=len)]")
         [{'type': 'EMAHook', 'momentum': 0.05, 'other': 'len'}]
     """
+    if len(text) > _LONGEST:
+        return []
     try:
         statements = ast.parse(text).body
         values = [_literal(statement.value) for statement in statements if isinstance(statement, ast.Assign)
@@ -122,9 +129,10 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.List):
         return [_literal(item) for item in node.elts]
     try:
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
     except (ValueError, TypeError):
         return ast.unparse(node)
+    return repr(value) if isinstance(value, int) and value.bit_length() > _MOST_BITS else value
 
 
 def class_name(kind: Any) -> str:

@@ -18,6 +18,9 @@ __all__ = ['Segmented', 'Segments', 'as_data', 'continued', 'latest', 'schedule_
 #: First update and schedule of each segment; None for a schedule that is not known.
 Segments = tuple[tuple[int, Optional[Schedule]], ...]
 
+# Nobody resumes more often; each takes time in each update that is gone through.
+_MOST_SEGMENTS = 1000
+
 
 @dataclass(frozen=True)
 class Segmented(Schedule):
@@ -110,8 +113,10 @@ def stored_segments(meta: dict) -> Segments:
         hook = stored_hook(meta)
         return ((0, schedule_of(hook) if hook else None),)
     try:
+        if len(said) > _MOST_SEGMENTS:
+            raise TypeError(f'{len(said)} segments')
         segments = tuple((int(first), None if options is None else schedule_of(options)) for first, options in said)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, OverflowError, TypeError) as error:
         raise ValueError(f'the schedule of its average is not understood: {said!r:.80}') from error
     if not segments or segments[0][0] != 0:
         raise ValueError(f'the schedule of its average does not begin at update 0: {said!r:.80}')

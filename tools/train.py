@@ -121,7 +121,10 @@ def check_checkpoint(cfg: Config) -> None:
 def check_resumable(content: dict, cfg: Config) -> None:
     """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
     checkpoint.check_no_program(content)
-    missing = [part for part in ('meta', 'message_hub', 'optimizer') if not content.get(part)]
+    missing = [part for part in ('meta', 'message_hub', 'optimizer')
+               if not (content.get(part) and isinstance(content[part], dict))]
+    if not missing:
+        missing = [f'meta.{count}' for count in ('epoch', 'iter') if type(content['meta'].get(count)) is not int]
     if missing:
         raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
                          'leave --resume out and pass --cfg-options load_from=...')

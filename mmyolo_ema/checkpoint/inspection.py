@@ -147,7 +147,7 @@ def inspect(path: Path) -> Inspection:
     average = None
     if 'ema' in sets:
         updates = updates_in(content)
-        made = origin(content).get('posthoc')
+        made = _made(origin(content).get('posthoc'))
         hooks = len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook'))
         age = stored_age(meta, updates) if updates else None
         average = StoredAverage(updates, hook, age, _schedule(meta), hooks=hooks)
@@ -208,7 +208,8 @@ def _compare_sets(path: Path, found: Inspection) -> None:
                 found.unmatched.append(name)
             else:
                 compared.append(difference(name, ema, raw))
-                if name.endswith('num_batches_tracked') and raw.numel() == 1:
+                if name.endswith('num_batches_tracked') and raw.numel() == 1 and not ema.is_floating_point() and not (
+                        raw.is_floating_point()):
                     lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
     stored_once = [set(group) for group in found.shared]
     found.repeated = [group for group in names.values() if len(group) > 1
@@ -283,6 +284,14 @@ def _size(value: Any, seen: set[int]) -> int:
         return storage.nbytes()
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return sum(_size(item, seen) for item in items)
+
+
+def _made(told: Any) -> Optional[dict[str, Any]]:
+    """Returns what a file says of how its average was made; what should be a number and is none is left out."""
+    if not isinstance(told, dict):
+        return None
+    return {key: value for key, value in told.items()
+            if key not in ('error', 'mean_age') or isinstance(value, (int, float))}
 
 
 def _hook(meta: dict) -> dict[str, Any]:

@@ -195,6 +195,13 @@ def _single_tensors(weights: dict[str, Any]) -> dict[str, Tensor]:
     return single
 
 
+def _as_json(meta: dict[str, Any]) -> str:
+    try:
+        return json.dumps(meta, default=str)
+    except TypeError as error:  # of a key
+        raise ValueError(f'meta cannot be written as JSON ({error}): write a .pth file') from error
+
+
 def _save_safetensors(weights: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -203,7 +210,7 @@ def _save_safetensors(weights: dict[str, Tensor], meta: dict[str, Any], path: Pa
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(weights, path, metadata=dict(format='pt', meta=json.dumps(meta, default=str)))
+        save_file(weights, path, metadata=dict(format='pt', meta=_as_json(meta)))
     except (SafetensorError, KeyError) as error:  # a full disk, a dtype that the format has no name for
         raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
     path.chmod(mode)

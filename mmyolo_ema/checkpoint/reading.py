@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, Optional, Union
@@ -13,10 +14,12 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.runner import CheckpointLoader
+from mmengine.utils import digit_version
 
 from mmyolo_ema.checkpoint.archive import NotPlain, can_be_mapped, most_bytes, verify
 from mmyolo_ema.checkpoint.embedded_program import without_program
 from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
+from mmyolo_ema.checkpoint.weights import SECOND
 from mmyolo_ema.files import locked
 
 __all__ = ['ForeignFile', 'latest_whole', 'read', 'use_safe_loader']
@@ -59,6 +62,10 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     content = _load(path, map_location, mmap)
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
+    for part in ('state_dict', 'ema_state_dict', SECOND):
+        names = content[part] if isinstance(content.get(part), dict) else {}
+        if not all(isinstance(name, str) for name in names):
+            raise ForeignFile(f'{path} is not a checkpoint of MMEngine: not all names in {part} are text')
     return content
 
 
@@ -95,10 +102,13 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
     """
     work_dir = Path(work_dir).resolve()
     named = work_dir / 'last_checkpoint'
-    target = named.read_text().strip() if named.is_file() else ''
-    first = [Path(target).resolve()] if target else []
+    try:
+        target = named.read_text().strip() if named.is_file() else ''
+        first = [Path(target).resolve()] if target else []
+    except (OSError, RuntimeError, ValueError) as error:  # no text, no path, a loop of links
+        raise ValueError(f'{named} does not name a checkpoint ({error!s:.80}): remove it') from error
     others = [path for folder in {work_dir, *(path.parent for path in first)} for path in folder.glob('[!.]*.pth')]
-    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    others.sort(key=_time_of, reverse=True)
     passed_over: list[Path] = []
     for path in dict.fromkeys([*first, *others]):
         try:
@@ -108,6 +118,13 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
         except (OSError, ValueError):
             passed_over.append(path)
     return None, passed_over
+
+
+def _time_of(path: Path) -> float:
+    """Returns when a file was written, 0 for a link that leads nowhere."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _download(address: str) -> Path:
@@ -127,6 +144,7 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     """Returns what a file of ``torch.save`` holds; raises as :func:`read` says."""
     if not hasattr(torch.serialization, 'safe_globals'):
         raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
+    _warn_of_old_torch(torch.__version__)
     path = Path(path).expanduser()
     _check_readable(path)
     try:
@@ -150,6 +168,13 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     return content
 
 
+@cache
+def _warn_of_old_torch(version: str) -> None:
+    if digit_version(version) < digit_version('2.10'):
+        warnings.warn(f'torch {version} has a hole in its safe reader (CVE-2026-24747): install torch 2.10 or newer '
+                      'before you read files of strangers', stacklevel=4)
+
+
 def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
     """Returns the tensors of a file, mapped, in the form of a checkpoint; raises as :func:`read` says."""
     from safetensors import SafetensorError, safe_open
@@ -158,8 +183,8 @@ def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
     try:
         with safe_open(path, 'pt', device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-            meta = json.loads((file.metadata() or {}).get('meta', '{}'))
-    except (SafetensorError, ValueError) as error:
+            meta = restored(json.loads((file.metadata() or {}).get('meta', '{}')), most_bytes(Path(path)))
+    except (SafetensorError, UnpicklingError, RecursionError, ValueError) as error:
         raise ValueError(f'{path} is not a .safetensors file, or is cut off ({error!s:.80})') from error
     return dict(meta=meta, state_dict=weights)
 

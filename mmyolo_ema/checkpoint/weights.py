@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
+from mmyolo_ema.schedule import MOST_UPDATES
+
 __all__ = [
     'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema', 'is_dense',
     'origin', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed',
@@ -146,7 +148,8 @@ def updates_in(checkpoint: dict) -> Optional[int]:
     steps = checkpoint['ema_state_dict'].get('steps') if has_ema(checkpoint) else origin(checkpoint).get('updates')
     if isinstance(steps, Tensor) and steps.numel() == 1 and not (steps.is_floating_point() or steps.is_complex()):
         steps = int(steps)
-    return steps if isinstance(steps, int) and steps >= 0 else None
+    # More take too long to go through.
+    return steps if type(steps) is int and 0 <= steps <= MOST_UPDATES else None
 
 
 def single_precision_bytes(weights: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """The averages that the checkpoints of a run hold, and the schedules that they were made with."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from mmyolo_ema.checkpoint.streaming import fingerprint, stream
 from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
 from mmyolo_ema.ema_config import averages_by_name, stored_hook
 from mmyolo_ema.posthoc.fit import Snapshot
-from mmyolo_ema.schedule import Constant, Repeated, Schedule
+from mmyolo_ema.schedule import MOST_UPDATES, Constant, Repeated, Schedule
 from mmyolo_ema.schedule_history import latest, schedule_from, stored_segments, until, with_momentum
 
 __all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run']
@@ -206,7 +207,10 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     if schedule is None:
         raise ValueError(f'{path} does not hold the config of its run, which tells the schedule of the average')
     if not updates:
-        raise ValueError(f'{path} does not say how many updates its average had')
+        raise ValueError(f'{path} does not say how many updates its average had, from 1 to {MOST_UPDATES:,}')
+    per_epoch = origin(content).get('updates_per_epoch')
+    if per_epoch is not None and not (isinstance(per_epoch, (int, float)) and 0 < per_epoch < math.inf):
+        raise ValueError(f'{path}: updates_per_epoch must be a number above 0, but is {per_epoch!r:.80}')
     launch = _LAUNCH.search(str(meta.get('experiment_name')))
     return _Told(
         path=path,
@@ -219,7 +223,7 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
         seed=meta.get('seed'),
         schedule=schedule,
         second=second,
-        updates_per_epoch=origin(content).get('updates_per_epoch'),
+        updates_per_epoch=per_epoch,
         # A file may lack BatchNorm's counts, as for every loader.
         shapes={name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()
                 if not name.endswith('num_batches_tracked')})

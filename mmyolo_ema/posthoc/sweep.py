@@ -188,7 +188,7 @@ class Sweep:
                         for name, metrics in content['measured'].items()}
             if content['of'] == self._of:
                 return measured
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f'{self.path} is not what a sweep writes: move it away') from error
         raise ValueError(f'{self.path} is of another config, or of other checkpoints: move it away')
 
