@@ -38,7 +38,7 @@ _OF_TORCH = {
 # Integers of more bits are no counts and no seeds.
 _MOST_BITS = 128
 
-_NUMBERS = (type(None), bool, float, complex, torch.dtype, torch.device)
+_LEAVES = {type(None), bool, float, complex, torch.dtype, torch.device}
 
 # The reader's names are the process's.
 _LOCK = Lock()
@@ -189,6 +189,8 @@ class _Restoration:
 
     def restore(self, value: Any, depth: int = 0) -> tuple[Any, int]:
         """Returns a value as plain data, and its size in bytes, about, where what is shared counts each time."""
+        if type(value) in _LEAVES:
+            return value, 8
         if id(value) not in self._done:
             if depth > MOST_DEPTH:
                 raise NotPlain(f'containers in each other, more than {MOST_DEPTH} deep')
@@ -203,7 +205,7 @@ class _Restoration:
         kind = type(value)
         if kind in (str, bytes):
             return value, 8 + len(value)
-        if kind in _NUMBERS or (kind is int and value.bit_length() <= _MOST_BITS):
+        if kind is int and value.bit_length() <= _MOST_BITS:
             return value, 8
         if kind in (Tensor, nn.Parameter):
             return _dense(value)

@@ -47,7 +47,9 @@ def files(trained, tmp_path, monkeypatch):
         for part in ('state_dict', 'ema_state_dict'):
             content[part] = {name: value for name, value in content[part].items()
                              if 'backbone.stem.0.' in name or name == 'steps'}
-        content['optimizer']['state'] = dict(list(content['optimizer']['state'].items())[:3])
+        content['optimizer'] = dict(state=dict(list(content['optimizer']['state'].items())[:3]),
+                                    param_groups=content['optimizer']['param_groups'][:3])
+        content['param_schedulers'] = content['param_schedulers'][:1]
         paths.append(tmp_path / 'run' / f'epoch_{epoch}.pth')
         torch.save(content, paths[-1])
     return paths

@@ -113,7 +113,7 @@ def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
     (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
     (['small.py', 'epoch_9.pth', '--out', 'nowhere/results.pkl'], 'there is no folder nowhere'),
     (['small.py', 'epoch_9.pth', '--cfg-options', 'model.type=Nothing'], "model cannot be built: KeyError"),
-    (['small.py', 'meta.pth'], 'missing: backbone.'),
+    (['small.py', 'meta.pth'], 'meta.pth is refused, and nothing in it was run'),
     (['small.py', 'list.pth', '--weights', 'raw'], 'it holds no EMA'),
     (['small.py', 'epoch_9.pth', '--out', 'taken.pkl'], 'taken.pkl exists: name another file for --out, or remove it'),
 ])
