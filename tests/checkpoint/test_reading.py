@@ -13,6 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_checkpoint
+from safetensors.torch import save_file
 from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
@@ -331,3 +332,40 @@ def test_checkpoints_in_a_folder_of_their_own_are_found(folder):
 def test_folder_without_checkpoints_has_no_last_one(folder):
     assert checkpoint.latest_whole(folder.path) == (None, [])
     assert checkpoint.latest_whole(folder.path / 'nowhere') == (None, [])
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'a\0b', b'loop/a.pth'])
+def test_last_checkpoint_that_is_no_path_is_named(folder, content):
+    (folder.path / 'loop').symlink_to('loop')
+    (folder.path / 'last_checkpoint').write_bytes(str(folder.path).encode() + b'/' + content)
+    with pytest.raises(ValueError, match='last_checkpoint does not name a checkpoint'):
+        checkpoint.latest_whole(folder.path)
+
+
+def test_links_that_lead_nowhere_are_passed_over(folder):
+    whole = folder.add('epoch_1.pth')
+    for name, target in (('dangling.pth', 'nowhere'), ('loop.pth', 'loop.pth')):
+        (folder.path / name).symlink_to(target)
+    found, passed_over = checkpoint.latest_whole(folder.path)
+    assert found == whole
+    assert {path.name for path in passed_over} <= {'dangling.pth', 'loop.pth'}
+
+
+def test_torch_with_a_hole_is_warned_of(stored, path, monkeypatch):
+    torch.save(stored, path)
+    monkeypatch.setattr(torch, '__version__', '2.9.1')
+    with pytest.warns(UserWarning, match=r'torch 2\.9\.1 has a hole in its safe reader \(CVE-2026-24747\)'):
+        checkpoint.read(path)
+
+
+def test_names_that_are_no_text_are_refused(path):
+    torch.save(dict(state_dict={5: torch.ones(1)}), path)
+    with pytest.raises(ValueError, match='not all names in state_dict are text'):
+        checkpoint.read(path)
+
+
+def test_deep_json_in_safetensors_is_refused(path):
+    deep = '[' * 10**5 + ']' * 10**5
+    save_file(dict(weight=torch.ones(1)), path.with_suffix('.safetensors'), metadata=dict(meta=deep))
+    with pytest.raises(ValueError, match=r'epoch_1\.safetensors is not a \.safetensors file'):
+        checkpoint.read(path.with_suffix('.safetensors'))

@@ -152,30 +152,66 @@ def test_damaged_file_gives_the_right_result_or_one_line(files, command, assert_
     assert 25 < refused < 90
 
 
+@pytest.fixture
+def use(files, command):
+    """Returns a function that puts a value into a checkpoint of a run, and goes through the commands."""
+
+    def put_and_use(place, value):
+        older, newest = files
+        kept = newest.read_bytes()
+        part = content = checkpoint.read(newest)
+        for key in place[:-1]:
+            part = part.setdefault(key, {})
+        part[place[-1]] = value
+        try:
+            torch.save(content, newest)
+            for path in ('raw.pth', 'raw.safetensors'):
+                command('ema_checkpoint', 'extract', newest, '--weights', 'raw', '-o', path)
+            command('ema_checkpoint', 'inspect', newest)
+            command('ema_checkpoint', 'inspect', '--json', newest)
+            command('ema_checkpoint', 'compare', newest, older)
+            command('posthoc_ema', 'fit', 'run', '--horizon', '8', '1epochs')
+            command('posthoc_ema', 'build', 'run', '--horizon', '8', '-o', 'built.pth')
+        finally:
+            newest.write_bytes(kept)
+            for path in ('raw.pth', 'raw.safetensors', 'built.pth'):
+                if os.path.exists(path):
+                    os.remove(path)
+
+    return put_and_use
+
+
+HOOK = "custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma={})]"
+SCHEDULE = ('meta', 'mmyolo_ema', 'schedule')
+
+
+@pytest.mark.parametrize(('place', 'value'), [
+    (('meta', 'mmyolo_ema', 'posthoc'), 5),
+    (('meta', 'mmyolo_ema', 'posthoc'), dict(mean_age=[1], error='text')),
+    (('meta', 'mmyolo_ema', 'updates_per_epoch'), 'text'),
+    (('meta', 'mmyolo_ema'), {'schedule': None, 'updates_per_epoch': -1}),
+    (SCHEDULE, [[float('inf'), None]]),
+    (SCHEDULE, [[0, dict(ema_type='ExponentialMovingAverage', momentum=0.1)]] * 2000),
+    (('meta', 'mmyolo_ema'), {'schedule': None}),
+    (('meta', 5), {(1, 2): 3}),
+    (('ema_state_dict', 5), torch.ones(1)),
+    (('ema_state_dict', 'steps'), 10**9),
+    (('ema_state_dict', 'module.backbone.stem.0.bn.num_batches_tracked'), torch.tensor(float('inf'))),
+    (('meta', 'cfg'), HOOK.format(10**400)),
+    (('meta', 'cfg'), 'x = [' + '0, ' * 10**6 + ']'),
+], ids=range(13))
+def test_odd_content_is_used_or_refused_in_one_line(files, use, place, value):
+    if place == ('meta', 'cfg'):  # which counts in files that do not tell their schedule themselves
+        for path in files:
+            content = checkpoint.read(path)
+            del content['meta']['mmyolo_ema']
+            torch.save(content, path)
+    use(place, value)
+
+
 @pytest.mark.slow
 @given(place=st.sampled_from(PLACES), value=VALUES)
 @settings(max_examples=80, derandomize=True, deadline=None, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_made_up_content_is_used_or_refused_in_one_line(files, command, place, value):
-    older, newest = files
-    content = checkpoint.read(newest)
-    part = content
-    for key in place[:-1]:
-        part = part.setdefault(key, {})
-    part[place[-1]] = value
-    kept = older.read_bytes(), newest.read_bytes()
-    try:
-        torch.save(content, newest)
-        for path in ('raw.pth', 'raw.safetensors'):
-            command('ema_checkpoint', 'extract', newest, '--weights', 'raw', '-o', path)
-        command('ema_checkpoint', 'inspect', newest)
-        command('ema_checkpoint', 'inspect', '--json', newest)
-        command('ema_checkpoint', 'compare', newest, older)
-        command('posthoc_ema', 'fit', 'run', '--horizon', '8', '1epochs')
-        command('posthoc_ema', 'build', 'run', '--horizon', '8', '-o', 'built.pth')
-    finally:
-        older.write_bytes(kept[0])
-        newest.write_bytes(kept[1])
-        for path in ('raw.pth', 'raw.safetensors', 'built.pth'):
-            if os.path.exists(path):
-                os.remove(path)
+def test_made_up_content_is_used_or_refused_in_one_line(use, place, value):
+    use(place, value)
