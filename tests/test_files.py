@@ -58,8 +58,10 @@ def test_replaced_file_is_whole_or_what_it_was(tmp_path):
 def test_nothing_is_written_through_a_planted_link(tmp_path, name):
     mine = tmp_path / 'mine'
     mine.write_text('mine')
-    (tmp_path / name).symlink_to(mine)
-    replace(tmp_path / 'a.pth', partial(save, dict(state_dict={})))
+    for write in (Path.touch, lambda temporary: temporary.write_text('new'), partial(save, dict(state_dict={}))):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(mine)
+        replace(tmp_path / 'a.pth', write)
     assert mine.read_text() == 'mine'
     assert torch.load(tmp_path / 'a.pth') == dict(state_dict={})
     assert not (tmp_path / 'a.pth').is_symlink()

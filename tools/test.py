@@ -62,6 +62,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
     """Returns which weights are tested; stops if they are not in the file or not the model's."""
     try:
         content = checkpoint.read(args.checkpoint, mmap=True)
+        checkpoint.verify(args.checkpoint, must_have_checksums=False)
     except (OSError, ValueError, RuntimeError) as error:
         stop(error)
     model = build_model(cfg)

@@ -110,6 +110,7 @@ def check_checkpoint(cfg: Config) -> None:
     with raised_by_all():
         try:
             content = checkpoint.read(start, mmap=True)
+            checkpoint.verify(start, must_have_checksums=False)
             if cfg.get('resume'):
                 check_resumable(content, cfg)
         except (OSError, ValueError, RuntimeError, TypeError) as error:

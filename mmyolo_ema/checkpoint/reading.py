@@ -98,7 +98,7 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
         work_dir: Folder of the run.
 
     Returns:
-        The path, or None if there is none, and those that were passed over because they are cut off or gone.
+        The path, or None if there is none, and those that were passed over because they are cut off, damaged or gone.
     """
     work_dir = Path(work_dir).resolve()
     named = work_dir / 'last_checkpoint'
@@ -114,6 +114,7 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
         try:
             # A best_*.pth or a published file cannot be gone on from; the one that is named gets its say later.
             if read(path, mmap=True).get('optimizer') or path in first:
+                verify(path, must_have_checksums=False)
                 return path, passed_over
         except (OSError, ValueError):
             passed_over.append(path)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from mmyolo_ema.checkpoint import has_ema, raw_weights, read
+from mmyolo_ema.checkpoint import has_ema, raw_weights, read, verify
 from mmyolo_ema.checkpoint.weights import averaged_weights
 from mmyolo_ema.files import replace
 from mmyolo_ema.plots import HorizonCurve
@@ -77,6 +77,7 @@ class Sweep:
     def measure_stored(self) -> None:
         """Validates what the newest file holds: the run's average, and its raw weights."""
         content = read(self.run.files[-1].path, mmap=True)
+        verify(self.run.files[-1].path)
         self._measure(SHIPPED, lambda: averaged_weights(content), stored_average(self.run, SHIPPED))
         if has_ema(content):
             self._measure(RAW, lambda: raw_weights(content))

@@ -321,6 +321,15 @@ def test_checkpoint_that_is_cut_off_or_gone_is_passed_over(folder):
     assert checkpoint.latest_whole(folder.path) == (whole, [cut])
 
 
+def test_damaged_checkpoint_is_passed_over(folder, flipped):
+    whole = folder.add('epoch_0.pth')
+    content = flipped.read_bytes()
+    damaged = folder.add('epoch_1.pth')
+    damaged.write_bytes(content)
+    folder.name_last(damaged)
+    assert checkpoint.latest_whole(folder.path) == (whole, [damaged])
+
+
 def test_checkpoints_in_a_folder_of_their_own_are_found(folder):
     (folder.path / 'out').mkdir()
     whole = folder.add('out/epoch_1.pth')

@@ -141,6 +141,15 @@ def test_bad_input_to_the_real_command(config_file, root):
     assert (done.returncode, done.stderr) == (2, 'error: there is no checkpoint nowhere.pth\n')
 
 
+@pytest.mark.parametrize(('tool_name', 'flag'), [('test', []), ('train', ['--resume'])])
+def test_damaged_weights_are_refused(refused, config_file, checkpoint_file, tool_name, flag):
+    content = bytearray(checkpoint_file.read_bytes())
+    weight = checkpoint.read(checkpoint_file)['state_dict']['backbone.stem.0.conv.weight']
+    content[content.index(weight.numpy().tobytes()) + 3] ^= 64
+    checkpoint_file.write_bytes(content)
+    assert 'epoch_9.pth is damaged: the checksum of' in refused(tool_name, config_file, *flag, checkpoint_file)
+
+
 def test_weights_that_would_run_code_are_refused(refused, config_file, checkpoint_file, tmp_path):
 
     class Harmful:
