@@ -16,6 +16,9 @@ PYTHON_VERSION ?= 3.12
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))$(if $(filter-out pinned,$(TORCH)),-$(TORCH)-torch)
 LOOK := $(VENV)/bin/python tools/environment/device.py
 ON_DEVICE := $(LOOK) $(DEVICE)
+# torch's own threads spin while they wait: on a busy machine they make the demo's training several times slower, and on
+# a quiet one of two cores they bring nothing.
+ONE_THREAD := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 SET_UP := $(STACK) $(VENV) --torch $(TORCH) $(if $(WHEELS),--wheels $(WHEELS))
 
 # An environment that was made for a folder of another name has the package of that folder; and one without operators
@@ -30,13 +33,12 @@ endif
 .PHONY: demo test benchmark gpu-check lint environment wheels clean
 
 demo: environment
-	@$(ON_DEVICE) tools/demo.py
+	@$(ONE_THREAD) $(ON_DEVICE) tools/demo.py
 
-# The tests that need a GPU run on it; all others run on the CPU, as everywhere, with a process for each core: torch's
-# own threads spin while they wait, and cost more than they bring.
+# The tests that need a GPU run on it; all others run on the CPU, as everywhere, with a process for each core.
 test: environment
 	@$(ON_DEVICE)
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+	CUDA_VISIBLE_DEVICES= $(ONE_THREAD) $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 	@$(LOOK) --gpu-only $(DEVICE) -m pytest tests -m gpu
 
 benchmark: environment

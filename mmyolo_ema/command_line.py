@@ -67,6 +67,8 @@ def run(main: Callable[[], Optional[int]]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
+        if error.errno is None:  # told again by torch, for a worker process, with the traceback as its text
+            raise
         stop(error)
     sys.exit(status)
 

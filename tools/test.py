@@ -26,6 +26,7 @@ from mmyolo_ema.command_line import (
     check_writable,
     finish,
     load_config,
+    run,
     stop,
 )
 from mmyolo_ema.hooks import RawWeightsHook
@@ -147,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

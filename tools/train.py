@@ -18,7 +18,7 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, join_processes, load_config, stop
+from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, join_processes, load_config, run, stop
 from mmyolo_ema.ema_config import hooks_named
 from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import use_whole_files
@@ -113,6 +113,7 @@ def check_checkpoint(cfg: Config) -> None:
             checkpoint.verify(start, must_have_checksums=False)
             if cfg.get('resume'):
                 check_resumable(content, cfg)
+                print_if_done(content['meta'], cfg.train_cfg)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             is_missing = isinstance(error, FileNotFoundError) and get_world_size() > 1
             hint = '. Each host needs it: share the folder, or copy it there' if is_missing else ''
@@ -133,6 +134,13 @@ def check_resumable(content: dict, cfg: Config) -> None:
     checkpoint.load_all(checkpoint.averaged_weights(content), model)
     if checkpoint.has_ema(content):
         checkpoint.load_all(checkpoint.raw_weights(content), model)
+
+
+def print_if_done(meta: dict, train_cfg: dict) -> None:
+    for counted, planned in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
+        wanted, done = train_cfg.get(planned), meta.get(counted)
+        if isinstance(wanted, int) and isinstance(done, int) and done >= wanted and is_main_process():
+            print(f'nothing is left to train: the checkpoint is of {counted} {done}, and {planned} is {wanted}')
 
 
 def main() -> None:
@@ -161,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -79,3 +79,30 @@ def test_forgotten_number_of_processes_gets_one_line(script, arguments):
     done = script(*arguments, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f'error: usage: tools/{arguments[0]} CONFIG ')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('error', 'status', 'said'), [
+    ('KeyboardInterrupt()', 130, 'interrupted\n'),
+    ("OSError(28, 'No space left on device')", 2, 'error: [Errno 28] No space left on device\n'),
+])
+def test_training_that_is_stopped_ends_in_one_line(config_file, root, tmp_path, error, status, said):
+    (tmp_path / 'stopping.py').write_text(f"""
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class Stop(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        raise {error}
+""")
+    (tmp_path / 'stopped.py').write_text("""
+_base_ = 'small.py'
+custom_imports = dict(imports='stopping')
+custom_hooks = [*_base_.custom_hooks, dict(type='mmengine.Stop')]
+""")
+    done = subprocess.run([sys.executable, root / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
+                          capture_output=True, env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+    assert done.returncode == status
+    assert done.stderr.endswith(said)
+    assert 'Traceback' not in done.stderr

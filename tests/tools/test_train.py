@@ -123,6 +123,7 @@ def test_resumes_from_the_last_whole_checkpoint_and_says_so(tool, config_file, w
     said = capsys.readouterr().out
     assert f'resuming from {work_dir}/epoch_0.pth, the last whole checkpoint: ' in said
     assert f'{work_dir}/epoch_1.pth cut off or gone' in said
+    assert 'nothing is left to train: the checkpoint is of epoch 4, and max_epochs is 2' in said
 
 
 def test_nothing_to_resume_from_is_said(tool, config_file, capsys):
