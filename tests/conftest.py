@@ -99,9 +99,14 @@ def root():
     return ROOT
 
 
+EMA_HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.05, gamma=40,
+                update_buffers=True, evaluate_on_origin=True, priority=49)
+
+
 def make_small_config(work_dir, **options):
-    """Returns the demo's config with 16 training images, no augmentation and 4 epochs of 2 steps."""
+    """Returns the demo's config with 16 training images, no augmentation, 4 epochs of 2 steps and a short ramp."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+    cfg.custom_hooks = [EMA_HOOK]
     cfg.merge_from_dict({
         'work_dir': str(work_dir),
         'experiment_name': work_dir.name,

@@ -10,8 +10,7 @@ from mmengine.hooks import Hook
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.report import inspection_lines
 from mmyolo_ema.posthoc.snapshots import read_run
-from mmyolo_ema.schedule import Ramp
-from mmyolo_ema.schedule_history import Segmented
+from mmyolo_ema.schedules import Ramp, Segmented
 
 BEFORE, AFTER = Ramp(0.5, 2), Ramp(0.01, 2)
 

@@ -350,7 +350,7 @@ def test_momentum_is_computed_once_a_step(ema_class, net, monkeypatch):
     calls = []
     import mmdet.models.layers.ema as parents_module
 
-    import mmyolo_ema.models.exp_momentum_ema as module
+    from mmyolo_ema.schedules import Ramp
 
     class Math:
 
@@ -360,7 +360,7 @@ def test_momentum_is_computed_once_a_step(ema_class, net, monkeypatch):
             return 0.0
 
     monkeypatch.setattr(parents_module, 'math', Math)
-    monkeypatch.setattr(module, 'momentum_at', lambda *args: calls.append(args) or 0.5)
+    monkeypatch.setattr(Ramp, 'momentum_at', lambda *args: calls.append(args) or 0.5)
     averaged.update_parameters(net)
     assert len(calls) == 1
 
