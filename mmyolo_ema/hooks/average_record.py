@@ -20,11 +20,17 @@ class AverageRecord:
 
     Args:
         ema_model: The average.
+
+    Raises:
+        TypeError: If its schedule is not equal to itself, asked twice.
     """
 
     def __init__(self, ema_model: BaseAveragedModel) -> None:
         self._ema_model = ema_model
         self.schedule = schedule_of(ema_model)
+        if self.schedule != schedule_of(ema_model):
+            raise TypeError(f'the schedule of {type(ema_model).__name__} must be a frozen dataclass, so that it can be '
+                            f'compared: {type(self.schedule).__name__}')
         self._segments: Segments = ((0, self.schedule),)
         self._age: Optional[float] = 0.0
         self._counted = 0
@@ -49,6 +55,14 @@ class AverageRecord:
         if len(self._segments) == 1 or self._segments[-1][0] != updates:
             return ''
         return f'; its schedule was {self._segments[-2][1] or "another"} and is {self.schedule} from here on'
+
+    def follow(self) -> None:
+        """Notes the schedule of the next update, which somebody may have changed."""
+        schedule = schedule_of(self._ema_model)
+        if schedule != self.schedule:
+            self.mean_age()
+            self._segments = continued(self._segments, int(self._ema_model.steps), schedule)
+            self.schedule = schedule
 
     def momentum(self) -> float:
         """Returns the weight of the source in the last update, NaN if it is not known."""

@@ -35,7 +35,6 @@ from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
-from mmyolo_ema.models.schedule_of import schedule_of
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.printing import printable
@@ -218,6 +217,7 @@ class EMAHook(MMEngineEMAHook):
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
                 self._say_kept()
+                self.record.follow()
                 with unchanged(self.ema_model.module, self.kept_buffers):
                     self.ema_model.update_parameters(self.src_model)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
@@ -416,8 +416,7 @@ class EMAHook(MMEngineEMAHook):
         """Gives the average the schedule that its mean age asks for; the length of the run is known with its loop."""
         if self._mean_age is not None and self._averages_for(runner) and _has_training_loop(runner):
             self.ema_cfg.update(self._mean_age.choose(runner, self, self.ema_model))
-            if self.record.schedule != schedule_of(self.ema_model):
-                self._keep_record()
+            self.record.follow()
 
     def _advise(self, runner: Runner) -> None:
         """Warns if the average's schedule does not suit the run, or its class the model."""
