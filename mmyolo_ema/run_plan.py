@@ -5,10 +5,9 @@ import io
 from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import nn
+from mmengine.registry import DATASETS, init_default_scope
 
-from mmyolo_ema.building import scope_of
+from mmyolo_ema.building import build_average, scope_of
 from mmyolo_ema.ema_config import class_name, ema_hook_in, ema_type_of
 from mmyolo_ema.ema_options import check_options, of_average
 from mmyolo_ema.models import schedule_of
@@ -119,7 +118,7 @@ def _schedule(hook: dict, updates: int, updates_per_epoch: Optional[float]) -> S
     unknown = (f'the schedule of ema_type={ema_type!r} is not known; known are {", ".join(SCHEDULES)} and classes '
                'derived from mmyolo_ema.ExpMomentumEMA')
     try:
-        schedule = schedule_of(MODELS.build(of_average(hook), default_args=dict(model=nn.Module())))
+        schedule = schedule_of(build_average(of_average(hook)))
     except Exception as error:  # what a class of the user's raises is up to it
         raise ValueError(f'{unknown} ({type(error).__name__}: {error!s:.200})') from error
     if schedule is None:
