@@ -1,14 +1,16 @@
 """Building the model of a config: the one door, so that what it loads meanwhile is read safely."""
 
 from copy import deepcopy
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
 from torch import nn
 
 from mmyolo_ema.checkpoint import use_safe_loader
 
-__all__ = ['build_model', 'scope_of']
+__all__ = ['build_average', 'build_model', 'scope_of']
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -25,6 +27,16 @@ def build_model(cfg: Config) -> nn.Module:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     return MODELS.build(model)
+
+
+def build_average(options: dict[str, Any]) -> BaseAveragedModel:
+    """Returns an average of nothing, to be asked for its schedule.
+
+    Args:
+        options: The options of its class, and its ``type``. The scope must be the default one.
+    """
+    use_safe_loader()
+    return MODELS.build(options, default_args=dict(model=nn.Module()))
 
 
 def scope_of(cfg: Config) -> str:

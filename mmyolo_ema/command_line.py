@@ -25,7 +25,7 @@ from torch import distributed, nn
 from mmyolo_ema import building
 from mmyolo_ema.printing import printable, say
 from mmyolo_ema.run_plan import RunPlan, plan_run
-from mmyolo_ema.schedule import MOST_UPDATES
+from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
     'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'build_model', 'build_runner',

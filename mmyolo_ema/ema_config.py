@@ -1,24 +1,15 @@
 """The average that a config names: its hook, and the schedule of its class."""
 
 import ast
-import math
-from dataclasses import fields
 from typing import Any, Optional
 
-from mmyolo_ema.schedule import Annealing, Constant, Ramp, Schedule, Uniform
+from mmyolo_ema.schedules import Schedule
+from mmyolo_ema.schedules.classes import schedule_of_class
 
 __all__ = [
-    'SCHEDULES', 'averages_by_name', 'class_name', 'ema_hook_in', 'hooks_in_text', 'hooks_named', 'name_of',
-    'schedule_of', 'stored_hook'
+    'averages_by_name', 'class_name', 'ema_hook_in', 'ema_type_of', 'hooks_in_text', 'hooks_named', 'schedule_of',
+    'stored_hook'
 ]
-
-#: The schedules of the classes of averages that are known.
-SCHEDULES: dict[str, Any] = {
-    'ExpMomentumEMA': Ramp,
-    'ExponentialMovingAverage': Constant,
-    'MomentumAnnealingEMA': Annealing,
-    'StochasticWeightAverage': Uniform,
-}
 
 # A longer text takes far more memory than its size; a config has a hundredth of that.
 _LONGEST = 10**6
@@ -51,42 +42,33 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
 
 
 def schedule_of(hook: dict) -> Schedule:
-    """Returns the schedule of the average that an EMAHook makes.
+    """Returns the schedule of the average that an EMAHook makes, of a class that is known.
 
     Args:
         hook: The hook's options, as a config has them.
 
     Raises:
-        ValueError: If the class is not known, or it would refuse the options.
+        ValueError: If the class is not known, or it would refuse the options, or they name a mean age: what that makes
+            of momentum and gamma depends on the run.
 
     Example:
         >>> schedule_of(dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.05, update_buffers=True))
         Ramp(momentum=0.05, gamma=2000, interval=1)
     """
-    name = class_name(hook.get('ema_type', 'ExponentialMovingAverage'))
-    if name not in SCHEDULES:
-        raise ValueError(f'the schedule of ema_type={hook.get("ema_type")!r} is not known; known are '
-                         f'{", ".join(SCHEDULES)}')
-    schedule = SCHEDULES[name]
-    options = {key: hook[key] for key in (field.name for field in fields(schedule)) if key in hook}
-    limits = dict(momentum=1, gamma=math.inf, interval=math.inf)
-    for key, value in options.items():
-        kind = int if key == 'interval' else (int, float)
-        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < limits[key]:
-            raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
-                             f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
-    return schedule(**options)
+    if hook.get('mean_age') is not None:
+        raise ValueError(f'mean_age={hook["mean_age"]!r} is for a run whose length is not known here')
+    return schedule_of_class(class_name(ema_type_of(hook)), hook)
 
 
-def name_of(schedule: Schedule) -> str:
-    """Returns the class of averages that has a schedule."""
-    return next(name for name, kind in SCHEDULES.items() if type(schedule) is kind)
+def ema_type_of(hook: dict) -> Any:
+    """Returns the class of the average that an EMAHook makes: with a mean age this package's, unless one is named."""
+    usual = 'ExponentialMovingAverage' if hook.get('mean_age') is None else 'mmyolo_ema.ExpMomentumEMA'
+    return hook.get('ema_type') or usual
 
 
 def averages_by_name(hook: dict) -> bool:
     """Whether the average of an EMAHook averages a tensor once for each of its names: those of all classes but ours."""
-    is_ours = str(hook.get('ema_type', 'ExponentialMovingAverage')).startswith('mmyolo_ema.')
-    return hook.get('update_buffers') is True and not is_ours
+    return hook.get('update_buffers') is True and not str(ema_type_of(hook)).startswith('mmyolo_ema.')
 
 
 def stored_hook(meta: dict) -> dict[str, Any]:

@@ -4,16 +4,16 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from mmyolo_ema.ema_config import SCHEDULES, class_name
+from mmyolo_ema.ema_config import class_name, ema_type_of
+from mmyolo_ema.schedules.classes import SCHEDULES
 
-__all__ = ['check_options']
+__all__ = ['check_options', 'of_average']
 
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
-                mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite'))
+                mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age'))
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
-_DEFAULT = 'ExponentialMovingAverage'
 
 
 def check_options(hook: dict) -> None:
@@ -32,7 +32,7 @@ def check_options(hook: dict) -> None:
         Traceback (most recent call last):
         TypeError: EMAHook has no option momentums (did you mean momentum?): it takes ema_type, strict_load, ...
     """
-    package, average = _package(hook['type']), class_name(hook.get('ema_type', _DEFAULT))
+    package, average = _package(hook['type']), class_name(ema_type_of(hook))
     if package not in _OF_HOOK or average not in SCHEDULES:
         return
     of_average = _of_average(average)
@@ -45,6 +45,20 @@ def check_options(hook: dict) -> None:
                 hint = " (ema_type='mmyolo_ema.ExpMomentumEMA' has it)"
             raise TypeError(f'{class_name(hook["type"])} has no option {option}{hint}: it takes '
                             f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
+
+
+def of_average(hook: dict) -> dict[str, Any]:
+    """Returns the options of the average that an EMAHook makes, and its ``type``.
+
+    Args:
+        hook: The hook's options, as a config has them.
+
+    Example:
+        >>> of_average(dict(type='EMAHook', momentum=0.1, begin_epoch=2))
+        {'momentum': 0.1, 'type': 'ExponentialMovingAverage'}
+    """
+    not_its = (*_OF_HOOK['mmyolo_ema'], *_OF_ANY)
+    return dict({name: value for name, value in hook.items() if name not in not_its}, type=ema_type_of(hook))
 
 
 def _of_average(name: str) -> list[str]:

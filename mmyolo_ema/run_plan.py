@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, Optional
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmyolo_ema.building import scope_of
-from mmyolo_ema.ema_config import ema_hook_in, schedule_of
-from mmyolo_ema.ema_options import check_options
-from mmyolo_ema.schedule import Schedule
+from mmyolo_ema.building import build_average, scope_of
+from mmyolo_ema.ema_config import class_name, ema_hook_in, ema_type_of
+from mmyolo_ema.ema_options import check_options, of_average
+from mmyolo_ema.models import schedule_of
+from mmyolo_ema.schedules import Schedule, ramp_of_age
+from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
 __all__ = ['RunPlan', 'plan_run']
 
@@ -69,7 +71,9 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     """
     place, hook = ema_hook_in(cfg.get('custom_hooks')) or (None, _DEFAULT_HOOK)
     check_options(hook)
-    schedule = schedule_of(hook)
+    if hook.get('mean_age') is not None and ('momentum' in hook or 'gamma' in hook):
+        raise ValueError('mean_age works momentum and gamma out for the run: name either that or these')
+    init_default_scope(scope_of(cfg))
     per_epoch, total, origin = _iterations(cfg, gpus, iters, dataset_size)
     accumulated = _accumulative_counts(_section(cfg, 'optim_wrapper'))
     if accumulated > 1:
@@ -85,17 +89,41 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     if batch and meant_for and meant_for != batch * gpus * accumulated:
         origin += (f'; auto_scale_lr.base_batch_size is {meant_for} images a step, and here it is '
                    f'{batch * gpus * accumulated}: --gpus says how many train')
+    # The last iteration makes a step in any case; one that stood before the average began counts for it.
+    updates = -(-total // counted) - begin // counted
+    updates_per_epoch = per_epoch and per_epoch / counted
     return RunPlan(
         hook=hook,
         place=place,
-        schedule=schedule,
-        # The last iteration makes a step in any case; one that stood before the average began counts for it.
-        updates=-(-total // counted) - begin // counted,
+        schedule=_schedule(hook, updates, updates_per_epoch),
+        updates=updates,
         begin=begin // counted,
-        updates_per_epoch=per_epoch and per_epoch / counted,
+        updates_per_epoch=updates_per_epoch,
         iterations=counted,
         batch_size=batch and batch * gpus * counted,
         origin=origin)
+
+
+def _schedule(hook: dict, updates: int, updates_per_epoch: Optional[float]) -> Schedule:
+    """Returns the schedule of the average that a hook makes; a class that is not known is asked for it."""
+    if hook.get('mean_age') is not None:
+        try:
+            interval = schedule_of_class('ExpMomentumEMA', dict(interval=hook.get('interval', 1))).interval
+            return ramp_of_age(hook['mean_age'], updates, updates_per_epoch, interval)
+        except ValueError as error:
+            raise ValueError(f'mean_age={hook["mean_age"]!r} of the EMAHook: {error}') from error
+    ema_type = ema_type_of(hook)
+    if class_name(ema_type) in SCHEDULES:
+        return schedule_of_class(class_name(ema_type), hook)
+    unknown = (f'the schedule of ema_type={ema_type!r} is not known; known are {", ".join(SCHEDULES)} and classes '
+               'derived from mmyolo_ema.ExpMomentumEMA')
+    try:
+        schedule = schedule_of(build_average(of_average(hook)))
+    except Exception as error:  # what a class of the user's raises is up to it
+        raise ValueError(f'{unknown} ({type(error).__name__}: {error!s:.200})') from error
+    if schedule is None:
+        raise ValueError(unknown)
+    return schedule
 
 
 def _listens_to_optimizer(hook: dict) -> bool:

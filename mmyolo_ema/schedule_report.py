@@ -4,10 +4,9 @@ from typing import NamedTuple, Optional
 
 from rich.table import Table
 
-from mmyolo_ema.recipes import RECIPES
-from mmyolo_ema.schedule import SUITED_SHARE, USUAL_AGES, Figures, Schedule, figures, is_nearly_raw, suggested
+from mmyolo_ema.schedules import RECIPES, USUAL_AGES, Figures, Schedule, advice, figures, is_raw, rounded
 
-__all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report', 'rounded']
+__all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report']
 
 # Where in the run the average is looked at.
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -23,8 +22,8 @@ class Setting(NamedTuple):
 
     @property
     def label(self) -> str:
-        options = ', '.join(f'{name}={value:g}' for name, value in vars(self.schedule).items()
-                            if not (name == 'interval' and value == 1))
+        options = ', '.join(f'{name}={f"{value:g}" if isinstance(value, (int, float)) else value}'
+                            for name, value in vars(self.schedule).items() if not (name == 'interval' and value == 1))
         return f'{self.name}: {type(self.schedule).__name__.lower()} {options}'.strip()
 
 
@@ -46,7 +45,7 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
         updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
 
     Example:
-        >>> from mmyolo_ema.schedule import Ramp
+        >>> from mmyolo_ema.schedules import Ramp
         >>> told = report(Setting('default', Ramp()), updates=2_001)
         >>> print(told.words[0])
         after 200 updates the average holds about 1 of them: practically the raw weights
@@ -62,38 +61,28 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
                       rounded(row.horizon), rounded(row.mean_age), _epochs(row.mean_age, updates_per_epoch),
                       f'{row.mean_age / row.updates:.2%}', rounded(row.effective_size), f'{row.start:.1%}')
     told = [row for row in found if row.updates >= round(0.1 * updates)]
-    words = [f'after {row.updates:,} updates{", the end," if row is found[-1] else ""} {meaning(row)}' for row in told]
+    words = [f'after {row.updates:,} updates{", the end," if row is found[-1] else ""} {meaning(setting.schedule, row)}'
+             for row in told]
     # What stays the same from point to point is told once, where it begins.
     kept = [line for line, row, previous in zip(words, told, [None, *told])
-            if row is told[-1] or previous is None or _kind(row) != _kind(previous)]
-    kept[-1] += _remedy(found[-1], setting.schedule.interval)
-    return Report(setting, found[-1], table, kept)
+            if row is told[-1] or previous is None or
+            _kind(setting.schedule, row) != _kind(setting.schedule, previous)]
+    advised = advice(setting.schedule, updates)
+    return Report(setting, found[-1], table, kept + [advised] * bool(advised))
 
 
-def _remedy(at_end: Figures, interval: int) -> str:
-    """Returns what would suit a run, if its schedule is for another one."""
-    updates, age = at_end.updates, at_end.mean_age
-    if not is_nearly_raw(updates, age) and age <= USUAL_AGES[1] * updates:
-        return ''
-    try:
-        momentum, gamma = suggested(updates, interval)
-    except ValueError:  # the run is too short for any
-        return ''
-    return f'. momentum={momentum:.12g} and gamma={gamma:.12g} would make it {SUITED_SHARE:.0%} of the run old'
-
-
-def meaning(at: Figures) -> str:
+def meaning(schedule: Schedule, at: Figures) -> str:
     """Returns in words what an average is at a point of a run."""
-    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_kind(at)}'
+    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_kind(schedule, at)}'
 
 
-def _kind(at: Figures) -> str:
+def _kind(schedule: Schedule, at: Figures) -> str:
     share = at.mean_age / at.updates
     if at.start > 0.5 and share > USUAL_AGES[1]:
         return 'mostly the weights that it began with'
     if share > USUAL_AGES[1]:
         return f'much of it stems from early in the run, its mean age is above {USUAL_AGES[1]:.0%} of the run so far'
-    if is_nearly_raw(at.updates, at.mean_age) or at.effective_size < _FEW:
+    if is_raw(schedule, at) or at.effective_size < _FEW:
         return 'practically the raw weights'
     if share < USUAL_AGES[0]:
         return f'a short average, its mean age is below {USUAL_AGES[0]:.0%} of the run so far'
@@ -118,11 +107,6 @@ def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> 
         table.add_row(name, f'{at_end.updates:,}', rounded(at_end.horizon), _epochs(at_end.horizon, per_epoch),
                       f'{at_end.mean_age / at_end.updates:.2%}', f'{at_end.spread / at_end.updates:.2%}')
     return table
-
-
-def rounded(number: float) -> str:
-    """Returns a number with about three significant digits, a large one with separators."""
-    return f'{number:,.0f}' if number >= 100 else f'{number:.3g}'
 
 
 def _epochs(updates: float, updates_per_epoch: Optional[float]) -> str:

@@ -141,8 +141,7 @@ def test_metric_of_several_processes_is_that_of_the_file(trained_in, demo_config
 @pytest.mark.slow
 @pytest.mark.parametrize('hook', [
     pytest.param('mmyolo_ema.EMAHook', id='ours'),
-    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.xfail(raises=AssertionError,
-                                                                            reason='the defect')),
+    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(AssertionError, 'running_mean')),
 ])
 def test_checkpoints_of_iterations_hold_the_common_average(trained_in, hook):
     folder = trained_in(2) / hook

@@ -1,7 +1,7 @@
 import pytest
 
 from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
-from mmyolo_ema.schedule import Annealing, Constant, Ramp, Uniform
+from mmyolo_ema.schedules import Annealing, Constant, Ramp, Uniform
 
 
 def test_stored_config_gives_the_hooks_of_the_config(demo_config):

@@ -19,6 +19,14 @@ def test_configs_and_tools_are_where_openmim_looks(root):
 IN_THE_REPOSITORY_ONLY = ('benchmark_ema.py', 'gpu_check.py', 'gpu_chapter.py')
 
 
+def test_documented_names_are_those_of_the_package():
+    code = ('import mmyolo_ema; print(mmyolo_ema.schedule.mean_age(1), mmyolo_ema.checkpoint.inspect.__name__, '
+            'mmyolo_ema.posthoc.fit.__name__, all(hasattr(mmyolo_ema, name) for name in mmyolo_ema.__all__))')
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ['0.0', 'inspect', 'fit', 'True']
+    assert {'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', '__version__'} <= set(mmyolo_ema.__all__)
+
+
 @pytest.mark.slow
 def test_wheel_holds_configs_tools_and_demo(root, tmp_path):
     source = tmp_path / 'source'  # what setuptools has built before would go into the wheel
@@ -26,6 +34,7 @@ def test_wheel_holds_configs_tools_and_demo(root, tmp_path):
     build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', tmp_path]
     subprocess.run([*build, source], check=True)
     wheel, = tmp_path.glob('*.whl')
+    assert wheel.name.startswith(f'mmyolo_ema-{mmyolo_ema.__version__}-')
     with ZipFile(wheel) as content:
         names = set(content.namelist())
     for folder, pattern in (('configs', '**/*.py'), ('tools', '*.py'), ('tools', '*.sh'), ('demo', '**/*.json')):

@@ -3,7 +3,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmyolo_ema.run_plan import plan_run
-from mmyolo_ema.schedule import Constant, Ramp
+from mmyolo_ema.schedules import Constant, Ramp
 
 OURS, MMENGINES = 'mmyolo_ema.EMAHook', 'EMAHook'
 

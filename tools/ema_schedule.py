@@ -30,13 +30,12 @@ from mmyolo_ema.command_line import (
     show,
     stop,
 )
-from mmyolo_ema.durations import in_updates
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import ScheduleCurves, draw_schedules
 from mmyolo_ema.printing import say
 from mmyolo_ema.run_plan import RunPlan
-from mmyolo_ema.schedule import Ramp, of_age, profile, rescaled, three_digits
-from mmyolo_ema.schedule_report import Setting, recipes_table, report, rounded
+from mmyolo_ema.schedule_report import Setting, recipes_table, report
+from mmyolo_ema.schedules import Ramp, in_updates, of_age, profile, rescaled, rounded, three_digits
 
 
 def parse_args() -> argparse.Namespace:
@@ -85,6 +84,7 @@ class Suggestion(NamedTuple):
 
     reason: str
     schedule: Ramp
+    mean_age: Optional[str] = None
 
 
 def check_plot(path: Path) -> None:
@@ -131,8 +131,9 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
         except ValueError as error:
             stop(f'--mean-age: {error}')
     if args.scale_from_batch:
-        if plan.place is None or not isinstance(plan.schedule, Ramp):
-            stop('--scale-from-batch is for a config with ExpMomentumEMA')
+        if plan.place is None or not isinstance(plan.schedule, Ramp) or has_mean_age(plan.hook):
+            stop('--scale-from-batch is for a config with momentum and gamma of ExpMomentumEMA' + (
+                 ': its mean_age follows the run' if has_mean_age(plan.hook) else ''))
         if plan.batch_size is None:
             stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
         factor = plan.batch_size / args.scale_from_batch
@@ -140,8 +141,12 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
         found.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
     if any(momentum > 0.99 for _, (momentum, _) in found):
         stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
-    return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval))
+    return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval), args.mean_age)
             for reason, (momentum, gamma) in found]
+
+
+def has_mean_age(hook: dict) -> bool:
+    return hook.get('mean_age') is not None
 
 
 def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
@@ -151,11 +156,14 @@ def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
         hook = dict(plan.hook)
     if not (plan and isinstance(plan.schedule, Ramp)):
         hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
-    hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
+    if has_mean_age(hook):
+        hook.update(mean_age=suggestion.mean_age)
+    else:
+        hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
     say(f'For {suggestion.reason}:')
     say('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
     if plan is not None and plan.place is not None:
-        changed = [key for key in ('ema_type', 'momentum', 'gamma') if hook[key] != plan.hook.get(key)]
+        changed = [key for key in ('ema_type', 'mean_age', 'momentum', 'gamma') if hook.get(key) != plan.hook.get(key)]
         options = ' '.join(f'custom_hooks.{plan.place}.{key}={literal(hook[key]).strip(chr(39))}' for key in changed)
         say(f'    --cfg-options {options}' if changed else '    which the config has')
     say('')

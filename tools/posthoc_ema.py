@@ -48,8 +48,7 @@ from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
 from mmyolo_ema.posthoc.sweep import Sweep
 from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.printing import say
-from mmyolo_ema.schedule import Schedule
-from mmyolo_ema.schedule_report import rounded
+from mmyolo_ema.schedules import Schedule, rounded
 
 ERROR = (f'error: how far the mixture of updates is from the wanted one, not an error of a metric. Up to '
          f'{USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')

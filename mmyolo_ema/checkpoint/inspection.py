@@ -20,6 +20,7 @@ from mmyolo_ema.checkpoint.difference import (
     total,
 )
 from mmyolo_ema.checkpoint.reading import read
+from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
 from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
     averaged_weights,
@@ -32,7 +33,8 @@ from mmyolo_ema.checkpoint.weights import (
     updates_in,
 )
 from mmyolo_ema.ema_config import hooks_in_text, hooks_named, stored_hook
-from mmyolo_ema.schedule_history import schedule_from, stored_age, stored_segments
+from mmyolo_ema.schedules import Schedule
+from mmyolo_ema.schedules.history import latest, schedule_from
 
 __all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
 
@@ -69,6 +71,7 @@ class StoredAverage:
         schedule: The momentum of its updates, in words; None if it is not known.
         made: How it was made of a run's checkpoints after the training; None if it was not.
         hooks: How many EMAHooks the config in the file has.
+        horizon: ``1 / momentum`` of the schedule, in updates; None if that is not known, or has none.
     """
 
     updates: Optional[int]
@@ -77,6 +80,7 @@ class StoredAverage:
     schedule: Optional[str] = None
     made: Optional[dict[str, Any]] = None
     hooks: int = 0
+    horizon: Optional[float] = None
 
 
 @dataclass
@@ -149,8 +153,10 @@ def inspect(path: Path) -> Inspection:
         updates = updates_in(content)
         made = _made(origin(content).get('posthoc'))
         hooks = len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook'))
-        age = stored_age(meta, updates) if updates else None
-        average = StoredAverage(updates, hook, age, _schedule(meta), hooks=hooks)
+        age, schedule = stored_age(meta, updates) if updates else None, _schedule(meta)
+        momentum = None if schedule is None else getattr(latest(schedule), 'momentum', None)
+        average = StoredAverage(updates, hook, age, None if schedule is None else str(schedule), hooks=hooks,
+                                horizon=momentum and 1 / momentum)
         if made is not None:
             average = StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made, hooks)
     parts = _sizes(content)
@@ -301,9 +307,9 @@ def _hook(meta: dict) -> dict[str, Any]:
     return {}
 
 
-def _schedule(meta: dict) -> Optional[str]:
+def _schedule(meta: dict) -> Optional[Schedule]:
     with suppress(ValueError):
-        return str(schedule_from(stored_segments(meta)))
+        return schedule_from(stored_segments(meta))
     return None
 
 

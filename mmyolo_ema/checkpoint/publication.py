@@ -108,7 +108,7 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     if has_ema(content):
         # What made the average, if the file tells.
         told = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
-                                         if key in ('schedule', 'mean_age')}
+                                         if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')}
         meta['mmyolo_ema'] = dict(told, weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, plain(value)) for name, value in weights.items())
     if hasattr(weights, '_metadata'):

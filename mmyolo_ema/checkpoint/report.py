@@ -1,6 +1,5 @@
 """The lines and tables by which a checkpoint is told."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -10,7 +9,7 @@ from mmyolo_ema.checkpoint.comparison import Comparison
 from mmyolo_ema.checkpoint.difference import GroupDifference
 from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
 from mmyolo_ema.checkpoint.misfits import listed
-from mmyolo_ema.ema_config import averages_by_name, schedule_of
+from mmyolo_ema.ema_config import averages_by_name, ema_type_of
 
 __all__ = [
     'apart', 'broken', 'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems',
@@ -46,9 +45,12 @@ def _average(average: Optional[StoredAverage]) -> str:
                 f'{percent(average.made.get("error", 0))}{age}{remark}')
     options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
     by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
-    # One schedule is what the options say.
-    changed = f'. Its schedule changed: {average.schedule}' if ', then ' in (average.schedule or '') else ''
-    return f'average of {updates} updates{age}, by {by}{changed}'
+    schedule = ''
+    if ', then ' in (average.schedule or ''):
+        schedule = f'. Its schedule changed: {average.schedule}'
+    elif average.schedule and average.hook.get('mean_age') is not None:  # otherwise the options say it
+        schedule = f'. Its schedule: {average.schedule}'
+    return f'average of {updates} updates{age}, by {by}{schedule}'
 
 
 def weights_table(found: Inspection) -> Table:
@@ -98,7 +100,7 @@ def problems(found: Inspection) -> list[str]:
 
 
 def _ema_type(hook: dict) -> str:
-    return str(hook.get('ema_type', 'ExponentialMovingAverage'))
+    return str(ema_type_of(hook))
 
 
 def broken(found: Inspection, kind: str) -> list[str]:
@@ -120,10 +122,8 @@ def broken(found: Inspection, kind: str) -> list[str]:
 
 def _horizon(found: Inspection) -> str:
     """Returns that of the average itself, as tools/posthoc_ema.py takes it; a placeholder if it is not known."""
-    momentum = None
-    with suppress(ValueError):
-        momentum = getattr(schedule_of(found.average.hook), 'momentum', None) if found.average else None
-    return f'{1 / momentum:.12g}' if momentum and found.average and found.average.hook else 'H'
+    horizon = found.average.horizon if found.average else None
+    return 'H' if horizon is None else f'{horizon:.12g}'
 
 
 def comparison_lines(found: Comparison) -> list[str]:

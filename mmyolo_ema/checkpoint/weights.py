@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
-from mmyolo_ema.schedule import MOST_UPDATES
+from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
     'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema', 'is_dense',

@@ -10,7 +10,7 @@ from mmengine.model import BaseAveragedModel
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmyolo_ema.hooks.average_record import AverageRecord, momentum_of
+from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.plots import AverageCurves
 
 __all__ = ['AverageLog', 'drift']
@@ -51,8 +51,7 @@ class AverageLog:
     """
 
     def __init__(self, ema_model: BaseAveragedModel, model: nn.Module, record: AverageRecord) -> None:
-        self._ema_model, self._model = ema_model, model
-        self._momentum_of, self._record = momentum_of(ema_model), record
+        self._ema_model, self._model, self._record = ema_model, model, record
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook may write a line after this iteration."""
@@ -62,8 +61,8 @@ class AverageLog:
 
     def add_state(self, runner: Runner) -> None:
         """Hands the scalars ``ema_momentum``, ``ema_mean_age`` and ``ema_drift`` to the log and the visualizer."""
-        steps, age = int(self._ema_model.steps), self._record.mean_age()
-        momentum, distance = self._momentum_of(steps - 1), drift(self._ema_model.module, self._model)
+        age, momentum = self._record.mean_age(), self._record.momentum()
+        distance = drift(self._ema_model.module, self._model)
         scalars = dict(momentum=momentum, mean_age=math.nan if age is None else age, drift=distance)
         for name, value in scalars.items():
             # MMDetection's analyze_logs.py takes a line with a slash in a name for a validation's.

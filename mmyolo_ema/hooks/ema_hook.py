@@ -6,9 +6,8 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
-from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, RuntimeInfoHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
@@ -19,16 +18,18 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
+from mmyolo_ema.ema_config import ema_type_of
 from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
+from mmyolo_ema.hooks.mean_age import MeanAge
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.refusals import check_run
 from mmyolo_ema.hooks.resumption import is_resumed
-from mmyolo_ema.hooks.run_length import advice, updates_at_end
+from mmyolo_ema.hooks.run_length import updates_at_end
 from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
@@ -39,6 +40,7 @@ from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
+from mmyolo_ema.schedules import advice
 
 __all__ = ['EMAHook', 'is_saved_after_iteration']
 
@@ -68,8 +70,8 @@ class EMAHook(MMEngineEMAHook):
     A test run makes no average: the file has it where the runner looks for weights.
 
     Args:
-        ema_type (str): Class of the average. Defaults to 'ExponentialMovingAverage', as in MMEngine's hook;
-            'mmyolo_ema.ExpMomentumEMA' is this package's.
+        ema_type (str, optional): Class of the average. Defaults to 'ExponentialMovingAverage', as in MMEngine's hook,
+            and with ``mean_age`` to 'mmyolo_ema.ExpMomentumEMA', this package's.
         strict_load (bool): Whether a checkpoint must hold exactly the tensors of the model. Otherwise those that fit
             are loaded and the others are named. Defaults to False.
         begin_iter (int): Iteration, counted from 1, after which the average starts as a copy of the model; 0 and 1
@@ -82,18 +84,22 @@ class EMAHook(MMEngineEMAHook):
             Its metrics get names that end in ``_origin``. Defaults to False.
         skip_nonfinite (bool): Whether steps that leave NaN or infinity in a parameter are left out, and stored buffers
             that hold any. Costs a pass over the weights, and a wait for the GPU, in each step. Defaults to True.
+        mean_age (int | float | str, optional): How old the weights in the average shall be at the end of the run, on
+            average: ``'4%'`` of the run, ``'2epochs'``, or ``500`` updates. The hook works momentum and gamma out; a
+            run that resumes keeps those of its checkpoint. Defaults to None: they are given, or the class's own.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers.
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.
-        ValueError: When a checkpoint does not fit and ``strict_load`` is set. At the start of a training, if there is
-            another EMAHook, the model is sharded, or a strategy saves without the hooks.
+        ValueError: If ``mean_age`` is of another form, or momentum or gamma are given too. When a checkpoint does not
+            fit and ``strict_load`` is set. At the start of a training, if there is another EMAHook, the model is
+            sharded, a strategy saves without the hooks, or no momentum gives the mean age.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
     Example:
         >>> # in a config
-        >>> custom_hooks = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.0002,
-        ...                      gamma=2000, update_buffers=True, evaluate_on_origin=True)]
+        >>> custom_hooks = [dict(type='mmyolo_ema.EMAHook', mean_age='4%', update_buffers=True,
+        ...                      evaluate_on_origin=True)]
     """
 
     # After YOLOX's hooks, which have 48, and before those that log and save.
@@ -103,13 +109,14 @@ class EMAHook(MMEngineEMAHook):
     record: AverageRecord
 
     def __init__(self,
-                 ema_type: str = 'ExponentialMovingAverage',
+                 ema_type: Optional[str] = None,
                  strict_load: bool = False,
                  begin_iter: int = 0,
                  begin_epoch: int = 0,
                  evaluate_on_ema: bool = True,
                  evaluate_on_origin: bool = False,
                  skip_nonfinite: bool = True,
+                 mean_age: Union[int, float, str, None] = None,
                  **kwargs: Any) -> None:
         flags = dict(strict_load=strict_load, evaluate_on_ema=evaluate_on_ema, evaluate_on_origin=evaluate_on_origin,
                      skip_nonfinite=skip_nonfinite)
@@ -119,7 +126,9 @@ class EMAHook(MMEngineEMAHook):
         for name, number in dict(begin_iter=begin_iter, begin_epoch=begin_epoch).items():
             if not isinstance(number, int):
                 raise TypeError(f'{name} must be an integer, but got {number!r}')
+        ema_type = ema_type_of(dict(ema_type=ema_type, mean_age=mean_age))
         super().__init__(ema_type, strict_load, begin_iter, begin_epoch, **kwargs)
+        self._mean_age = None if mean_age is None else MeanAge(mean_age, kwargs)
         self.evaluate_on_ema = evaluate_on_ema
         self.evaluate_on_both = evaluate_on_ema and evaluate_on_origin
         self.skip_nonfinite = skip_nonfinite
@@ -157,6 +166,7 @@ class EMAHook(MMEngineEMAHook):
         """
         with raised_by_all() if _has_training_loop(runner) else nullcontext():
             self._serve(runner, trains=_has_training_loop(runner))
+            self._choose_schedule(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that all processes start alike, and starts to listen to the optimizer.
@@ -169,6 +179,10 @@ class EMAHook(MMEngineEMAHook):
         with raised_by_all():
             super().before_train(runner)
             self._serve(runner, trains=True)
+            self._choose_schedule(runner)
+        if self._mean_age is not None:
+            self._mean_age.settle(self.ema_model)
+            _say(self._mean_age.told)
         has_begun = self._has_begun(runner)
         average = self.ema_model.module if has_begun else None
         schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch)
@@ -182,15 +196,7 @@ class EMAHook(MMEngineEMAHook):
         if wanted and not self.evaluate_on_both:
             _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
                  'evaluate_on_origin=True only', logging.WARNING)
-        if isinstance(self.ema_model, MMDetExpMomentumEMA):
-            ramped = self.ema_model
-            updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
-            found = advice(updates, ramped.momentum, ramped.gamma, ramped.interval)
-            if found:
-                _say(found, logging.WARNING)
-        shared = advice_on_shared_tensors(self.ema_model, self.src_model)
-        if shared:
-            _say(shared, logging.WARNING)
+        self._advise(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
@@ -211,6 +217,7 @@ class EMAHook(MMEngineEMAHook):
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
                 self._say_kept()
+                self.record.follow()
                 with unchanged(self.ema_model.module, self.kept_buffers):
                     self.ema_model.update_parameters(self.src_model)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
@@ -361,6 +368,11 @@ class EMAHook(MMEngineEMAHook):
         if misfits and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
                              'strict_load out to load what fits.')
+        if self._mean_age is not None:
+            self._mean_age.forget()
+            if resumes:
+                self._mean_age.keep(self.ema_model, checkpoint.get('meta') or {})
+            self._choose_schedule(runner)
         self._keep_record()
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
         said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0)
@@ -374,6 +386,8 @@ class EMAHook(MMEngineEMAHook):
         if current is not runner and (trains or current is None or self._ema_model is None):
             self._runner = weakref.ref(runner)
             self._ema_model = None
+            if self._mean_age is not None:
+                self._mean_age.forget()
             self.skipped = 0
             self._said_kept = set()
         if trains and self._ema_model is None:
@@ -398,9 +412,23 @@ class EMAHook(MMEngineEMAHook):
         self._src_model, self._ema_model = model, average
         self._keep_record()
 
+    def _choose_schedule(self, runner: Runner) -> None:
+        """Gives the average the schedule that its mean age asks for; the length of the run is known with its loop."""
+        if self._mean_age is not None and self._averages_for(runner) and _has_training_loop(runner):
+            self.ema_cfg.update(self._mean_age.choose(runner, self, self.ema_model))
+            self.record.follow()
+
+    def _advise(self, runner: Runner) -> None:
+        """Warns if the average's schedule does not suit the run, or its class the model."""
+        schedule = self.record.schedule if self._mean_age is None else None
+        updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
+        on_schedule = advice(schedule, updates) if schedule is not None and updates > 0 else ''
+        for said in filter(None, (on_schedule, advice_on_shared_tensors(self.ema_model, self.src_model))):
+            _say(said, logging.WARNING)
+
     def _keep_record(self) -> None:
         """Starts to keep a record of the average, and a log of it."""
-        self.record = AverageRecord(self.ema_model, self.ema_cfg)
+        self.record = AverageRecord(self.ema_model)
         self._log = AverageLog(self.ema_model, self.src_model, self.record)
 
     def _averages_for(self, runner: Runner) -> bool:

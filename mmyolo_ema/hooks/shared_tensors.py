@@ -8,9 +8,15 @@ from torch import nn
 
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['advice_on_shared_tensors']
+__all__ = ['advice_on_shared_tensors', 'averages_by_name']
 
 _MOST_NAMES = 3
+
+
+def averages_by_name(ema_model: BaseAveragedModel) -> bool:
+    """Whether an average comes to a shared tensor once for each of its names."""
+    goes_by_name = type(ema_model).update_parameters is BaseAveragedModel.update_parameters
+    return bool(goes_by_name and ema_model.update_buffers)
 
 
 def advice_on_shared_tensors(ema_model: BaseAveragedModel, model: nn.Module) -> str:
@@ -23,8 +29,7 @@ def advice_on_shared_tensors(ema_model: BaseAveragedModel, model: nn.Module) -> 
         ema_model: The average, of any class.
         model: The bare model.
     """
-    goes_by_name = type(ema_model).update_parameters is BaseAveragedModel.update_parameters
-    if not (goes_by_name and ema_model.update_buffers):
+    if not averages_by_name(ema_model):
         return ''
     names_of = defaultdict(list)
     for name, reference in tensor_references(model):

@@ -5,6 +5,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -16,23 +17,26 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, Runner
 from rich.filesize import decimal
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.publication import plain, save
-from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, origin, single_precision_bytes
-from mmyolo_ema.durations import in_updates
-from mmyolo_ema.ema_config import schedule_of
+from mmyolo_ema.checkpoint.stored_schedule import second_segments
+from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, origin, single_precision_bytes, updates_in
 from mmyolo_ema.files import write_new
+from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.ema_hook import EMAHook, is_saved_after_iteration
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
-from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run
+from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run, updates_per_epoch
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
+from mmyolo_ema.models import schedule_of
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
+from mmyolo_ema.schedules import in_updates
+from mmyolo_ema.schedules.history import Segments, as_data, continued
 
 __all__ = ['SnapshotHook']
 
@@ -73,6 +77,9 @@ class SnapshotHook(Hook):
                  second_horizon: Union[int, float, str, None] = None) -> None:
         self.interval, self.second_horizon = interval, second_horizon
         self._second: Optional[BaseAveragedModel] = None
+        self._second_segments: Segments = ()
+        # What MMEngine's hook does not say of its average.
+        self._own_record: Optional[AverageRecord] = None
         self._resumed_from: Optional[dict] = None
         self._folder: Optional[Path] = None
         self._updates = self._written = 0
@@ -147,15 +154,18 @@ class SnapshotHook(Hook):
             self._write(runner, runner.iter)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds the second average, so that it goes on when the run is resumed.
+        """Adds the second average, so that it goes on when the run is resumed, and says which schedules made both.
 
         Args:
             runner (Runner): The runner of the training.
             checkpoint (dict): What is about to be saved; changed in place.
         """
+        said = checkpoint.setdefault('meta', {}).setdefault('mmyolo_ema', {})
+        if self._own_record is not None:
+            said.update(self._own_record.as_meta())
         if self._second is not None:
             checkpoint[SECOND] = cpu_copies(self._second.state_dict())
-            checkpoint['meta'].setdefault('mmyolo_ema', {}).update(self._about_second())
+            said.update(self._about_second())
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the second average from a checkpoint that the run is resumed from.
@@ -172,6 +182,8 @@ class SnapshotHook(Hook):
         if self._runner() is not runner:  # a runner of strategies loads before it calls before_run
             self._resumed_from = {key: checkpoint[key] for key in (SECOND, 'meta') if key in checkpoint}
             return
+        if self._own_record is not None:
+            self._own_record.go_on(checkpoint.get('meta') or {}, updates_in(checkpoint) or 0)
         if self._second is not None:
             self._load_second(checkpoint)
         if self._folder is not None:  # in mid-run
@@ -185,21 +197,28 @@ class SnapshotHook(Hook):
             return
         self._runner = weakref.ref(runner)
         self._ema = self._ema_hook(runner)
-        schedule = schedule_of(dict(self._ema.ema_cfg, ema_type=self._ema.ema_cfg['type']))
         counts_steps = isinstance(self._ema, EMAHook)
+        self._own_record = None if counts_steps else AverageRecord(self._ema.ema_model)
+        schedule = schedule_of(self._ema.ema_model)
+        if schedule is None:
+            raise ValueError(f'the schedule of {type(self._ema.ema_model).__name__} is not known, so that no other '
+                             'averages can be made of its snapshots. Derive the class from mmyolo_ema.ExpMomentumEMA, '
+                             'whose schedule is a property to override.')
         self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        self._per_epoch = len(runner.train_dataloader) / self._iterations if by_epoch else None
+        self._per_epoch = updates_per_epoch(runner, self._iterations)
         in_all = updates_of_run(runner, self._ema, self._iterations)
         self._every = max(round(self._in_updates('interval', in_all)), 1)
         if self.second_horizon is not None:
             horizon = self._in_updates('second_horizon', in_all)
-            if horizon <= 1 or not hasattr(schedule, 'momentum'):
+            self._second_momentum = 1 / horizon
+            if horizon > 1 and hasattr(self._ema.ema_model, 'momentum'):
+                self._second = MODELS.build(dict(self._ema.ema_cfg, momentum=self._second_momentum),
+                                            default_args=dict(model=self._ema.src_model))
+            second = self._second and schedule_of(self._second)
+            if second is None or second == schedule:
                 raise ValueError(f'second_horizon={self.second_horizon!r} is {horizon:g} updates for an average with '
                                  f'the schedule {schedule}: it needs one with a momentum, and more than 1 update')
-            self._second_momentum = 1 / horizon
-            self._second = MODELS.build(dict(self._ema.ema_cfg, momentum=self._second_momentum),
-                                        default_args=dict(model=self._ema.src_model))
+            self._second_segments = ((0, second), )
             if self._resumed_from is not None:
                 self._load_second(self._resumed_from)
         self._resumed_from = self._folder = None
@@ -226,6 +245,12 @@ class SnapshotHook(Hook):
                              f'but the checkpoint to resume from holds {found}. Set second_horizon of the SnapshotHook '
                              'as it was, or leave it out.')
         self._second.load_state_dict(checkpoint[SECOND])
+        if hasattr(self._second, 'gamma'):  # that of the checkpoint too, where the hook was given a mean age
+            self._second.gamma = self._ema.ema_model.gamma
+        past: Segments = ((0, None),)
+        with suppress(ValueError):
+            past = second_segments(checkpoint.get('meta') or {})
+        self._second_segments = continued(past, int(self._second.steps), schedule_of(self._second))
 
     def _in_updates(self, option: str, in_all: int) -> float:
         value = getattr(self, option)
@@ -251,7 +276,9 @@ class SnapshotHook(Hook):
         return self._folder / f'update_{updates:08d}.pth'
 
     def _about_second(self) -> dict[str, Any]:
-        second = {} if self._second is None else dict(second_momentum=self._second_momentum)
+        second = {} if self._second is None else dict(
+            second_momentum=self._second_momentum,
+            second_schedule=as_data(self._second_segments, int(self._second.steps)))
         return dict(second, updates_per_epoch=self._per_epoch)
 
     def _announce(self, runner: Runner) -> None:
@@ -284,7 +311,8 @@ class SnapshotHook(Hook):
 
     def _meta(self, runner: Runner, iteration: int) -> dict[str, Any]:
         """Returns what MMEngine's checkpoints say of their run, and what this package's tools ask for."""
-        about_first = self._ema.record.as_meta() if isinstance(self._ema, EMAHook) else {}
+        record = self._ema.record if isinstance(self._ema, EMAHook) else self._own_record
+        about_first = record.as_meta() if record else {}
         return plain(dict(
             epoch=runner.epoch,
             iter=iteration,

@@ -1,6 +1,7 @@
 """Exponential moving average of a model's weights, with a momentum that ramps down."""
 
 import logging
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Optional
 
@@ -14,7 +15,7 @@ from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.registry import MODELS
-from mmyolo_ema.schedule import momentum_at, three_digits
+from mmyolo_ema.schedules import Ramp, Schedule, three_digits
 
 __all__ = ['ExpMomentumEMA']
 
@@ -54,6 +55,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     Attributes:
         module (nn.Module): The averaged model.
         steps (Tensor): Number of updates made, an int64 scalar on the CPU.
+        schedule (Schedule): The momentum of each update, see :mod:`mmyolo_ema.schedules`. A subclass with another
+            schedule overrides this property.
 
     Raises:
         TypeError: If an argument has a wrong type or is not known, such as ``decay``.
@@ -114,24 +117,36 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             plan = self._plan = TensorPlan(averaged, model, self.update_buffers)
             self._warn_of_stall(plan.averages)
         step = int(steps)
-        momentum = 1.0 if step == 0 else self.momentum_at(step)
+        momentum = self.schedule(step)
         # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
         with torch.inference_mode():
-            if step == 0:
+            if momentum == 1:
                 plan.copy(plan.averages)
-            elif step % self.interval == 0:
+            elif momentum:
                 plan.move(momentum)
             plan.copy(plan.copies)
             steps.add_(1)
         plan.copy_extra_states()
 
+    @property
+    def schedule(self) -> Schedule:
+        """The momentum of each update. Subclasses with another schedule override this."""
+        if type(self).momentum_at is not ExpMomentumEMA.momentum_at:
+            return _OfMethod(self)
+        return self._ramp
+
     def momentum_at(self, step: int) -> float:
-        """Returns the weight of the source in an update. Subclasses with another schedule override this.
+        """Returns the weight of the source in an update that moves the average.
 
         Args:
             step (int): Number of updates before this one, at least 1: step 0 copies.
         """
-        return momentum_at(step, self.momentum, self.gamma)
+        is_own = type(self).schedule is not ExpMomentumEMA.schedule
+        return (self.schedule if is_own else self._ramp).momentum_at(step)
+
+    @property
+    def _ramp(self) -> Ramp:
+        return Ramp(self.momentum, self.gamma, self.interval)
 
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
         """Moves one tensor; kept for callers of MMEngine's interface, an update makes one call for all tensors."""
@@ -163,6 +178,23 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def __getstate__(self) -> dict:
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
         return {key: value for key, value in super().__getstate__().items() if key != '_plan'}
+
+
+@dataclass(frozen=True)
+class _OfMethod(Schedule):
+    """The schedule of a subclass that overrides ``momentum_at`` instead of ``schedule``."""
+
+    average: ExpMomentumEMA
+
+    @property
+    def interval(self) -> int:  # type: ignore[override]
+        return self.average.interval
+
+    def momentum_at(self, step: int) -> float:
+        return self.average.momentum_at(step)
+
+    def __str__(self) -> str:
+        return f'the momentum_at of {type(self.average).__name__}'
 
 
 def _unexpected(name: str, value: object) -> str:

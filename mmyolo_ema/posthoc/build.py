@@ -34,7 +34,7 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
 
     Args:
         run: The run.
-        coefficients: For each average, by its name, the coefficients of ``run.snapshots`` for the tensors with so many
+        coefficients: For each average, by its name, the coefficients of ``run.sources`` for the tensors with so many
             names; for all of ``run.multiplicities``.
         progress: Wraps the steps that are made, as tqdm does. Defaults to showing nothing.
 

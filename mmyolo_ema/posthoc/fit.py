@@ -13,22 +13,15 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from mmyolo_ema.posthoc.gram import Gram, Momenta, gram
+from mmyolo_ema.posthoc.gram import Gram, Momenta, Snapshot, gram
 
-__all__ = ['Fit', 'Snapshot', 'fit']
+__all__ = ['Fit', 'fit']
 
 # Below this, relative to the target, what a snapshot lacks is rounding.
 _SAME = 1e-12
 
 # Mean times that differ by less than this, relative to what they lack of the wanted one, are as good as one.
 _ONE_TIME = 1e-6
-
-
-class Snapshot(NamedTuple):
-    """A stored average: which of the schedules made it, and how many updates it had."""
-
-    track: int
-    updates: int
 
 
 class Fit(NamedTuple):
@@ -50,11 +43,10 @@ class Fit(NamedTuple):
     wanted_age: float
 
 
-def fit(tracks: Sequence[Momenta], snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
+def fit(snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
     """Returns the coefficients that make the average of one schedule of snapshots of others.
 
     Args:
-        tracks: The schedules that the snapshots were made with.
         snapshots: What is stored, n of them.
         target: The wanted schedule.
         updates: Number of updates after which its average is wanted, at least 1.
@@ -66,15 +58,15 @@ def fit(tracks: Sequence[Momenta], snapshots: Sequence[Snapshot], target: Moment
         ValueError: If there are no snapshots.
 
     Example:
-        >>> from mmyolo_ema.schedule import Constant
-        >>> stored = [Snapshot(0, updates) for updates in range(500, 1001, 25)]
-        >>> found = fit([Constant(0.01)], stored, Constant(0.02), updates=1000)
+        >>> from mmyolo_ema.schedules import Constant
+        >>> stored = [Snapshot(Constant(0.01), updates) for updates in range(500, 1001, 25)]
+        >>> found = fit(stored, Constant(0.02), updates=1000)
         >>> round(found.error, 2), round(found.mean_age)
         (0.07, 49)
     """
     if not snapshots:
         raise ValueError('there are no snapshots to make an average of')
-    inner = gram([*tracks, target], [*snapshots, (len(tracks), updates)])
+    inner = gram([*snapshots, Snapshot(target, updates)])
     coefficients = _exact(inner)
     if coefficients is None:
         coefficients = _least_squares(inner)

@@ -15,9 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['Gram', 'Momenta', 'gram']
+__all__ = ['Gram', 'Momenta', 'Snapshot', 'gram']
 
+#: The momentum of each update, by the number of updates before it; hashable, as the schedules are.
 Momenta = Callable[[int], float]
+
+
+class Snapshot(NamedTuple):
+    """A stored average: the schedule that made it, and how many updates it had, at least 1."""
+
+    schedule: Momenta
+    updates: int
 
 
 class Gram(NamedTuple):
@@ -32,23 +40,23 @@ class Gram(NamedTuple):
     times: np.ndarray
 
 
-def gram(schedules: Sequence[Momenta], points: Sequence[tuple[int, int]]) -> Gram:
-    """Returns the inner products of averages.
+def gram(averages: Sequence[Snapshot]) -> Gram:
+    """Returns the inner products of n averages.
 
     Args:
-        schedules: The momentum of each update, by the number of updates before it; J of them.
-        points: For each of n averages, the index of its schedule and the number of updates that it had, at least 1.
+        averages: The averages, of J schedules.
 
     Returns:
-        The products in the order of the points, in float64.
+        The products in the order of the averages, in float64.
 
     Example:
-        >>> from mmyolo_ema.schedule import Constant, Uniform
-        >>> gram([Constant(0.5), Uniform()], [(0, 2), (1, 4)]).products
+        >>> from mmyolo_ema.schedules import Constant, Uniform
+        >>> gram([Snapshot(Constant(0.5), 2), Snapshot(Uniform(), 4)]).products
         array([[0.5 , 0.25],
                [0.25, 0.25]])
     """
-    moments = {updates: place for place, updates in enumerate(sorted({updates for _, updates in points}))}
+    moments = {updates: place for place, updates in enumerate(sorted({updates for _, updates in averages}))}
+    schedules = {schedule: place for place, schedule in enumerate(dict.fromkeys(one.schedule for one in averages))}
     count = len(schedules)
     pairs = [(one, other) for one in range(count) for other in range(one, count)]
     found = _Moments(np.zeros((len(moments), count, count)), np.zeros((len(moments), count)), np.zeros(
@@ -68,7 +76,7 @@ def gram(schedules: Sequence[Momenta], points: Sequence[tuple[int, int]]) -> Gra
                 found.together[moment, one, other] = found.together[moment, other, one] = together[place]
             found.kept[moment], found.times[moment] = kept, times
             kept = [1.0] * count
-    return _at(found, [(track, moments[updates]) for track, updates in points])
+    return _at(found, [(schedules[schedule], moments[updates]) for schedule, updates in averages])
 
 
 class _Moments(NamedTuple):

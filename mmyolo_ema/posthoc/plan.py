@@ -5,13 +5,13 @@ from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
 
-from mmyolo_ema.durations import in_updates
 from mmyolo_ema.ema_config import hooks_named
-from mmyolo_ema.posthoc.fit import Snapshot, fit
-from mmyolo_ema.posthoc.snapshots import RAW
+from mmyolo_ema.posthoc.fit import fit
+from mmyolo_ema.posthoc.gram import Snapshot
+from mmyolo_ema.posthoc.snapshots import RAW, repeated
 from mmyolo_ema.posthoc.targets import Target, target
 from mmyolo_ema.run_plan import RunPlan
-from mmyolo_ema.schedule import Repeated, Schedule
+from mmyolo_ema.schedules import in_updates
 
 __all__ = ['Kept', 'advice', 'as_configured', 'with_snapshots']
 
@@ -24,8 +24,7 @@ class Kept(NamedTuple):
 
     Attributes:
         name: How that comes about: lines of a config, in words.
-        snapshots: The averages, of tracks 0 (the average), 1 (the raw weights) and 2 (a second average).
-        tracks: Their schedules.
+        snapshots: The average, the raw weights, and a second average if there is one.
         files: How many files they are in.
         bytes: What these take on the disk, about.
         multiplicities: How many names the tensors have that are averaged once for each of them; 1 for all others.
@@ -33,18 +32,14 @@ class Kept(NamedTuple):
 
     name: str
     snapshots: list[Snapshot]
-    tracks: list[Schedule]
     files: int
     bytes: int
     multiplicities: Sequence[int] = (1,)
 
     def error(self, wanted: Target, updates: int) -> float:
         """Returns how well an average can be made of it, as :attr:`mmyolo_ema.posthoc.Fit.error`; that of the worst."""
-        return max(fit(self._tracks(count), self.snapshots, wanted.schedule, updates).error
+        return max(fit([repeated(one, count) for one in self.snapshots], wanted.schedule, updates).error
                    for count in self.multiplicities)
-
-    def _tracks(self, multiplicity: int) -> list[Schedule]:
-        return [track if track == RAW or multiplicity == 1 else Repeated(track, multiplicity) for track in self.tracks]
 
 
 def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
@@ -61,15 +56,16 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
     checkpoints = _checkpoints(cfg, plan)
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     of_checkpoint = size * (2 + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
-    kept = Kept('as configured', [Snapshot(track, updates) for track in (0, 1) for updates in checkpoints],
-                [plan.schedule, RAW, plan.schedule], len(checkpoints), len(checkpoints) * of_checkpoint)
+    kept = Kept('as configured', [Snapshot(schedule, updates) for schedule in (plan.schedule, RAW)
+                                  for updates in checkpoints],
+                len(checkpoints), len(checkpoints) * of_checkpoint)
     found = hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')
     if not found:
         return kept
     _, hook = found[0]
     slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
     return kept._replace(
-        snapshots=sorted({*kept.snapshots, *slim.snapshots}), tracks=slim.tracks, files=kept.files + slim.files,
+        snapshots=list(dict.fromkeys([*kept.snapshots, *slim.snapshots])), files=kept.files + slim.files,
         bytes=kept.bytes + slim.bytes)
 
 
@@ -87,13 +83,12 @@ def with_snapshots(plan: RunPlan, size: int, interval: str, second_horizon: Any 
     """
     every = max(round(in_updates(interval, plan.updates, plan.updates_per_epoch)), 1)
     moments = sorted({*range(every, plan.updates, every), plan.updates})
-    tracks, name = [plan.schedule, RAW, plan.schedule], f'interval={interval}'
-    kinds = [0]
+    schedules, name = [plan.schedule], f'interval={interval}'
     if second_horizon is not None:
         second = target(str(second_horizon), plan.schedule, plan.updates, plan.updates_per_epoch).schedule
-        tracks, kinds, name = [plan.schedule, RAW, second], [0, 2], f'{name}, second_horizon={second_horizon}'
-    return Kept(f'SnapshotHook {name}', [Snapshot(track, updates) for track in kinds for updates in moments], tracks,
-                len(moments), len(moments) * len(kinds) * size)
+        schedules, name = [plan.schedule, second], f'{name}, second_horizon={second_horizon}'
+    snapshots = [Snapshot(schedule, updates) for schedule in schedules for updates in moments]
+    return Kept(f'SnapshotHook {name}', snapshots, len(moments), len(snapshots) * size)
 
 
 def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:

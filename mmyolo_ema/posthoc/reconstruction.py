@@ -37,19 +37,18 @@ class Reconstruction(NamedTuple):
 def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
     """Finds how an average is made of the snapshots of a run. Reads no tensors."""
     return Reconstruction(
-        target, {count: fit(run.tracks(count), run.snapshots, target.schedule, run.updates)
+        target, {count: fit(run.snapshots(count), target.schedule, run.updates)
                  for count in run.multiplicities})
 
 
 def stored_average(run: StoredRun, name: str) -> Reconstruction:
     """Returns the run's own average as it is in the newest file, under a name."""
-    snapshots = run.snapshots
-    place = max(index for index, one in enumerate(snapshots) if one.track == 0)
+    place = max(index for index, (_, kind) in enumerate(run.sources) if kind == 'ema')
     fits = {}
     for count in run.multiplicities:
-        track = run.tracks(count)[0]
-        alone = fit([track], [snapshots[place]], track, snapshots[place].updates)
-        fits[count] = alone._replace(coefficients=np.eye(len(snapshots))[place], error=0.0)
+        newest = run.snapshots(count)[place]
+        alone = fit([newest], newest.schedule, newest.updates)
+        fits[count] = alone._replace(coefficients=np.eye(len(run.sources))[place], error=0.0)
     return Reconstruction(Target(name, run.schedule), fits)
 
 

@@ -12,7 +12,7 @@ from mmyolo_ema.posthoc.reconstruction import Reconstruction
 from mmyolo_ema.posthoc.snapshots import StoredRun
 from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
 from mmyolo_ema.posthoc.targets import Target
-from mmyolo_ema.schedule_report import rounded
+from mmyolo_ema.schedules import rounded
 
 __all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'sweep_table', 'verdict']
 

@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union, cast
 
 from torch import Tensor
 
 from mmyolo_ema.checkpoint import ForeignFile, has_ema, listed, raw_weights, read, updates_in
+from mmyolo_ema.checkpoint.stored_schedule import second_segments, stored_segments
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
 from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
 from mmyolo_ema.ema_config import averages_by_name, stored_hook
-from mmyolo_ema.posthoc.fit import Snapshot
-from mmyolo_ema.schedule import MOST_UPDATES, Constant, Repeated, Schedule
-from mmyolo_ema.schedule_history import latest, schedule_from, stored_segments, until, with_momentum
+from mmyolo_ema.posthoc.gram import Snapshot
+from mmyolo_ema.schedules import MOST_UPDATES, Constant, Repeated, Schedule
+from mmyolo_ema.schedules.history import schedule_from, until
 
-__all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run']
+__all__ = ['KINDS', 'RAW', 'SnapshotFile', 'StoredRun', 'read_run', 'repeated']
 
-#: The weights that a file may hold, in the order of their tracks: the average, the raw weights, a second average.
+#: The weights that a file may hold: the average, the raw weights, a second average.
 KINDS: dict[str, Callable[[dict], dict[str, Any]]] = dict(
     ema=averaged_weights, raw=raw_weights, second=second_weights)
 
@@ -29,6 +30,13 @@ RAW = Constant(1.0)
 
 # MMEngine ends the name of an experiment with the time when it was launched.
 _LAUNCH = re.compile(r'_(\d{8}_\d{6})$')
+
+
+def repeated(snapshot: Snapshot, times: int) -> Snapshot:
+    """Returns the snapshot of tensors that are averaged so many times in an update; raw weights are as they were."""
+    if snapshot.schedule == RAW or times == 1:
+        return snapshot
+    return snapshot._replace(schedule=Repeated(cast(Schedule, snapshot.schedule), times))
 
 
 class SnapshotFile(NamedTuple):
@@ -68,10 +76,11 @@ class StoredRun(NamedTuple):
         """Where the snapshots are: files and kinds of weights."""
         return [(file, kind) for kind in KINDS for file in self.files if kind in file.kinds]
 
-    @property
-    def snapshots(self) -> list[Snapshot]:
-        """The averages of the files, then their raw weights, then their second averages: tracks 0, 1 and 2."""
-        return [Snapshot(list(KINDS).index(kind), file.updates) for file, kind in self.sources]
+    def snapshots(self, multiplicity: int = 1) -> list[Snapshot]:
+        """Returns what is at :attr:`sources`, for tensors with so many names. Defaults to 1."""
+        schedules = dict(ema=self.schedule, raw=RAW, second=self.second)
+        stored = [Snapshot(cast(Schedule, schedules[kind]), file.updates) for file, kind in self.sources]
+        return stored if self.once else [repeated(snapshot, multiplicity) for snapshot in stored]
 
     @property
     def multiplicity(self) -> dict[str, int]:
@@ -82,12 +91,6 @@ class StoredRun(NamedTuple):
     def multiplicities(self) -> list[int]:
         """How many names the tensors have that are averaged differently: 1 if that makes no difference."""
         return sorted(set(self.multiplicity.values()))
-
-    def tracks(self, multiplicity: int) -> list[Schedule]:
-        """The schedules of the kinds of weights, for tensors with so many names."""
-        averages = [self.schedule, self.second or self.schedule]
-        first, second = averages if self.once else [Repeated(schedule, multiplicity) for schedule in averages]
-        return [first, RAW, second]
 
     @property
     def updates(self) -> int:
@@ -141,12 +144,12 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         else:
             left_out[one.path] = 'another file holds that of the same update'
     newest = told[-1]
-    once = not averages_by_name(newest.hook)
+    once = not newest.averages_by_name
     return StoredRun(
         files=files,
         schedule=newest.schedule,
         second=next((one.second for one in reversed(told) if one.second), None),
-        update_buffers=newest.hook.get('update_buffers') is True,
+        update_buffers=newest.update_buffers,
         once=once,
         firsts=_shared_names(files[-1].path, by_content=not once),
         updates_per_epoch=_updates_per_epoch(told),
@@ -158,7 +161,8 @@ class _Told(NamedTuple):
 
     path: Path
     kinds: tuple[str, ...]
-    hook: dict[str, Any]
+    update_buffers: bool
+    averages_by_name: bool
     updates: int
     iteration: Any
     epoch: Any
@@ -198,9 +202,9 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     try:
-        hook = stored_hook(meta)
-        schedule = schedule_from(stored_segments(meta)) if hook else None
-        second = _second(schedule, origin(content)) if schedule and 'second' in kinds else None
+        said = dict(_said_by_config(meta), **origin(content))
+        schedule = schedule_from(stored_segments(meta)) if 'averages_by_name' in said else None
+        second = schedule_from(second_segments(meta)) if schedule and 'second' in kinds else None
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     updates = updates_in(content)
@@ -215,7 +219,8 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
     return _Told(
         path=path,
         kinds=kinds,
-        hook=hook,
+        update_buffers=said.get('update_buffers') is True,
+        averages_by_name=said['averages_by_name'] is True,
         updates=updates,
         iteration=meta.get('iter'),
         epoch=meta.get('epoch'),
@@ -229,12 +234,13 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
                 if not name.endswith('num_batches_tracked')})
 
 
-def _second(schedule: Schedule, said: dict[str, Any]) -> Schedule:
-    """Returns the schedule of the second average, which differs from that of the first in its momentum."""
-    momentum = said.get('second_momentum')
-    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(latest(schedule), 'momentum'):
-        raise ValueError(f'the schedule of its second average is not known: second_momentum is {momentum!r}')
-    return with_momentum(schedule, momentum)
+def _said_by_config(meta: dict) -> dict[str, Any]:
+    """Returns what the config in a file tells of its average, for files that do not say it themselves."""
+    if 'averages_by_name' in origin(dict(meta=meta)):
+        return {}
+    hook = stored_hook(meta)
+    return hook and dict(update_buffers=hook.get('update_buffers') is True,
+                         averages_by_name=averages_by_name(hook))
 
 
 def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
@@ -259,8 +265,8 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
 
 
 def _averaged_as(one: _Told) -> str:
-    return f"update_buffers={one.hook.get('update_buffers', False)}" + (
-        ', shared tensors once for each name' if averages_by_name(one.hook) else '')
+    return f'update_buffers={one.update_buffers}' + (
+        ', shared tensors once for each name' if one.averages_by_name else '')
 
 
 def _check_same(told: list[_Told]) -> None:

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Optional
 
 from scipy.optimize import brentq
 
-from mmyolo_ema.durations import in_updates
-from mmyolo_ema.schedule import Power, Ramp, Restarted, Schedule, Triangular, Uniform
-from mmyolo_ema.schedule_history import latest
+from mmyolo_ema.schedules import Power, Ramp, Restarted, Schedule, Triangular, Uniform, in_updates
+from mmyolo_ema.schedules.history import latest
 
 __all__ = ['FACTORS', 'Target', 'horizons', 'target']
 
@@ -28,7 +27,7 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
     """Returns the schedule of an average that is wanted.
 
     Args:
-        text: A horizon, in the form that :func:`mmyolo_ema.durations.in_updates` reads: the run's schedule with the
+        text: A horizon, in the form that :func:`mmyolo_ema.schedules.in_updates` reads: the run's schedule with the
             momentum ``1 / horizon``. Or ``last:LENGTH``, the plain mean of the last updates; ``triangle:LENGTH``,
             weights that rise and fall over the last updates; ``power:SPREAD``, the power function whose age has this
             standard deviation, as a share of the run.

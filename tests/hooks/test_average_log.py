@@ -13,8 +13,8 @@ from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, Stoch
 
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.hooks.average_log import drift
-from mmyolo_ema.hooks.average_record import momentum_of
-from mmyolo_ema.schedule import momentum_at
+from mmyolo_ema.models import schedule_of
+from mmyolo_ema.schedules import momentum_at
 
 
 @pytest.mark.parametrize(('make', 'expected'), [
@@ -24,8 +24,8 @@ from mmyolo_ema.schedule import momentum_at
     (lambda net: MomentumAnnealingEMA(net, 0.1, gamma=5), lambda step: max(0.1, 5 / (5 + step))),
     (lambda net: StochasticWeightAverage(net), lambda step: 1 / (step + 1)),
 ], ids=['ours', 'mmdet', 'constant', 'annealing', 'swa'])
-def test_momentum_of_any_class_is_the_weight_of_the_source(net, make, expected):
-    found = momentum_of(make(net))
+def test_schedule_of_a_known_class_is_the_weight_of_the_source(net, make, expected):
+    found = schedule_of(make(net))
     assert found(0) == 1
     assert [found(step) for step in (1, 7, 1000)] == pytest.approx([expected(step) for step in (1, 7, 1000)])
 

@@ -10,8 +10,7 @@ from mmengine.hooks import Hook
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.report import inspection_lines
 from mmyolo_ema.posthoc.snapshots import read_run
-from mmyolo_ema.schedule import Ramp
-from mmyolo_ema.schedule_history import Segmented
+from mmyolo_ema.schedules import Ramp, Segmented
 
 BEFORE, AFTER = Ramp(0.5, 2), Ramp(0.01, 2)
 
@@ -77,3 +76,21 @@ def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, hook_config, tmp
     assert all(math.isnan(line['ema_mean_age']) for line in scalars(runner) if 'ema_mean_age' in line)
     with pytest.raises(ValueError, match='the schedule of its average is not known from update 0 on'):
         read_run(tmp_path / 'resumed')
+
+
+def test_momentum_that_is_changed_in_mid_run_is_stored(toy, average_of, tmp_path, scalars, weights_of):
+
+    class Change(Hook):
+
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                average_of(runner).ema_model.momentum = 0.5
+
+    runner = toy()
+    runner.register_hook(Change())
+    runner.train()
+    segmented = Segmented(((0, Ramp(0.1, 2)), (6, Ramp(0.5, 2))))
+    assert read_run(tmp_path / 'run').schedule == segmented
+    age = sum(weights_of(segmented, 12) * range(11, -1, -1))
+    last = [line for line in scalars(runner) if 'ema_mean_age' in line][-1]
+    assert (last['ema_mean_age'], last['ema_momentum']) == (pytest.approx(age), segmented(11))

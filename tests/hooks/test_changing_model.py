@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
 
-from mmyolo_ema.schedule import momentum_at
+from mmyolo_ema.schedules import momentum_at
 
 Toy = MODELS.get('Toy')
 

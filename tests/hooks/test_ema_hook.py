@@ -7,7 +7,7 @@ from mmengine.registry import METRICS, MODELS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmyolo_ema import EMAHook, checkpoint
-from mmyolo_ema.schedule import mean_age, momentum_at
+from mmyolo_ema.schedules import mean_age, momentum_at
 
 UPSTREAM = 'mmengine.EMAHook'
 Toy = MODELS.get('Toy')

@@ -13,7 +13,7 @@ from mmyolo_ema.hooks import SnapshotHook
 from mmyolo_ema.posthoc.reconstruction import reconstruct
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.targets import target
-from mmyolo_ema.schedule import Ramp
+from mmyolo_ema.schedules import Ramp
 
 
 @pytest.fixture

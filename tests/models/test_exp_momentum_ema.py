@@ -11,7 +11,7 @@ from mmdet.models.layers import ExpMomentumEMA as Parent
 from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA
-from mmyolo_ema.schedule import momentum_at
+from mmyolo_ema.schedules import momentum_at
 
 
 @pytest.mark.parametrize('interval', [1, 3])

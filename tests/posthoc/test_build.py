@@ -8,7 +8,7 @@ from mmyolo_ema import ExpMomentumEMA, checkpoint
 from mmyolo_ema.posthoc import fit
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.snapshots import read_run
-from mmyolo_ema.schedule import Ramp
+from mmyolo_ema.schedules import Ramp
 
 HORIZON, GAMMA = 10, 2
 
@@ -54,7 +54,7 @@ def config(demo_config):
 
 
 def fits(run, target):
-    return {count: fit(run.tracks(count), run.snapshots, target, run.updates) for count in run.multiplicities}
+    return {count: fit(run.snapshots(count), target, run.updates) for count in run.multiplicities}
 
 
 def half(run, target):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmyolo_ema.posthoc import Snapshot, fit
-from mmyolo_ema.schedule import Constant, Power, Ramp, Restarted, Triangular, Uniform
+from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Triangular, Uniform
 
 EPOCH, RUN = 924, 277_200
 
@@ -13,23 +13,23 @@ def yolo(horizon):
     return Ramp(1 / horizon, 2000)
 
 
-def every(step, count, track=0):
-    return [Snapshot(track, RUN - step * back) for back in reversed(range(count))]
+def every(step, count, horizon=10_000):
+    return [Snapshot(yolo(horizon), RUN - step * back) for back in reversed(range(count))]
 
 
+TRACK = Ramp(0.01, 100)
 TARGETS = [Constant(0.02), Ramp(0.005, 50), Power(6.9), Restarted(Uniform(), 800), Restarted(Triangular(300), 700)]
 
 
 @pytest.fixture
 def stored():
-    return [Snapshot(0, updates) for updates in range(20, 1001, 20)]
+    return [Snapshot(TRACK, updates) for updates in range(20, 1001, 20)]
 
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_error_is_that_of_the_explicit_weights(stored, weights_of, target):
-    track = Ramp(0.01, 100)
-    found = fit([track], stored, target, updates=1000)
-    made = found.coefficients @ np.array([weights_of(track, snapshot.updates, 1000) for snapshot in stored])
+    found = fit(stored, target, updates=1000)
+    made = found.coefficients @ np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])
     wanted = weights_of(target, 1000, 1000)
     assert found.error == pytest.approx(np.linalg.norm(made - wanted) / np.linalg.norm(wanted), rel=1e-6, abs=1e-6)
     assert found.rounding == pytest.approx(abs(found.coefficients).sum())
@@ -39,18 +39,17 @@ def test_error_is_that_of_the_explicit_weights(stored, weights_of, target):
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_what_is_constant_or_drifts_evenly_is_reproduced(stored, weights_of, target):
-    track = Ramp(0.01, 100)
-    found = fit([track], stored, target, updates=1000)
+    found = fit(stored, target, updates=1000)
     drift = 3 + 0.5 * np.arange(1000)
-    held = np.array([weights_of(track, snapshot.updates, 1000) @ drift for snapshot in stored])
+    held = np.array([weights_of(TRACK, snapshot.updates, 1000) @ drift for snapshot in stored])
     assert found.coefficients.sum() == pytest.approx(1, abs=1e-9)
     assert found.coefficients @ held == pytest.approx(weights_of(target, 1000, 1000) @ drift, rel=1e-9)
 
 
 def test_no_other_coefficients_are_nearer(stored, weights_of):
-    track, target = Ramp(0.01, 100), Constant(0.02)
-    best = fit([track], stored, target, updates=1000)
-    held = np.array([weights_of(track, snapshot.updates, 1000) for snapshot in stored])
+    target = Constant(0.02)
+    best = fit(stored, target, updates=1000)
+    held = np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])
     wanted = weights_of(target, 1000, 1000)
     # Changes that keep the sum and the mean time.
     constraints = np.stack([np.ones(len(stored)), held @ np.arange(1000)])
@@ -61,7 +60,7 @@ def test_no_other_coefficients_are_nearer(stored, weights_of):
 
 
 def test_stored_snapshot_is_taken_as_it_is(stored):
-    found = fit([Ramp(0.01, 100)], stored, Ramp(0.01, 100), updates=600)
+    found = fit(stored, TRACK, updates=600)
     assert found.coefficients[29] == 1
     assert np.count_nonzero(found.coefficients) == 1
     assert (found.error, found.rounding) == (0, 1)
@@ -69,7 +68,7 @@ def test_stored_snapshot_is_taken_as_it_is(stored):
 
 @pytest.mark.parametrize(('horizon', 'error'), [(1_000, 0.23), (2_000, 0.106), (5_000, 0.027), (20_000, 0.015)])
 def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
-    found = fit([yolo(10_000)], every(EPOCH, 100), yolo(horizon), RUN)
+    found = fit(every(EPOCH, 100), yolo(horizon), RUN)
     assert found.error == pytest.approx(error, rel=0.03)
     assert found.mean_age == pytest.approx(found.wanted_age, rel=1e-6)
     # The law for one track: S |1 / H' - 1 / H| / sqrt(12).
@@ -81,8 +80,8 @@ def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
 @pytest.mark.parametrize('horizons', [[100], [200, 100]])
 def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
     count = len(horizons)
-    stored = [Snapshot(track, updates) for updates in range(spacing, 2401, spacing) for track in range(count)]
-    found = fit([Constant(1 / each) for each in horizons], stored, Constant(1 / horizon), updates=2400)
+    stored = [Snapshot(Constant(1 / each), updates) for updates in range(spacing, 2401, spacing) for each in horizons]
+    found = fit(stored, Constant(1 / horizon), updates=2400)
     # Between two snapshots an exponential is approximated by J others: Legendre's polynomial of degree J is lacking.
     lacking = prod(spacing * abs(1 / horizon - 1 / each) for each in horizons)
     law = lacking * factorial(count) / (factorial(2 * count) * (2 * count + 1)**0.5)
@@ -92,29 +91,28 @@ def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
 
 @pytest.mark.parametrize(('horizon', 'error'), [(1_000, 0.0136), (2_000, 0.0), (5_000, 0.0014)])
 def test_a_second_track_makes_short_horizons_exact(horizon, error):
-    stored = [*every(EPOCH, 30), *every(EPOCH, 30, track=1)]
-    found = fit([yolo(10_000), yolo(2_000)], stored, yolo(horizon), RUN)
+    stored = [*every(EPOCH, 30), *every(EPOCH, 30, horizon=2_000)]
+    found = fit(stored, yolo(horizon), RUN)
     assert found.error == pytest.approx(error, rel=0.05, abs=1e-6)
 
 
 def test_horizon_that_is_out_of_reach_has_a_large_error():
-    assert fit([yolo(10_000)], every(10 * EPOCH, 30), yolo(1_000), RUN).error > 0.7
-    assert fit([yolo(10_000)], every(EPOCH, 30), yolo(50_000), RUN).error > 0.5
+    assert fit(every(10 * EPOCH, 30), yolo(1_000), RUN).error > 0.7
+    assert fit(every(EPOCH, 30), yolo(50_000), RUN).error > 0.5
 
 
 def test_raw_weights_make_short_horizons(stored):
-    raw = [Snapshot(1, snapshot.updates) for snapshot in stored]
-    tracks = [Ramp(0.01, 100), Constant(1.0)]
+    raw = [Snapshot(Constant(1.0), snapshot.updates) for snapshot in stored]
     target = Constant(0.2)
-    assert fit(tracks, [*stored, *raw], target, 1000).error < 0.9 * fit(tracks, stored, target, 1000).error
+    assert fit([*stored, *raw], target, 1000).error < 0.9 * fit(stored, target, 1000).error
 
 
 def test_one_snapshot_is_all_there_is():
-    found = fit([Constant(0.01)], [Snapshot(0, 900)], Constant(0.02), 1000)
+    found = fit([Snapshot(Constant(0.01), 900)], Constant(0.02), 1000)
     assert found.coefficients == pytest.approx([1])
     assert found.mean_age != pytest.approx(found.wanted_age)
 
 
 def test_no_snapshots_are_refused():
     with pytest.raises(ValueError, match='there are no snapshots to make an average of'):
-        fit([Constant(0.01)], [], Constant(0.02), 1000)
+        fit([], Constant(0.02), 1000)

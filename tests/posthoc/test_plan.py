@@ -3,11 +3,12 @@ from mmengine.config import Config
 
 from mmyolo_ema.posthoc import Snapshot
 from mmyolo_ema.posthoc.plan import advice, as_configured, with_snapshots
+from mmyolo_ema.posthoc.snapshots import RAW
 from mmyolo_ema.posthoc.targets import target
 from mmyolo_ema.run_plan import plan_run
-from mmyolo_ema.schedule import Ramp
+from mmyolo_ema.schedules import Ramp
 
-SIZE = 1000
+SIZE, AVERAGE = 1000, Ramp(0.05, 10)
 
 
 @pytest.fixture
@@ -37,19 +38,20 @@ def planned():
 ])
 def test_checkpoints_are_those_that_stay(planned, checkpoint, updates):
     kept = as_configured(*planned(checkpoint), SIZE)
-    assert kept.snapshots == [Snapshot(track, count) for track in (0, 1) for count in updates]
+    assert kept.snapshots == [Snapshot(schedule, count) for schedule in (AVERAGE, RAW) for count in updates]
     assert (kept.files, kept.bytes) == (len(updates), len(updates) * 3 * SIZE)
 
 
 def test_checkpoints_before_the_average_begins_are_none_of_it(planned):
     kept = as_configured(*planned(dict(interval=2), **{'custom_hooks.0.begin_epoch': 5}), SIZE)
-    assert [one.updates for one in kept.snapshots if one.track == 0] == [40, 80, 120]
+    assert [one.updates for one in kept.snapshots if one.schedule == AVERAGE] == [40, 80, 120]
 
 
 def test_snapshots_of_the_config_are_added(planned):
     kept = as_configured(*planned(dict(interval=5), dict(interval=100, second_horizon=5)), SIZE)
-    assert kept.snapshots == [Snapshot(track, count) for track in (0, 1, 2) for count in (100, 200)]
-    assert (kept.tracks[2], kept.files, kept.bytes) == (Ramp(0.2, 10), 4, 2 * 3 * SIZE + 2 * 2 * SIZE)
+    second = Ramp(0.2, 10)
+    assert kept.snapshots == [Snapshot(schedule, count) for schedule in (AVERAGE, RAW, second) for count in (100, 200)]
+    assert (kept.files, kept.bytes) == (4, 2 * 3 * SIZE + 2 * 2 * SIZE)
 
 
 def test_advice_is_good_enough_and_no_narrower(planned):

@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc import Snapshot, fit, gram
-from mmyolo_ema.schedule import Annealing, Constant, Power, Ramp, Repeated, Restarted, Triangular, Uniform
+from mmyolo_ema.schedules import Annealing, Constant, Power, Ramp, Repeated, Restarted, Triangular, Uniform
 
 UPDATES = 200
 
@@ -22,14 +22,14 @@ schedules = st.one_of(plain, st.builds(Restarted, plain, st.integers(0, 300)),
 
 @st.composite
 def runs(draw):
-    """Returns schedules, snapshots of them and a target, as fit takes them."""
-    tracks = draw(st.lists(schedules, min_size=1, max_size=3))
-    snapshot = st.builds(Snapshot, st.integers(0, len(tracks) - 1), st.integers(1, UPDATES))
-    return tracks, draw(st.lists(snapshot, min_size=1, max_size=8)), draw(schedules)
+    """Returns snapshots of up to three schedules and a target, as fit takes them."""
+    made_with = st.sampled_from(draw(st.lists(schedules, min_size=1, max_size=3)))
+    snapshot = st.builds(Snapshot, made_with, st.integers(1, UPDATES))
+    return draw(st.lists(snapshot, min_size=1, max_size=8)), draw(schedules)
 
 
-def explicit(weights_of, tracks, snapshots, target):
-    held = np.array([weights_of(tracks[track], updates, UPDATES) for track, updates in snapshots])
+def explicit(weights_of, snapshots, target):
+    held = np.array([weights_of(schedule, updates, UPDATES) for schedule, updates in snapshots])
     return held, weights_of(target, UPDATES)
 
 
@@ -44,22 +44,22 @@ def far_apart(held):
 
 @given(runs())
 def test_products_and_times_are_those_of_the_explicit_weights(weights_of, run):
-    tracks, snapshots, _ = run
-    found = gram(tracks, snapshots)
+    snapshots, _ = run
+    found = gram(snapshots)
     held, _ = explicit(weights_of, *run)
     assert found.products == pytest.approx(held @ held.T, rel=1e-11, abs=1e-300)
     assert found.times == pytest.approx(held @ np.arange(UPDATES), rel=1e-11, abs=1e-300)
 
 
 @given(runs())
-@example(([Uniform(), Power(1e-9)], [Snapshot(0, 100), Snapshot(1, 100)], Constant(0.02)))
+@example(([Snapshot(Uniform(), 100), Snapshot(Power(1e-9), 100)], Constant(0.02)))
 def test_constant_is_reproduced(run):
     found = fit(*run, UPDATES)
     assert found.coefficients.sum() == pytest.approx(1, abs=1e-11 * found.rounding)
 
 
 @given(runs())
-@example(([Constant(0.020001)], [Snapshot(0, 190), Snapshot(0, 200)], Constant(0.02)))
+@example(([Snapshot(Constant(0.020001), updates) for updates in (190, 200)], Constant(0.02)))
 def test_drift_is_reproduced(weights_of, run):
     held, wanted = explicit(weights_of, *run)
     found = fit(*run, UPDATES)
@@ -96,20 +96,20 @@ def test_no_change_that_keeps_the_sum_and_the_mean_time_is_nearer(weights_of, ru
 
 @given(runs(), st.integers(0, 8))
 def test_snapshot_of_the_target_is_taken_as_it_is(weights_of, run, place):
-    tracks, snapshots, target = run
-    stored = [*snapshots[:place], Snapshot(len(tracks), UPDATES), *snapshots[place:]]
-    found = fit([*tracks, target], stored, target, UPDATES)
+    snapshots, target = run
+    stored = [*snapshots[:place], Snapshot(target, UPDATES), *snapshots[place:]]
+    found = fit(stored, target, UPDATES)
     assert sorted(found.coefficients) == [0] * len(snapshots) + [1]
     assert found.error <= 1e-7
-    held, wanted = explicit(weights_of, [*tracks, target], stored, target)
+    held, wanted = explicit(weights_of, stored, target)
     assert found.coefficients @ held == pytest.approx(wanted, abs=1e-6)
 
 
 @given(runs(), st.integers(1, 7))
 def test_more_snapshots_make_no_larger_error(weights_of, run, fewer):
-    tracks, snapshots, target = run
+    snapshots, target = run
     held, wanted = explicit(weights_of, *run)
     # Where all mean times are the same, that of the target is not asked for.
     assume(far_apart(held[:fewer]))
-    some, more = fit(tracks, snapshots[:fewer], target, UPDATES), fit(*run, UPDATES)
+    some, more = fit(snapshots[:fewer], target, UPDATES), fit(*run, UPDATES)
     assert more.error <= some.error + 1e-6 * growth(more.coefficients, held, wanted)

@@ -3,8 +3,8 @@ import torch
 
 from mmyolo_ema.checkpoint import extract
 from mmyolo_ema.posthoc import Snapshot
-from mmyolo_ema.posthoc.snapshots import read_run
-from mmyolo_ema.schedule import Ramp, Repeated
+from mmyolo_ema.posthoc.snapshots import RAW, read_run
+from mmyolo_ema.schedules import Ramp, Repeated
 
 OURS = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"
 
@@ -34,20 +34,20 @@ def test_checkpoints_come_in_the_order_of_their_updates(file, tmp_path):
     (tmp_path / '.unfinished.c.pth').write_text('half')
     run = read_run(tmp_path)
     assert [found.path for found in run.files] == [first, second]
-    assert run.snapshots == [Snapshot(0, 10), Snapshot(0, 20), Snapshot(1, 10), Snapshot(1, 20)]
+    assert run.snapshots() == [Snapshot(schedule, updates) for schedule in (Ramp(0.1, 5), RAW) for updates in (10, 20)]
     assert sorted(run.left_out) == [best, tmp_path / 'plain.pth']
     assert (run.updates, run.updates_per_epoch, run.schedule) == (20, 10, Ramp(0.1, 5))
 
 
 def test_shared_tensors_of_other_classes_followed_another_schedule(file, tmp_path):
     file('a.pth', 10)
-    assert read_run(tmp_path).tracks(2)[0] == Ramp(0.1, 5)
+    assert read_run(tmp_path).snapshots(2)[0].schedule == Ramp(0.1, 5)
     file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', ''))
     run = read_run(tmp_path)
     assert run.multiplicities == [1, 2]
-    assert run.tracks(2)[0] == Repeated(Ramp(0.1, 5), 2)
+    assert run.snapshots(2)[0].schedule == Repeated(Ramp(0.1, 5), 2)
     file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', '').replace(', update_buffers=True', ''))
-    assert read_run(tmp_path).tracks(2)[0] == Ramp(0.1, 5)
+    assert read_run(tmp_path).snapshots(2)[0].schedule == Ramp(0.1, 5)
 
 
 @pytest.mark.parametrize(('other', 'said'), [
@@ -127,8 +127,10 @@ def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
     names = [(found.path.name, kind) for found, kind in run.sources]
     assert names == [('a.pth', 'ema'), ('whole.pth', 'ema'), ('whole.pth', 'raw'), ('a.pth', 'second'),
                      ('b.pth', 'second')]
-    assert run.snapshots == [Snapshot(0, 10), Snapshot(0, 20), Snapshot(1, 20), Snapshot(2, 10), Snapshot(2, 20)]
-    assert (run.second, run.left_out, run.tracks(1)[2]) == (Ramp(0.25, 5), {}, Ramp(0.25, 5))
+    first, second = Ramp(0.1, 5), Ramp(0.25, 5)
+    assert run.snapshots() == [Snapshot(first, 10), Snapshot(first, 20), Snapshot(RAW, 20), Snapshot(second, 10),
+                               Snapshot(second, 20)]
+    assert (run.second, run.left_out) == (second, {})
     whole.unlink()
     assert read_run(tmp_path).updates_per_epoch == 5
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc.targets import target
-from mmyolo_ema.schedule import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
+from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
 
 
 @pytest.mark.parametrize(('text', 'schedule'), [

@@ -5,7 +5,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mmyolo_ema.schedule import mean_age
+from mmyolo_ema.schedules import mean_age
 
 
 @pytest.fixture
@@ -24,20 +24,21 @@ def test_report_of_a_config_counts_its_run(tool, config, capsys):
     said = capsys.readouterr().out
     assert f'{config}: 480 updates of the average, 20 in an epoch\n' in said
     assert '    24 epochs x 20 iterations: 160 images, 8 in a batch\n' in said
-    table = rows(said, 'config: ramp momentum=0.05, gamma=40')
+    table = rows(said, 'config: ramp momentum=0.0495, gamma=39.9')
     assert [row[0] for row in table] == ['5', '24', '48', '120', '240', '360', '480']
-    assert table[-1] == ['480', '24', '0.05', '20', '19', '0.95', '3.96%', '39', '0.0%']
+    assert table[-1] == ['480', '24', '0.0495', '20.2', '19.2', '0.96', '4.00%', '39.4', '0.0%']
     assert 'after 480 updates, the end, the average holds about 39 of them: its mean age is between 1% and 20% ' in said
     recipes = {row[0]: row[1:] for row in rows(said, 'At the end, beside the recipes')}
     assert recipes['RTMDet'] == ['138,618', '5,000', '10.8', '3.61%', '3.61%']
-    assert recipes['this run, config'][:3] == ['480', '20', '1']
+    assert recipes['this run, config'][:3] == ['480', '20.2', '1.01']
 
 
 def test_defaults_in_a_short_run_are_the_raw_weights(tool, capsys):
     tool('ema_schedule', '--momentum', '0.0001', '0.01', '--gamma', '2000', '100', '--iters', '2001')
     said = capsys.readouterr().out
-    assert 'after 2,001 updates, the end, the average holds about 4 of them: practically the raw weights. ' in said
-    assert 'momentum=0.0123 and gamma=114 would make it 4% of the run old' in said
+    assert 'after 2,001 updates, the end, the average holds about 4 of them: practically the raw weights\n' in said
+    assert 'momentum=0.0001 and gamma=2000 do not suit this run of 2,001 updates' in said
+    assert 'momentum=0.0123 and gamma=114 would make them 4% of the run old' in said
     assert rows(said, 'setting 1')[-1][4] == f'{mean_age(2001, 0.0001, 2000):.3g}'
     assert rows(said, 'setting 2')[-1][4] == f'{mean_age(2001, 0.01, 100):.3g}'
 
@@ -55,8 +56,8 @@ def test_suggestion_for_a_mean_age_is_that_old(tool, config, capsys):
         key: str(value) for key, value in cfg.custom_hooks[0].items()}
 
 
-def test_suggestion_for_another_batch_size_averages_as_many_images(tool, config, capsys):
-    tool('ema_schedule', config, '--gpus', '2', '--scale-from-batch', '8')
+def test_suggestion_for_another_batch_size_averages_as_many_images(tool, config_file, capsys):
+    tool('ema_schedule', config_file, '--gpus', '2', '--scale-from-batch', '8')
     said = capsys.readouterr().out
     assert 'For 16 images in an update instead of 8:' in said
     # 1 - 0.95 ** 2
@@ -103,8 +104,8 @@ def test_output_that_cannot_be_written_gets_no_traceback(root, redirection):
     assert 'Traceback' not in done.stderr
 
 
-def test_settings_beside_a_config_differ_in_what_is_given_only(tool, config, capsys):
-    tool('ema_schedule', config, '--momentum', '0.02', '0.03', '--cfg-options', 'custom_hooks.0.interval=2')
+def test_settings_beside_a_config_differ_in_what_is_given_only(tool, config_file, capsys):
+    tool('ema_schedule', config_file, '--momentum', '0.02', '0.03', '--cfg-options', 'custom_hooks.0.interval=2')
     said = capsys.readouterr().out
     assert 'setting 2: ramp momentum=0.03, gamma=40, interval=2\n' in said
 
@@ -132,7 +133,7 @@ def test_terminal_gets_tables_with_lines(root, config):
     (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'], 'EMAHook has no option gama (did you mean gamma?)'),
     (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=ExponentialMovingAverage'],
      "EMAHook has no option gamma (ema_type='mmyolo_ema.ExpMomentumEMA' has it): it takes ema_type, strict_load, "
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, and its '
+     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, and its '
      'average ExponentialMovingAverage takes momentum, interval, device,'),
     (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
     (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),

@@ -43,7 +43,7 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     (['nowhere.py'], 'there is no config nowhere.py'),
     (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'],
      'EMAHook has no option gama (did you mean gamma?): it takes ema_type, strict_load, '
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, and its '
+     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, and its '
      'average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers'),
     ([], 'the following arguments are required: config'),
     (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),

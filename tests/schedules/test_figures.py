@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmyolo_ema.schedule import (
+from mmyolo_ema.schedules import (
     Annealing,
     Constant,
     Ramp,

@@ -1,7 +1,6 @@
 import pytest
 
-from mmyolo_ema.recipes import RECIPES
-from mmyolo_ema.schedule import Ramp, figures
+from mmyolo_ema.schedules import RECIPES, Ramp, figures
 
 
 @pytest.mark.parametrize(('name', 'epochs', 'spread'), [

@@ -1,6 +1,6 @@
 import pytest
 
-from mmyolo_ema.durations import in_updates
+from mmyolo_ema.schedules import in_updates
 
 
 @pytest.mark.parametrize(('text', 'updates'), [

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from mmyolo_ema.schedule import Constant, Figures, figures
+from mmyolo_ema.schedules.figures import Figures, figures
+from mmyolo_ema.schedules.momenta import Constant
 
 __all__ = ['RECIPES', 'Recipe']
 

@@ -1,0 +1,86 @@
+"""What version 0.1 stored goes on: two checkpoints and three snapshots of a run of the toy model, 18 updates in all."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.posthoc.reconstruction import reconstruct_named, write
+from mmyolo_ema.posthoc.snapshots import read_run
+from mmyolo_ema.schedules import Ramp
+
+STORED = Path(__file__).parent / 'data' / 'version_0_1'
+HOOKS = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=2,
+              update_buffers=True, priority=49),
+         dict(type='mmyolo_ema.SnapshotHook', interval='1epoch', second_horizon=4)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(STORED, tmp_path / 'run'))
+
+
+def test_files_are_understood(folder):
+    found = checkpoint.inspect(folder / 'epoch_3.pth')
+    assert (found.average.updates, found.average.hook['momentum']) == (18, 0.1)
+    assert found.average.mean_age == pytest.approx(7.1, abs=0.01)
+    run = read_run(folder)
+    assert (run.updates, run.schedule, run.second) == (18, Ramp(0.1, 2), Ramp(0.25, 2))
+    assert [(file.path.name, kind) for file, kind in run.sources] == [
+        ('update_00000006.pth', 'ema'), ('epoch_2.pth', 'ema'), ('epoch_3.pth', 'ema'), ('epoch_2.pth', 'raw'),
+        ('epoch_3.pth', 'raw'), ('update_00000006.pth', 'second'), ('epoch_2.pth', 'second'),
+        ('epoch_3.pth', 'second')]
+
+
+def test_other_averages_are_made_of_them(folder, tmp_path, assert_equal):
+    run = read_run(folder)
+    own, = reconstruct_named(run, ['10'])
+    assert own.worst.error < 1e-6
+    write(run, {tmp_path / 'own.pth': own})
+    made, stored = (checkpoint.read(path)['state_dict'] for path in (tmp_path / 'own.pth', folder / 'epoch_3.pth'))
+    assert_equal(dict(made), dict(stored))
+
+
+class Toy(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.out = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        output = self.out(self.norm(self.linear(torch.stack(inputs))))
+        return dict(loss=output.square().mean() + output.mean()) if mode == 'loss' else list(output)
+
+
+class Numbers(Dataset):
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((3, ), index / 24))
+
+
+@pytest.mark.parametrize('wish', [False, True])
+def test_run_goes_on(folder, wish):
+    hooks = [dict(HOOKS[0]), HOOKS[1]]
+    if wish:
+        del hooks[0]['momentum'], hooks[0]['gamma'], hooks[0]['ema_type']
+        hooks[0]['mean_age'] = '10%'
+    loader = dict(dataset=Numbers(), batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
+    runner = Runner(
+        model=Toy(), work_dir=str(folder), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=4),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), param_scheduler=dict(type='ExponentialLR', gamma=0.9),
+        custom_hooks=hooks, cfg=Config(dict(custom_hooks=hooks)), default_scope='mmengine', log_level='WARNING',
+        resume=True, load_from=str(folder / 'epoch_3.pth'), randomness=dict(seed=0))
+    runner.train()
+    run = read_run(folder)
+    assert (run.updates, run.schedule, run.second) == (24, Ramp(0.1, 2), Ramp(0.25, 2))
+    assert (folder / 'snapshots' / 'update_00000024.pth').exists()
