@@ -4,10 +4,13 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from mmyolo_ema.ema_config import class_name, ema_type_of
-from mmyolo_ema.schedules.classes import SCHEDULES
+from mmengine.registry import Registry
 
-__all__ = ['check_options', 'of_average']
+from mmyolo_ema.ema_config import class_name, ema_type_of
+from mmyolo_ema.schedules import three_digits
+from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
+
+__all__ = ['check_class', 'check_options', 'of_average']
 
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
@@ -26,6 +29,7 @@ def check_options(hook: dict) -> None:
 
     Raises:
         TypeError: With the names that are near, and all that there are.
+        ValueError: If a value is out of its range, or two options contradict each other.
 
     Example:
         >>> check_options(dict(type='EMAHook', momentums=0.1))  # doctest: +ELLIPSIS
@@ -37,14 +41,36 @@ def check_options(hook: dict) -> None:
         return
     of_average = _of_average(average)
     known = [*_OF_HOOK[package], *of_average]
-    for option in hook:
-        if option not in (*known, *_OF_ANY):
-            near = get_close_matches(option, known, n=2)
-            hint = f' (did you mean {" or ".join(near)}?)' if near else ''
-            if option in _of_average('ExpMomentumEMA'):
-                hint = " (ema_type='mmyolo_ema.ExpMomentumEMA' has it)"
-            raise TypeError(f'{class_name(hook["type"])} has no option {option}{hint}: it takes '
-                            f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
+    unknown = [option for option in hook if option not in (*known, *_OF_ANY)]
+    if unknown:
+        named = ' and no option '.join(option + _hint(option, hook[option], known) for option in unknown)
+        raise TypeError(f'{class_name(hook["type"])} has no option {named}: it takes '
+                        f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
+    given = [name for name in ('momentum', 'gamma') if name in hook]
+    if hook.get('mean_age') is not None and given:
+        raise ValueError(f'mean_age={hook["mean_age"]!r} works momentum and gamma out for the run, but '
+                         f'{" and ".join(given)} is given too: name either that or these')
+    if hook.get('begin_iter') and hook.get('begin_epoch'):
+        raise ValueError(f'begin_epoch={hook["begin_epoch"]!r} and begin_iter={hook["begin_iter"]!r} exclude each other')
+    schedule_of_class(average, hook)
+
+
+def check_class(kind: Any, registry: Registry) -> None:
+    """Raises ValueError if a class of this package is named that there is none of, with names that are near."""
+    if isinstance(kind, str) and kind.startswith('mmyolo_ema.') and registry.get(kind) is None:
+        known = [f'mmyolo_ema.{name}' for name in registry.module_dict]
+        near = get_close_matches(kind, known, n=1)
+        hint = f': did you mean {near[0]}?' if near else f', only {", ".join(known)}'
+        raise ValueError(f'there is no {kind}{hint}')
+
+
+def _hint(option: str, value: Any, known: list[str]) -> str:
+    if option == 'decay' and isinstance(value, (int, float)):
+        return f' (momentum is 1 - decay: write momentum={three_digits(1 - value):.12g})'
+    if option in _of_average('ExpMomentumEMA'):
+        return " (ema_type='mmyolo_ema.ExpMomentumEMA' has it)"
+    near = get_close_matches(option, known, n=2)
+    return f' (did you mean {" or ".join(near)}?)' if near else ''
 
 
 def of_average(hook: dict) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def remedy(error: ImportError) -> str:
 
 def _install_mmcv() -> str:
     # Without these an isolated build finds no torch, and silently leaves the ops out.
-    return ('pip install "setuptools<81" wheel ninja psutil packaging && MMCV_WITH_OPS=1 pip install '
+    return ('pip install "setuptools<81" wheel ninja psutil packaging numpy && MMCV_WITH_OPS=1 pip install '
             f'--no-build-isolation --no-cache-dir {_family()["mmcv"]}')
 
 

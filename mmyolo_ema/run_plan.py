@@ -71,8 +71,6 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     """
     place, hook = ema_hook_in(cfg.get('custom_hooks')) or (None, _DEFAULT_HOOK)
     check_options(hook)
-    if hook.get('mean_age') is not None and ('momentum' in hook or 'gamma' in hook):
-        raise ValueError('mean_age works momentum and gamma out for the run: name either that or these')
     init_default_scope(scope_of(cfg))
     per_epoch, total, origin = _iterations(cfg, gpus, iters, dataset_size)
     accumulated = _accumulative_counts(_section(cfg, 'optim_wrapper'))
@@ -189,8 +187,6 @@ def _accumulative_counts(optim_wrapper: dict) -> int:
 def _begin(hook: dict, per_epoch: Optional[float], by_epoch: bool) -> int:
     """Returns the number of iterations before the average begins."""
     begin_epoch, begin_iter = (_count(hook, name, least=0) or 0 for name in ('begin_epoch', 'begin_iter'))
-    if begin_epoch and begin_iter:
-        raise ValueError(f'begin_epoch={begin_epoch} and begin_iter={begin_iter} exclude each other')
     if begin_epoch and not by_epoch:
         raise ValueError(f'begin_epoch={begin_epoch} is for a run that counts epochs (train_cfg.max_epochs)')
     return round((begin_epoch - 1) * (per_epoch or 0)) if begin_epoch > 1 else max(begin_iter - 1, 0)

@@ -43,7 +43,15 @@ from mmyolo_ema.posthoc.batch_norm import reestimate
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from mmyolo_ema.posthoc.plan import advice, as_configured
 from mmyolo_ema.posthoc.reconstruction import MOST_ERROR, USUAL_ERROR, reconstruct_named, write
-from mmyolo_ema.posthoc.report import coefficients_table, fit_table, percent, plan_table, sweep_table, verdict
+from mmyolo_ema.posthoc.report import (
+    coefficients_table,
+    fit_table,
+    percent,
+    plan_table,
+    remark_on_ramp,
+    sweep_table,
+    verdict,
+)
 from mmyolo_ema.posthoc.snapshots import StoredRun, read_run
 from mmyolo_ema.posthoc.sweep import Sweep
 from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
@@ -124,6 +132,7 @@ def plan(args: argparse.Namespace) -> None:
     say(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}', '')
     show(plan_table(kept, wanted, planned.updates))
     say('', ERROR)
+    say_if_any(remark_on_ramp(wanted, planned.updates))
     if shared != {1}:
         say(BY_NAME)
     if len(kept) > 1:
@@ -138,6 +147,7 @@ def fit(args: argparse.Namespace) -> None:
     found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
     say('', ERROR, 'rounding: by how much rounding errors of the files grow.')
+    say_if_any(remark_on_ramp([one.target for one in found], stored.updates))
     if args.coefficients:
         say('')
         show(coefficients_table(stored, found))
@@ -156,7 +166,7 @@ def build(args: argparse.Namespace) -> None:
         if path.suffix != '.pth':
             stop(f'-o must name .pth files, but got {path}')
         check_new(path, '-o')
-    if len(set(args.out)) < len(args.out):
+    if len({path.resolve() for path in args.out}) < len(args.out):
         stop(f'-o names a file twice: {" ".join(map(str, args.out))}')
     cfg = read_config(args.config, args.cfg_options) if args.config else None
     stored = read_run(args.work_dir)
@@ -171,6 +181,12 @@ def build(args: argparse.Namespace) -> None:
             f'{rounded(worst.mean_age)} updates' + (f', {remark}' if remark else ''))
         if worst.error > USUAL_ERROR:
             say(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
+    say_if_any(remark_on_ramp([one.target for one in wanted.values()], stored.updates))
+
+
+def say_if_any(remark: str) -> None:
+    if remark:
+        say(remark)
 
 
 def sweep(args: argparse.Namespace) -> None:

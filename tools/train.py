@@ -20,9 +20,10 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmyolo_ema import checkpoint
 from mmyolo_ema.command_line import Parser, build_model, build_runner, finish, join_processes, load_config, run, stop
 from mmyolo_ema.ema_config import hooks_named
-from mmyolo_ema.ema_options import check_options
+from mmyolo_ema.ema_options import check_class, check_options
 from mmyolo_ema.files import use_whole_files
 from mmyolo_ema.processes import raised_by_all
+from mmyolo_ema.registry import HOOKS, MODELS
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,11 +41,14 @@ def check_hooks(cfg: Config) -> None:
     if len(found) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
-    for _, hook in found:
-        try:
+    try:
+        for hook in cfg.get('custom_hooks') or []:
+            check_class(hook.get('type'), HOOKS)
+        for _, hook in found:
+            check_class(hook.get('ema_type'), MODELS)
             check_options(hook)
-        except TypeError as error:
-            stop(f'the config cannot be trained: {error}')
+    except (TypeError, ValueError) as error:
+        stop(f'the config cannot be trained: {error}')
 
 
 def set_amp(cfg: Config) -> None:

@@ -137,6 +137,7 @@ class EMAHook(MMEngineEMAHook):
         #: Buffers that the last update left as they were, because the model's are not finite.
         self.kept_buffers: list[str] = []
         self._said_kept: set[str] = set()
+        self._advice: list[str] = []
         self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._ema_model: Optional[BaseAveragedModel] = None
         self._swap: Optional[WeightSwap] = None
@@ -234,12 +235,14 @@ class EMAHook(MMEngineEMAHook):
         self._synchronize_buffers(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Draws how the average fared.
+        """Draws how the average fared, and repeats what was advised at the start, which has scrolled away.
 
         Args:
             runner (Runner): The runner of the training.
         """
         self._optimizer_steps.close()
+        for line in self._advice:
+            _say(line, logging.WARNING)
         if is_main_process():
             path = Path(runner.work_dir) / _CURVES
             curves = self._log.curves(runner)
@@ -423,8 +426,9 @@ class EMAHook(MMEngineEMAHook):
         schedule = self.record.schedule if self._mean_age is None else None
         updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
         on_schedule = advice(schedule, updates) if schedule is not None and updates > 0 else ''
-        for said in filter(None, (on_schedule, advice_on_shared_tensors(self.ema_model, self.src_model))):
-            _say(said, logging.WARNING)
+        self._advice = [*filter(None, (on_schedule, advice_on_shared_tensors(self.ema_model, self.src_model)))]
+        for line in self._advice:
+            _say(line, logging.WARNING)
 
     def _keep_record(self) -> None:
         """Starts to keep a record of the average, and a log of it."""

@@ -12,9 +12,11 @@ from mmyolo_ema.posthoc.reconstruction import Reconstruction
 from mmyolo_ema.posthoc.snapshots import StoredRun
 from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
 from mmyolo_ema.posthoc.targets import Target
-from mmyolo_ema.schedules import rounded
+from mmyolo_ema.schedules import Ramp, figures, is_raw, rounded
 
-__all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'sweep_table', 'verdict']
+__all__ = [
+    'coefficients_table', 'fit_table', 'percent', 'plan_table', 'remark_on_ramp', 'sweep_table', 'verdict'
+]
 
 
 def plan_table(kept: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
@@ -41,6 +43,17 @@ def fit_table(found: Sequence[Reconstruction]) -> Table:
         table.add_row(one.target.name, percent(worst.error), f'{worst.rounding:.1f}', rounded(worst.mean_age),
                       rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
     return table
+
+
+def remark_on_ramp(wanted: Sequence[Target], updates: int) -> str:
+    """Returns which averages are nearly the raw weights because the run's ramp is not over, or nothing."""
+    ages = {target.name: figures(target.schedule, [updates])[0].mean_age for target in wanted
+            if isinstance(target.schedule, Ramp) and is_raw(target.schedule, figures(target.schedule, [updates])[0])}
+    if not ages:
+        return ''
+    named = ', '.join(f'{name} ({rounded(age)} updates old)' for name, age in ages.items())
+    return (f"warning: nearly the raw weights: {named}. They keep the run's gamma, whose ramp takes most of its "
+            f'{updates:,} updates. A horizon of last:LENGTH, the plain mean of the last updates, has no ramp.')
 
 
 def coefficients_table(run: StoredRun, found: Sequence[Reconstruction]) -> Table:

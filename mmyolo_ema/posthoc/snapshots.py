@@ -113,6 +113,8 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
             known, or not the same in all; if they hold other tensors; if they are of several runs.
     """
     work_dir = Path(work_dir)
+    if work_dir.is_file():
+        raise NotADirectoryError(f'{work_dir} is a file: name the work directory of the run')
     if not work_dir.is_dir():
         raise FileNotFoundError(f'there is no folder {work_dir}')
     told: list[_Told] = []

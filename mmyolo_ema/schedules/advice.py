@@ -206,7 +206,7 @@ def _remedy(schedule: Schedule, updates: int) -> str:
     present = getattr(schedule, 'momentum', 0.0)
     decay = ''
     if present > max(momentum, 0.5):
-        decay = f' It looks like a decay; momentum is 1 - decay: write {three_digits(1 - present):.12g}.'
+        decay = f' It looks like a decay: momentum is 1 - decay, here {three_digits(1 - present):.12g}.'
     ramp = '' if isinstance(schedule, Ramp) else "ema_type='mmyolo_ema.ExpMomentumEMA', "
     return (f'{decay} {ramp}momentum={momentum:.12g} and gamma={gamma:.12g} would make them {SUITED_SHARE:.0%} of the '
             'run old.')

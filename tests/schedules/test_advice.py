@@ -29,7 +29,7 @@ def test_run_shorter_than_the_horizon_gets_advice():
 def test_average_that_is_nearly_raw_gets_advice_and_a_decay_is_named(updates, momentum, decay_for):
     said = advice(Ramp(momentum, 2000 if updates > 2000 else 40), updates)
     assert 'nearly the raw ones' in said
-    decay = f'looks like a decay; momentum is 1 - decay: write {decay_for}.'
+    decay = f'looks like a decay: momentum is 1 - decay, here {decay_for}.'
     assert (decay in said) if decay_for else 'decay' not in said
 
 

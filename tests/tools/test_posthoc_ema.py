@@ -58,7 +58,20 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
     assert_equal(dict(built), dict(kept))
 
 
+def test_horizon_that_is_nearly_raw_for_the_runs_ramp_is_named(tool, config_file, capsys):
+    ramp = ['custom_hooks.0.mean_age=None', 'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEMA',
+            'custom_hooks.0.momentum=0.1', 'custom_hooks.0.gamma=2000']
+    tool('posthoc_ema', 'plan', config_file, '--iters', '100', '--horizon', '20', 'last:10', '--cfg-options', *ramp)
+    said = capsys.readouterr().out
+    assert 'warning: nearly the raw weights: 20 (0.0' in said
+    assert "They keep the run's gamma, whose ramp takes most of its 100 updates." in said
+    tool('posthoc_ema', 'plan', config_file, '--iters', '100', '--horizon', '20', '--cfg-options', *ramp[:3],
+         'custom_hooks.0.gamma=2')
+    assert 'warning' not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(('arguments', 'said'), [
+    (['fit', 'run/epoch_4.pth'], 'epoch_4.pth is a file: name the work directory of the run'),
     (['fit', 'nowhere'], 'there is no folder nowhere'),
     (['fit', '.'], 'has no checkpoints with an average'),
     (['fit', 'run', '--horizon', 'old'], 'a length of training is written as'),

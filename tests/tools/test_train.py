@@ -45,6 +45,17 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
      'EMAHook has no option gama (did you mean gamma?): it takes ema_type, strict_load, '
      'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, and its '
      'average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.decay=0.95', 'custom_hooks.0.gama=2'],
+     'EMAHook has no option decay (momentum is 1 - decay: write momentum=0.05) and no option gama (did you mean gamma'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=None', 'custom_hooks.0.momentum=20'],
+     'the config cannot be trained: momentum must be a number above 0 and below 1, but got 20'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=4%'], 'name either that or these'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.begin_iter=2', 'custom_hooks.0.begin_epoch=3'],
+     'begin_epoch=3 and begin_iter=2 exclude each other'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.type=mmyolo_ema.EmaHook'],
+     'there is no mmyolo_ema.EmaHook: did you mean mmyolo_ema.EMAHook?'),
+    (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEma'],
+     'there is no mmyolo_ema.ExpMomentumEma: did you mean mmyolo_ema.ExpMomentumEMA?'),
     ([], 'the following arguments are required: config'),
     (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
