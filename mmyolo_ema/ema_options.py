@@ -51,7 +51,7 @@ def check_options(hook: dict) -> None:
         raise ValueError(f'mean_age={hook["mean_age"]!r} works momentum and gamma out for the run, but '
                          f'{" and ".join(given)} is given too: name either that or these')
     if hook.get('begin_iter') and hook.get('begin_epoch'):
-        raise ValueError(f'begin_epoch={hook["begin_epoch"]!r} and begin_iter={hook["begin_iter"]!r} exclude each other')
+        raise ValueError(f'begin_epoch={hook["begin_epoch"]} and begin_iter={hook["begin_iter"]} exclude each other')
     schedule_of_class(average, hook)
 
 
