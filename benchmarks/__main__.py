@@ -37,7 +37,9 @@ from benchmarks.scale import SIZES, fits, measure_scale
 from benchmarks.steps import LIMIT, measure_steps
 from benchmarks.timing import Timing
 from benchmarks.training import measure_runs, measure_training_step
-from mmyolo_ema.command_line import OneLineParser, check_new, check_writable, show, stop
+from mmyolo_ema.cli.arguments import OneLineParser, check_new, check_writable
+from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import write_new
 from mmyolo_ema.plots import Growth, StepTimes, draw_growth, draw_step_times
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
-from mmyolo_ema.command_line import build_runner, finish
+from mmyolo_ema.cli.runner import build_runner, finish
 
 sys.path.insert(0, sys.argv[1])
 from conftest import forget_runs
@@ -155,7 +155,7 @@ def test_checkpoints_of_iterations_hold_the_common_average(trained_in, hook):
 ONE_BAD = """
 import torch
 from torch import distributed, nn
-from mmyolo_ema.command_line import finish
+from mmyolo_ema.cli.runner import finish
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.stored_average import synchronize_buffers
@@ -221,7 +221,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 from torch import distributed
-from mmyolo_ema.command_line import finish
+from mmyolo_ema.cli.runner import finish
 
 sys.path.insert(0, sys.argv[1])
 from conftest import toy_hook, toy_runner
@@ -265,7 +265,7 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import distributed
 from mmyolo_ema import checkpoint
-from mmyolo_ema.command_line import finish
+from mmyolo_ema.cli.runner import finish
 
 sys.path.insert(0, sys.argv[1])
 from conftest import toy_hook, toy_runner
@@ -287,8 +287,7 @@ run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
 run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
 
 # Rank 1 alone has a checkpoint, and then rank 0 alone.
-sys.path.insert(0, str(Path(sys.argv[1]).parents[1] / 'tools'))
-from train import set_latest_checkpoint
+from mmyolo_ema.cli.train import set_latest_checkpoint
 for owner in (1, 0):
     cfg = Config(dict(work_dir=f'{sys.argv[2]}_of_{owner}_{rank}', resume=True))
     Path(cfg.work_dir).mkdir()

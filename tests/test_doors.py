@@ -16,7 +16,7 @@ DOORS = {
     'pickle.load': [],
     'pickle.loads': [],
     'MODELS.build': ['mmyolo_ema/building.py'],
-    'print': ['mmyolo_ema/command_line.py', 'mmyolo_ema/printing.py'],
+    'print': ['mmyolo_ema/cli/ending.py', 'mmyolo_ema/printing.py', 'tools/_start.py'],
 }
 
 # Print no text of a checkpoint: the demo, the benchmarks, and the check of a GPU.

@@ -23,7 +23,9 @@ from mmengine.fileio import load
 from pycocotools.coco import COCO
 from rich.table import Table
 
-from mmyolo_ema.command_line import OneLineParser, show, stop
+from mmyolo_ema.cli.arguments import OneLineParser
+from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.tables import show
 from mmyolo_ema.plots import Detections, draw_detections
 
 ROOT = Path(__file__).resolve().parent.parent

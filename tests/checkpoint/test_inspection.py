@@ -8,7 +8,7 @@ import torch
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint import inspect
-from mmyolo_ema.checkpoint.report import problems
+from mmyolo_ema.cli.checkpoint_tables import problems
 from mmyolo_ema.hooks.average_log import drift
 
 HEAD = [f'bbox_head.{convs}.{level}.{layer}.conv.weight' for convs in ('cls_convs', 'reg_convs')

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.checkpoint.report import inspection_lines
+from mmyolo_ema.cli.checkpoint_tables import inspection_lines
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedules import Ramp, Segmented
 

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from mmyolo_ema.cli.posthoc_tables import sweep_table, verdict
 from mmyolo_ema.posthoc.bootstrap import Comparison
 from mmyolo_ema.posthoc.reconstruction import reconstruct_named
-from mmyolo_ema.posthoc.report import sweep_table, verdict
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.sweep import Sweep
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mmyolo_ema.schedule_report import Setting, report
+from mmyolo_ema.cli.schedule_tables import Setting, report
 from mmyolo_ema.schedules import Constant, Ramp, advice, suggested
 
 

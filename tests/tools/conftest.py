@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import shutil
 import sys
@@ -9,8 +10,13 @@ from mmengine.runner import CheckpointLoader
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
+COMMANDS = dict(train='train', test='test', ema_schedule='schedule', ema_checkpoint='checkpoint', posthoc_ema='posthoc')
+
+
 def load(name):
-    """Returns the module of a tool, named by its path under tools/."""
+    """Returns the module of a tool, named by its path under tools/, or of the command that it starts."""
+    if name in COMMANDS:
+        return importlib.import_module(f'mmyolo_ema.cli.{COMMANDS[name]}')
     spec = importlib.util.spec_from_file_location(Path(name).name, TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

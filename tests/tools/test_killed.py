@@ -14,6 +14,7 @@ from pathlib import Path
 import mmdet.models, mmdet.datasets, mmdet.evaluation, mmdet.visualization, mmdet.engine, mmyolo_ema
 
 tool, config, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.path.insert(0, str(Path(tool).parent))
 moments = random.Random(0)
 
 def train():

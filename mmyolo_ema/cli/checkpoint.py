@@ -1,0 +1,179 @@
+"""Tell what a checkpoint holds, and hand on its averaged or raw weights.
+
+Examples:
+    python tools/ema_checkpoint.py inspect work_dirs/run/epoch_*.pth
+    python tools/ema_checkpoint.py extract epoch_300.pth --weights raw -o raw.pth
+    python tools/ema_checkpoint.py publish epoch_300.pth -o rtmdet_s --dtype float16
+    python tools/ema_checkpoint.py compare epoch_290.pth epoch_300.pth
+"""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.cli.arguments import OneLineParser, add_command, check_new
+from mmyolo_ema.cli.checkpoint_tables import (
+    apart,
+    broken,
+    comparison_lines,
+    difference_table,
+    inspection_lines,
+    megabytes,
+    problems,
+    weights_table,
+)
+from mmyolo_ema.cli.ending import report_error, stop
+from mmyolo_ema.cli.tables import show
+from mmyolo_ema.printing import say
+
+
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    add = partial(add_command, commands)
+    inspected = add('inspect', 'tell what files hold, how far average and raw weights are apart, and what is wrong',
+                    'inspect work_dirs/run/epoch_*.pth')
+    inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, .safetensors file, or a '
+                           'folder with checkpoints')
+    inspected.add_argument('--json', action='store_true', help='print a list with an object for each file')
+
+    extracted = add('extract', 'write one set of weights to a file of its own, which every loader opens',
+                    'extract epoch_300.pth --weights raw -o raw.safetensors')
+    extracted.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
+    add_weights(extracted)
+    extracted.add_argument('-o', '--out', type=Path, required=True, help='file to write: .pth, .pt or .safetensors')
+
+    published = add('publish', 'write one set of weights to STEM-12345678.pth, named by the hash of its content',
+                    'publish epoch_300.pth -o rtmdet_s --dtype float16')
+    published.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
+    add_weights(published)
+    published.add_argument('-o', '--out', required=True, metavar='STEM',
+                           help='folder and beginning of the name')
+    published.add_argument('--dtype', choices=['float16', 'bfloat16', 'float32'], help='precision of the weights; the '
+                           "running statistics of BatchNorm keep theirs (default: the file's)")
+
+    compared = add('compare', 'tell whether two files hold the same weights; exit status 0 if they do, 1 if not',
+                   'compare epoch_300.pth rtmdet_s-12345678.pth')
+    compared.add_argument('one', type=Path, metavar='A', help='checkpoint, or .safetensors file')
+    compared.add_argument('other', type=Path, metavar='B', help='checkpoint, or .safetensors file')
+    add_weights(compared)
+    return parser.parse_args()
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--weights', choices=['ema', 'raw'], help='the averaged weights, or those that the optimizer '
+                        'trained (default: ema, or the only ones of a file that holds one set)')
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Tells of each file; those that cannot be read are named and do not keep the others from it."""
+    status, found = 0, []
+    for path in [file for named in args.files for file in checkpoints_in(named)]:
+        try:
+            one = checkpoint.inspect(path)
+        except (OSError, ValueError, RuntimeError) as error:
+            report_error(error)
+            status = 2
+            continue
+        found.append(dict(asdict(one), problems=problems(one)))
+        if not args.json:
+            print_inspection(one)
+    if args.json:
+        say(*json.dumps(plain(found), indent=2).split('\n'))
+    return status
+
+
+def checkpoints_in(path: Path) -> list[Path]:
+    """Returns the checkpoints in a folder, or the path itself."""
+    return sorted(path.glob('[!.]*.pth')) or [path]
+
+
+def plain(value: object) -> object:
+    """Returns a value as JSON can hold it: what the config in a file names may be anything."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    is_known = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_known else str(value)
+
+
+def print_inspection(found: checkpoint.Inspection) -> None:
+    say(*inspection_lines(found), '')
+    show(weights_table(found))
+    say('')
+    if found.distance is not None:
+        show(difference_table(f'average and raw weights: {apart(found.distance.relative)}', found.differences))
+        say('')
+    say(*problems(found), '')
+
+
+def extract(args: argparse.Namespace) -> None:
+    check_new(args.out, '-o')
+    say_what_is_taken(args)
+    checkpoint.extract(args.file, args.out, args.weights)
+    say(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+
+
+def publish(args: argparse.Namespace) -> None:
+    if args.out.endswith('/') or os.path.isdir(args.out):
+        stop(f'-o {args.out} is a folder: add the beginning of a name, such as {Path(args.out, args.file.stem)}')
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    say_what_is_taken(args)
+    done = checkpoint.publish(args.file, Path(args.out), args.weights, dtype)
+    if done.worst is not None:
+        say(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
+    say(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+
+
+def say_what_is_taken(args: argparse.Namespace) -> None:
+    """Tells which weights are handed on where that is not obvious, and what is wrong with them."""
+    found = checkpoint.inspect(args.file)
+    kinds = [weights.kind for weights in found.weights]
+    if len(kinds) == 1:
+        say(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
+    for line in broken(found, args.weights if args.weights in kinds else kinds[0]):
+        say(f'warning: {line}')
+
+
+KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying which')
+
+
+def kind_of(path: Path, wanted: Optional[str]) -> str:
+    """Returns which weights of a file are taken."""
+    content = checkpoint.read(path, mmap=True)
+    return wanted if wanted and checkpoint.has_ema(content) else checkpoint.state_dict_kind(content)
+
+
+def compare(args: argparse.Namespace) -> int:
+    found = checkpoint.compare(args.one, args.other, args.weights)
+    sets = ', '.join(f'{path} ({kind_of(path, args.weights)})' for path in (args.one, args.other))
+    show(difference_table(sets, found.groups))
+    say('', 'equal' if found.are_equal else 'not equal', *comparison_lines(found))
+    return 0 if found.are_equal else 1
+
+
+COMMANDS = dict(inspect=inspect, extract=extract, publish=publish, compare=compare)
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        return COMMANDS[args.command](args) or 0
+    except BrokenPipeError:
+        raise
+    except FileExistsError as error:
+        stop(f'{error.filename2 or error.filename} exists: it is left as it is')
+    except ImportError as error:
+        stop(f'{error.name} is not installed: pip install {error.name}')
+    except (OSError, ValueError, RuntimeError) as error:
+        stop(error)

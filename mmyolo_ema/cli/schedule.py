@@ -1,0 +1,207 @@
+"""Tell what momentum and gamma mean for a run: what the average holds at each point of it, and what would suit it.
+
+Examples:
+    python tools/ema_schedule.py CONFIG                                # the config's own run
+    python tools/ema_schedule.py CONFIG --gpus 8 --plot schedule.png
+    python tools/ema_schedule.py CONFIG --mean-age 4%                  # or 500 (updates), or 2epochs
+    python tools/ema_schedule.py CONFIG --scale-from-batch 256         # the momentum was meant for 256 images a step
+    python tools/ema_schedule.py --momentum 0.0002 0.01 --gamma 2000 100 --iters 2000
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from matplotlib.figure import Figure
+
+from mmyolo_ema.cli.arguments import OneLineParser, add_run_flags, check_new, count
+from mmyolo_ema.cli.config import read_config, read_plan
+from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.schedule_tables import Setting, recipes_table, report
+from mmyolo_ema.cli.tables import show
+from mmyolo_ema.files import write_new
+from mmyolo_ema.plots import ScheduleCurves, draw_schedules
+from mmyolo_ema.printing import say
+from mmyolo_ema.run_plan import RunPlan
+from mmyolo_ema.schedules import Ramp, in_updates, of_age, profile, rescaled, rounded, three_digits
+
+
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    parser.add_argument('config', nargs='?', help='config file of a training with an EMAHook')
+    parser.add_argument('--momentum', type=fraction, nargs='+', help='momentum (1 - decay) to look at, beside the '
+                        "config's if there is one; several make several settings")
+    parser.add_argument('--gamma', type=positive, nargs='+',
+                        help="gamma for each --momentum, or one for all (default: the config's, or 2000)")
+    parser.add_argument('--mean-age', metavar='AGE', help='suggest momentum and gamma for this mean age at the end: '
+                        "'4%%' of the run, '500' updates or '2epochs'")
+    parser.add_argument('--scale-from-batch', type=count, metavar='IMAGES', help='suggest momentum and gamma that do '
+                        "with this run's batches what the config's do with so many images in an update")
+    parser.add_argument('--plot', type=Path, metavar='F.png', help='draw the momentum over the run, and the '
+                        'weight of each past update in the final average')
+    add_run_flags(parser)
+    args = parser.parse_args()
+    if args.config is None and (args.momentum is None or args.iters is None):
+        parser.error('name a config, or pass --momentum and --iters')
+    if args.config is None and args.scale_from_batch:
+        parser.error('--scale-from-batch needs a config, which tells the batch size of the run')
+    if args.gamma and not args.momentum:
+        parser.error('--gamma goes with --momentum')
+    if args.gamma and len(args.gamma) not in (1, len(args.momentum)):
+        parser.error(f'--gamma takes one number, or one for each of {len(args.momentum)} --momentum, but got '
+                     f'{len(args.gamma)}')
+    return args
+
+
+def positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'must be above 0, but got {text}')
+    return number
+
+
+def fraction(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f'must be above 0 and below 1, but got {text}')
+    return number
+
+
+class Suggestion(NamedTuple):
+    """A schedule, and why it is suggested."""
+
+    reason: str
+    schedule: Ramp
+    mean_age: Optional[str] = None
+
+
+def check_plot(path: Path) -> None:
+    if path.suffix[1:] not in Figure().canvas.get_supported_filetypes():
+        stop(f'--plot must name a picture such as F.png, but got {path}')
+    check_new(path, '--plot')
+
+
+def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:
+    """Returns what the config says, None if there is none; stops if it does not tell enough."""
+    if args.config is None:
+        return None
+    return read_plan(read_config(args.config, args.cfg_options), args)
+
+
+def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setting]:
+    """Returns the config's schedule, and those that are like it but for the flags; stops if there are none."""
+    if plan is not None and plan.place is None and not (args.momentum or args.mean_age is not None):
+        stop(f'the config {args.config} has no EMAHook in custom_hooks: pass --mean-age for what would suit it, or '
+             '--momentum')
+    base: Any = Ramp() if plan is None else plan.schedule
+    options = [dict(momentum=momentum) for momentum in args.momentum or []]
+    if args.gamma:
+        gammas = args.gamma * len(options) if len(args.gamma) == 1 else args.gamma
+        options = [dict(option, gamma=gamma) for option, gamma in zip(options, gammas)]
+    own = [Setting('config', base)] if plan is not None and plan.place is not None else []
+    try:
+        return own + [Setting(f'setting {index}', replace(base, **option))
+                      for index, option in enumerate(options, start=1)]
+    except TypeError:
+        flags = ' and '.join(f'--{name}' for name in options[0])
+        stop(f"{flags}: the average of {args.config}, {type(base).__name__.lower()}, doesn't have that")
+
+
+def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> list[Suggestion]:
+    """Returns the schedules that were asked for, with three significant digits; stops if there are none."""
+    found = []
+    interval = plan.schedule.interval if plan else 1
+    if args.mean_age is not None:
+        try:
+            age = in_updates(args.mean_age, updates, plan and plan.updates_per_epoch)
+            found.append((f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end',
+                          of_age(updates, age, interval)))
+        except ValueError as error:
+            stop(f'--mean-age: {error}')
+    if args.scale_from_batch and plan is not None:
+        if plan.place is None or not isinstance(plan.schedule, Ramp) or has_mean_age(plan.hook):
+            stop('--scale-from-batch is for a config with momentum and gamma of ExpMomentumEMA' + (
+                 ': its mean_age follows the run' if has_mean_age(plan.hook) else ''))
+        if plan.batch_size is None:
+            stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
+        factor = plan.batch_size / args.scale_from_batch
+        reason = f'{plan.batch_size} images in an update instead of {args.scale_from_batch}'
+        found.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
+    if any(momentum > 0.99 for _, (momentum, _) in found):
+        stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
+    return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval), args.mean_age)
+            for reason, (momentum, gamma) in found]
+
+
+def has_mean_age(hook: dict) -> bool:
+    return hook.get('mean_age') is not None
+
+
+def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
+    """Prints a schedule as a line for a config, and as options of the command line."""
+    schedule = suggestion.schedule
+    hook: dict[str, Any] = dict(type='mmyolo_ema.EMAHook') if plan is None else dict(plan.hook)
+    if not (plan and isinstance(plan.schedule, Ramp)):
+        hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
+    if has_mean_age(hook):
+        hook.update(mean_age=suggestion.mean_age)
+    else:
+        hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
+    say(f'For {suggestion.reason}:')
+    say('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
+    if plan is not None and plan.place is not None:
+        changed = [key for key in ('ema_type', 'mean_age', 'momentum', 'gamma') if hook.get(key) != plan.hook.get(key)]
+        options = ' '.join(f'custom_hooks.{plan.place}.{key}={literal(hook[key]).strip(chr(39))}' for key in changed)
+        say(f'    --cfg-options {options}' if changed else '    which the config has')
+    say('')
+
+
+def literal(value: object) -> str:
+    """Returns a value of a config as Python writes it."""
+    if isinstance(value, type):  # as its registry knows it
+        return repr(f'{value.__module__.split(".")[0]}.{value.__name__}')
+    return f'{value:.12g}' if isinstance(value, float) else repr(value)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.plot is not None:
+        check_plot(args.plot)
+    plan = plan_of(args)
+    updates, per_epoch = (plan.updates, plan.updates_per_epoch) if plan else (args.iters, None)
+    settings = settings_of(args, plan)
+    suggested = suggestions(args, plan, updates)
+    settings += [Setting(f'suggestion for {one.reason}', one.schedule) for one in suggested]
+    if args.plot is not None:
+        draw(settings, updates, args.plot)
+    reports = [report(setting, updates, per_epoch) for setting in settings]
+    print_run(plan, updates, args)
+    for one in reports:
+        show(one.table)
+        say('', *one.words, '')
+    show(recipes_table(reports, per_epoch))
+    say('')
+    for suggestion in suggested:
+        print_suggestion(suggestion, plan)
+    if args.plot is not None:
+        say(f'{args.plot}  the picture')
+
+
+def print_run(plan: Optional[RunPlan], updates: int, args: argparse.Namespace) -> None:
+    if plan is None:
+        say(f'{updates:,} updates as given', '')
+        return
+    begin = f'; it begins after {plan.begin:,} others, and all below counts from there' if plan.begin else ''
+    epoch = f', {rounded(plan.updates_per_epoch)} in an epoch' if plan.updates_per_epoch else ''
+    say(f'{args.config}: {updates:,} updates of the average{epoch}{begin}', f'    {plan.origin}', '')
+
+
+def draw(settings: list[Setting], updates: int, path: Path) -> None:
+    curves = [ScheduleCurves(setting.label, *profile(setting.schedule, updates))
+              for setting in settings]
+    try:
+        write_new(path, partial(draw_schedules, curves))
+    except (OSError, RuntimeError) as error:
+        stop(f'{path} cannot be written: {error}')

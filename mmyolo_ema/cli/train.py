@@ -1,0 +1,173 @@
+"""Train a detector with MMEngine's runner.
+
+Example:
+    python tools/train.py configs/demo/rtmdet_nuclei.py
+    python tools/train.py configs/rtmdet/rtmdet_s_ema_8xb32-300e_coco.py --amp    # COCO in data/coco, and a GPU
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Optional
+
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+
+from mmyolo_ema import checkpoint
+from mmyolo_ema.cli.arguments import Parser
+from mmyolo_ema.cli.config import build_model, load_config
+from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.runner import build_runner, finish, join_processes
+from mmyolo_ema.ema_config import hooks_named
+from mmyolo_ema.ema_options import check_class, check_options
+from mmyolo_ema.files import use_whole_files
+from mmyolo_ema.printing import say
+from mmyolo_ema.processes import raised_by_all
+from mmyolo_ema.registry import HOOKS, MODELS
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision, on a GPU')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
+                        help='go on from a checkpoint, by default the latest in the work directory')
+    return parser.parse_args()
+
+
+def check_hooks(cfg: Config) -> None:
+    """Stops if a config has two EMAHooks, of which one would leave the other's average in the model, or a wrong one."""
+    found = hooks_named(cfg.get('custom_hooks'), 'EMAHook')
+    if len(found) > 1:
+        stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
+             'the other. Leave out that of the base config.')
+    try:
+        for hook in cfg.get('custom_hooks') or []:
+            check_class(hook.get('type'), HOOKS)
+        for _, hook in found:
+            check_class(hook.get('ema_type'), MODELS)
+            check_options(hook)
+    except (TypeError, ValueError) as error:
+        stop(f'the config cannot be trained: {error}')
+
+
+def set_amp(cfg: Config) -> None:
+    if not (is_cuda_available() or is_npu_available() or is_musa_available()):
+        stop("--amp needs a GPU, and there is none: MMEngine's AmpOptimWrapper does not train on the CPU")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def set_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        stop('--auto-scale-lr needs the batch size that the learning rate is meant for: '
+             'set auto_scale_lr.base_batch_size in the config')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str) -> None:
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+
+
+def set_latest_checkpoint(cfg: Config) -> Optional[str]:
+    """Resumes from the last checkpoint that is whole, and returns what there is to say.
+
+    The main process decides, and the others follow: a folder that hosts do not share may hold something else on each.
+
+    Raises:
+        ValueError: If there are checkpoints, but none is whole.
+    """
+    with raised_by_all():
+        choice = list(choose_checkpoint(cfg.work_dir)) if is_main_process() else [None, None]
+    broadcast_object_list(choice)
+    name, note = choice
+    if name is not None:
+        cfg.load_from = str(Path(cfg.work_dir).resolve() / name)
+    elif not is_main_process():
+        cfg.resume = False  # or MMEngine would look in the folder of this host
+    return note
+
+
+def choose_checkpoint(work_dir: str) -> tuple[Optional[str], Optional[str]]:
+    """Returns the last checkpoint that is whole, as named from the work directory, and what there is to say."""
+    found, passed_over = checkpoint.latest_whole(work_dir)
+    broken = ', '.join(str(path) for path in passed_over)
+    if found is None and passed_over:
+        raise ValueError(f'cannot resume: no checkpoint in {work_dir} is whole; {broken} cut off or gone. Remove them '
+                         'to start anew.')
+    if found is None:
+        return None, f'there is no checkpoint in {work_dir} to resume from: training starts anew'
+    note = f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone' if passed_over else None
+    return os.path.relpath(found, Path(work_dir).resolve()), note
+
+
+def check_checkpoint(cfg: Config) -> None:
+    """Raises if the checkpoint to start from cannot be used, before anything is written.
+
+    Raises:
+        ValueError: In all processes alike.
+    """
+    start = cfg.get('load_from')
+    if start is None or (isinstance(start, str) and '://' in start and not start.startswith('file:')):
+        return
+    with raised_by_all():
+        try:
+            content = checkpoint.read(start, mmap=True)
+            checkpoint.verify(start, must_have_checksums=False)
+            if cfg.get('resume'):
+                check_resumable(content, cfg)
+                print_if_done(content['meta'], cfg.train_cfg)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            is_missing = isinstance(error, FileNotFoundError) and get_world_size() > 1
+            hint = '. Each host needs it: share the folder, or copy it there' if is_missing else ''
+            raise ValueError(f'cannot start from {start}: {error}{hint}') from error
+
+
+def check_resumable(content: dict, cfg: Config) -> None:
+    """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
+    checkpoint.check_no_program(content)
+    missing = [part for part in ('meta', 'message_hub', 'optimizer')
+               if not (content.get(part) and isinstance(content[part], dict))]
+    if not missing:
+        missing = [f'meta.{count}' for count in ('epoch', 'iter') if type(content['meta'].get(count)) is not int]
+    if missing:
+        raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
+                         'leave --resume out and pass --cfg-options load_from=...')
+    model = build_model(cfg)
+    checkpoint.load_all(checkpoint.averaged_weights(content), model)
+    if checkpoint.has_ema(content):
+        checkpoint.load_all(checkpoint.raw_weights(content), model)
+
+
+def print_if_done(meta: dict, train_cfg: dict) -> None:
+    for counted, planned in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
+        wanted, done = train_cfg.get(planned), meta.get(counted)
+        if isinstance(wanted, int) and isinstance(done, int) and done >= wanted and is_main_process():
+            say(f'nothing is left to train: the checkpoint is of {counted} {done}, and {planned} is {wanted}')
+
+
+def main() -> None:
+    args = parse_args()
+    checkpoint.use_safe_loader()
+    use_whole_files()
+    cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
+    check_hooks(cfg)
+    if args.amp:
+        set_amp(cfg)
+    if args.auto_scale_lr:
+        set_auto_scale_lr(cfg)
+    if args.resume is not None:
+        set_resume(cfg, args.resume)
+    join_processes(cfg, args.local_rank)
+    try:
+        note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
+        check_checkpoint(cfg)
+    except ValueError as error:
+        stop(error)
+    runner = build_runner(cfg, args.local_rank)
+    if note is not None:
+        runner.logger.warning(note)
+    runner.train()
+    finish()
