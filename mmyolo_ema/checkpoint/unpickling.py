@@ -19,9 +19,10 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from torch import Tensor, _weights_only_unpickler, nn
+from torch import Tensor, nn
 from torch.serialization import StorageType
 
+from mmyolo_ema._upstream import allowed_globals, only_allowed
 from mmyolo_ema.checkpoint.archive import MOST_DEPTH, NotPlain
 
 __all__ = ['known_names_only', 'restored']
@@ -136,16 +137,10 @@ def known_names_only() -> Iterator[tuple[type, ...]]:
     Yields:
         The classes that the user allowed.
     """
-    reader: Any = _weights_only_unpickler
     with _LOCK:
-        of_torch, of_user = reader._get_allowed_globals, reader._get_user_allowed_globals
-        allowed = of_user()
-        known = {**allowed, **_known(of_torch())}
-        reader._get_allowed_globals, reader._get_user_allowed_globals = lambda: known, dict
-        try:
-            yield tuple(value for value in allowed.values() if isinstance(value, type))
-        finally:
-            reader._get_allowed_globals, reader._get_user_allowed_globals = of_torch, of_user
+        of_torch, of_user = allowed_globals()
+        with only_allowed({**of_user, **_known(of_torch)}):
+            yield tuple(value for value in of_user.values() if isinstance(value, type))
 
 
 def _known(of_torch: dict[str, Any]) -> dict[str, Any]:

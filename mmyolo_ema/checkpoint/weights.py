@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
+from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
 from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
@@ -202,4 +202,4 @@ def tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
     """Yields the parameters and buffers of a state; the extra state of a module may be a tensor of any shape."""
     return ((name, value) for name, value in state_dict.items()
             if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta
-            and not name.endswith(_EXTRA_STATE_KEY_SUFFIX))
+            and not name.endswith(EXTRA_STATE_SUFFIX))

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from mmyolo_ema._upstream import averaging_has_begun, evaluation_loops, has_training_loop
 from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
 from mmyolo_ema.ema_config import ema_type_of
 from mmyolo_ema.ema_options import check_options
@@ -165,8 +166,8 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        with raised_by_all() if _has_training_loop(runner) else nullcontext():
-            self._serve(runner, trains=_has_training_loop(runner))
+        with raised_by_all() if has_training_loop(runner) else nullcontext():
+            self._serve(runner, trains=has_training_loop(runner))
             self._choose_schedule(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -209,7 +210,7 @@ class EMAHook(MMEngineEMAHook):
             data_batch (Any): Not used.
             outputs (dict, optional): Not used.
         """
-        if self._optimizer_steps.stepped(runner.optim_wrapper) and self._ema_started(runner):
+        if self._optimizer_steps.stepped(runner.optim_wrapper) and averaging_has_begun(self, runner):
             not_finite = self._finite.look() if self.skip_nonfinite else NotFinite([], [])
             self.kept_buffers = not_finite.buffers
             if not_finite.parameters:
@@ -354,7 +355,7 @@ class EMAHook(MMEngineEMAHook):
         if resumed:
             check_no_program(checkpoint)
         # A runner of strategies loads before it calls before_run.
-        self._serve(runner, trains=resumed or _has_training_loop(runner))
+        self._serve(runner, trains=resumed or has_training_loop(runner))
         if not self._averages_for(runner):
             return
         # What is loaded next goes into the model's own tensors, not into the average's.
@@ -395,8 +396,8 @@ class EMAHook(MMEngineEMAHook):
             self._said_kept = set()
         if trains and self._ema_model is None:
             self._make_average()
-        for loop in (runner._val_loop, runner._test_loop):
-            if isinstance(loop, BaseLoop) and loop not in self._guarded_loops:
+        for loop in evaluation_loops(runner):
+            if loop not in self._guarded_loops:
                 self._swap_out_after(loop)
                 self._guarded_loops.add(loop)
 
@@ -417,7 +418,7 @@ class EMAHook(MMEngineEMAHook):
 
     def _choose_schedule(self, runner: Runner) -> None:
         """Gives the average the schedule that its mean age asks for; the length of the run is known with its loop."""
-        if self._mean_age is not None and self._averages_for(runner) and _has_training_loop(runner):
+        if self._mean_age is not None and self._averages_for(runner) and has_training_loop(runner):
             self.ema_cfg.update(self._mean_age.choose(runner, self, self.ema_model))
             self.record.follow()
 
@@ -494,11 +495,6 @@ class EMAHook(MMEngineEMAHook):
 
 def _some(names: list[str]) -> str:
     return ', '.join(names[:5]) + (' and others' if len(names) > 5 else '')
-
-
-def _has_training_loop(runner: Runner) -> bool:
-    """Whether a runner has made its training loop; asking it for that loop would make one."""
-    return isinstance(runner._train_loop, BaseLoop)
 
 
 def _raw_metrics_to_save_by(runner: Runner) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from mmyolo_ema._upstream import norms_of
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.tensor_references import TensorReference, tensor_references
 
@@ -81,7 +82,7 @@ class FiniteCheck:
         if not self._tensors:
             return []
         with torch.inference_mode():
-            norms = torch.cat([torch.stack(_maxima(group) if is_large else torch._foreach_norm(group))
+            norms = torch.cat([torch.stack(_maxima(group) if is_large else norms_of(group))
                                .to(self._devices[0]) for group, is_large in self._groups])
         if get_world_size() > 1:
             # In a precision that all backends know, and so that the sum of the largest finite numbers is finite.

@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mmyolo_ema._upstream import has_step_hooks, is_skipped, iterations_per_step
+
 __all__ = ['OptimizerSteps', 'accumulative_counts']
 
 Wrapper = Union[OptimWrapper, OptimWrapperDict]
@@ -35,10 +37,8 @@ class OptimizerSteps:
         heard = weakref.ref(self._heard)
 
         def note(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-            # A fused optimizer is called for a skipped step too, and is told by the gradient scaler to do nothing.
-            overflow = getattr(optimizer, 'found_inf', None)
             stepped = heard()
-            if stepped is not None and (overflow is None or not overflow.item()):
+            if stepped is not None and not is_skipped(optimizer):
                 stepped.add(optimizer)
 
         self.close = weakref.finalize(self, register_optimizer_step_post_hook(note).remove)
@@ -83,7 +83,7 @@ class OptimizerSteps:
 
 def accumulative_counts(optim_wrapper: Wrapper) -> int:
     """Returns how many iterations a step takes, as far as the wrappers say so."""
-    return min(getattr(wrapper, '_accumulative_counts', 1) for wrapper in _wrappers(optim_wrapper))
+    return min(iterations_per_step(wrapper) for wrapper in _wrappers(optim_wrapper))
 
 
 def _wrappers(optim_wrapper: Wrapper) -> list:
@@ -102,5 +102,5 @@ def _with_wrapped(optimizer: object) -> list:
 
 
 def _can_be_heard(optimizer: object) -> bool:
-    """Whether an optimizer is torch's; torch marks the step of each class that it listens to."""
-    return isinstance(optimizer, Optimizer) and getattr(type(optimizer).step, 'hooked', False)
+    """Whether an optimizer is torch's, and of a class whose steps it listens to."""
+    return isinstance(optimizer, Optimizer) and has_step_hooks(type(optimizer))

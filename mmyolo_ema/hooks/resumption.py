@@ -6,6 +6,8 @@ from typing import Optional
 
 from mmengine.runner import Runner
 
+from mmyolo_ema._upstream import is_made_to_resume
+
 __all__ = ['is_resumed']
 
 
@@ -24,4 +26,4 @@ def is_resumed(runner: Runner) -> bool:
         if frame.f_code.co_name in ('resume', 'load_checkpoint') and frame.f_locals.get('self') is runner:
             methods.add(frame.f_code.co_name)
         frame = frame.f_back
-    return 'resume' in methods if methods else bool(runner._resume)
+    return 'resume' in methods if methods else is_made_to_resume(runner)

@@ -10,6 +10,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmyolo_ema._upstream import will_start_workers
 from mmyolo_ema.hooks.structure import Structure
 from mmyolo_ema.models.tensor_references import unwrap
 
@@ -44,7 +45,7 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
             measured.update(kwargs.get('metrics') or {})
 
     loader = runner.val_loop.dataloader
-    if getattr(loader, 'persistent_workers', False) and loader._iterator is None:
+    if will_start_workers(loader):
         iter(loader)  # draws its seed once for all passes, so not within the one that leaves no trace
     structure, training = Structure(unwrap(runner.model)), runner.model.training
     runner.call_hook = call_some_hooks

@@ -17,10 +17,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from rich.filesize import decimal
 from torch import Tensor
 
+from mmyolo_ema._upstream import has_training_loop, is_made_to_resume
 from mmyolo_ema.checkpoint.publication import plain, save
 from mmyolo_ema.checkpoint.stored_schedule import second_segments
 from mmyolo_ema.checkpoint.weights import SECOND, SNAPSHOTS, origin, single_precision_bytes, updates_in
@@ -91,8 +92,7 @@ class SnapshotHook(Hook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        # Asking a runner for its training loop would make one.
-        if isinstance(runner._train_loop, BaseLoop):
+        if has_training_loop(runner):
             with raised_by_all():
                 self._start(runner)
 
@@ -108,7 +108,7 @@ class SnapshotHook(Hook):
             self._count_from_average()
             if is_main_process():
                 stored = self._stored()
-                if stored and not self._updates and not runner._resume:
+                if stored and not self._updates and not is_made_to_resume(runner):
                     raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move '
                                      'them away, choose another work directory, or resume that run')
                 self._put_later_aside(stored)

@@ -9,6 +9,7 @@ from mmengine.dist import all_gather_object, all_reduce_params
 from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 
+from mmyolo_ema._upstream import add_own_state
 from mmyolo_ema.checkpoint import (
     PREFIX,
     Misfits,
@@ -34,7 +35,7 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
     """
     raw, stored = checkpoint['state_dict'], ema_model.state_dict()
     # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
-    ema_model._save_to_state_dict(stored, '', keep_vars=False)
+    add_own_state(ema_model, stored)
     saved = cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
     for key in stored:
         name = key.removeprefix(PREFIX)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmyolo_ema._upstream import copy_all, lerp_all
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
@@ -86,12 +87,12 @@ class TensorPlan:
     def move(self, momentum: float) -> None:
         """Moves what is averaged towards the model: its share becomes ``momentum``."""
         for group in self.averages:
-            torch._foreach_lerp_(group.averaged, group.moved_source() if group.mixed else group.source, momentum)
+            lerp_all(group.averaged, group.moved_source() if group.mixed else group.source, momentum)
 
     def copy(self, groups: list[Group]) -> None:
         """Makes tensors of the average equal to those of the model."""
         for group in groups:
-            torch._foreach_copy_(group.averaged, group.source)
+            copy_all(group.averaged, group.source)
 
     def copy_extra_states(self) -> None:
         """Makes equal what modules keep in their state besides tensors."""

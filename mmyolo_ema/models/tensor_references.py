@@ -6,6 +6,8 @@ from typing import NamedTuple
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
+from mmyolo_ema._upstream import COMPILED, is_persistent
+
 __all__ = ['TensorReference', 'check_same_tensors', 'tensor_references', 'unwrap']
 
 
@@ -38,15 +40,15 @@ def tensor_references(model: nn.Module) -> Iterator[tuple[str, TensorReference]]
         is_quantizer = hasattr(type(module), 'calculate_qparams')  # of torch's observers, wherever they move
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                is_persistent = key not in module._non_persistent_buffers_set
-                yield prefix + key, TensorReference(module._buffers, key, False, is_persistent, is_quantizer)
+                stored = is_persistent(module, key)
+                yield prefix + key, TensorReference(module._buffers, key, False, stored, is_quantizer)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Returns the model inside wrappers for distributed training and ``torch.compile``."""
     while True:
-        if '_orig_mod' in model._modules:
-            model = model.get_submodule('_orig_mod')
+        if COMPILED in model._modules:
+            model = model.get_submodule(COMPILED)
         elif is_model_wrapper(model):
             model = model.get_submodule('module')
         else:

@@ -1,0 +1,110 @@
+"""Every private name of MMEngine and torch that the average leans on, one function or alias each.
+
+``tests/test_upstream.py`` pins each. ``_parameters``, ``_buffers`` and ``_modules`` of a module are not here: torch's
+documentation uses them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import BaseLoop, Runner
+from torch import _weights_only_unpickler, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
+from torch.optim import Optimizer
+
+# One call for a list of tensors, as torch's own optimizers make it; no public name does. Aliases, because each step
+# calls them.
+lerp_all = torch._foreach_lerp_
+copy_all = torch._foreach_copy_
+norms_of = torch._foreach_norm
+
+# What the name of a module's extra state ends in; nothing else in a state_dict() tells it from a weight.
+EXTRA_STATE_SUFFIX = _EXTRA_STATE_KEY_SUFFIX
+
+# Under which name a module of torch.compile holds the module that it compiled; its class is private too, and slow to
+# import.
+COMPILED = '_orig_mod'
+
+
+def has_training_loop(runner: Runner) -> bool:
+    """Whether a runner has made its training loop."""
+    # The public property would make it.
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def evaluation_loops(runner: Runner) -> list[BaseLoop]:
+    """Returns those of the validation and test loop that a runner has made."""
+    # The public properties would make them.
+    return [loop for loop in (runner._val_loop, runner._test_loop) if isinstance(loop, BaseLoop)]
+
+
+def is_made_to_resume(runner: Runner) -> bool:
+    """Whether a runner was made with ``resume=True``."""
+    # The runner has no public attribute for it, and its config may differ.
+    return bool(runner._resume)
+
+
+def averaging_has_begun(hook: EMAHook, runner: Runner) -> bool:
+    """Whether a run has reached the ``begin_iter`` or ``begin_epoch`` of a hook."""
+    # A subclass may override it, so the rule is not repeated here.
+    return hook._ema_started(runner)
+
+
+def iterations_per_step(wrapper: Any) -> int:
+    """Returns how many iterations a step takes by an OptimWrapper; 1 if it is of another class, that does not say."""
+    # No public name tells the accumulation.
+    return getattr(wrapper, '_accumulative_counts', 1)
+
+
+def has_step_hooks(kind: type[Optimizer]) -> bool:
+    """Whether torch calls hooks after each step of a class of optimizers."""
+    # torch wraps the step when it constructs the first object of the class, and only this mark tells.
+    return getattr(kind.step, 'hooked', False)
+
+
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether the gradient scaler tells an optimizer, while it steps, to do nothing."""
+    # A fused optimizer is called for a skipped step too; the scaler puts this attribute on it.
+    overflow = getattr(optimizer, 'found_inf', None)
+    return overflow is not None and bool(overflow.item())
+
+
+def will_start_workers(loader: Any) -> bool:
+    """Whether a data loader has persistent workers that the first iteration will start."""
+    # Its public attributes are the same before and after.
+    return getattr(loader, 'persistent_workers', False) and loader._iterator is None
+
+
+def is_persistent(module: nn.Module, buffer: str) -> bool:
+    """Whether the state of a module has its buffer of that name."""
+    # state_dict() would tell too, but for its hooks, which may rename and remove.
+    return buffer not in module._non_persistent_buffers_set
+
+
+def add_own_state(module: nn.Module, state: dict[str, Any]) -> None:
+    """Adds the parameters and buffers that a module holds itself to a state, and not those of its children."""
+    # state_dict() has those of the children, and runs all hooks of the module.
+    module._save_to_state_dict(state, '', keep_vars=False)
+
+
+def allowed_globals() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what torch's safe reader knows by name: of torch, and what the user allowed."""
+    # torch.serialization.get_safe_globals() lists the second only, and not by name.
+    reader: Any = _weights_only_unpickler
+    return reader._get_allowed_globals(), reader._get_user_allowed_globals()
+
+
+@contextmanager
+def only_allowed(known: dict[str, Any]) -> Iterator[None]:
+    """Makes torch's safe reader know these names and no others, in the whole process. Does not lock."""
+    # torch can be told to allow more, but not less.
+    reader: Any = _weights_only_unpickler
+    of_torch, of_user = reader._get_allowed_globals, reader._get_user_allowed_globals
+    reader._get_allowed_globals, reader._get_user_allowed_globals = lambda: known, dict
+    try:
+        yield
+    finally:
+        reader._get_allowed_globals, reader._get_user_allowed_globals = of_torch, of_user
