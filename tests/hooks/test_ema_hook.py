@@ -398,7 +398,8 @@ def test_curves_are_drawn_in_the_work_directory(toy, messages, tmp_path):
 def test_schedule_that_does_not_suit_the_run_is_announced(toy, hook_config, messages):
     toy(hook=dict(hook_config(), momentum=0.0002, gamma=2000)).train()
     said = [message for message in messages if 'do not suit' in str(message)]
-    assert len(said) == 1
+    assert len(said) == 2, 'at the start, and again at the end'
+    assert said[0] == said[1]
     assert 'momentum=0.0002 and gamma=2000 do not suit this run of 12 updates' in said[0]
     assert 'momentum=0.615 and gamma=6.18 would make them 4% of the run old' in said[0]
 
