@@ -102,7 +102,7 @@ custom_imports = dict(imports='stopping')
 custom_hooks = [*_base_.custom_hooks, dict(type='mmengine.Stop')]
 """)
     done = subprocess.run([sys.executable, root / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
-                          capture_output=True, env=dict(os.environ, PYTHONPATH=str(tmp_path)))
+                          capture_output=True, env=dict(os.environ, PYTHONPATH=f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'))
     assert done.returncode == status
     assert done.stderr.endswith(said)
     assert 'Traceback' not in done.stderr
