@@ -69,7 +69,7 @@ def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, sa
 def test_file_that_is_cut_off_is_named(file, tmp_path):
     whole = file('a.pth', 10).read_bytes()
     (tmp_path / 'b.pth').write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match=r'b\.pth is not a checkpoint, or is cut off'):
+    with pytest.raises(ValueError, match=r'b\.pth is not a checkpoint, or is truncated'):
         read_run(tmp_path)
 
 
