@@ -30,7 +30,8 @@ class Comparison:
         other_dtype: Names with both dtypes, where they differ.
         other_value: Names of what is no tensor and differs.
         groups: The tensors that both have in one shape, by parts of the model.
-        farthest: Those of them that are farthest apart, relative to their size, without BatchNorm's counts.
+        farthest: Those of them that are farthest apart, relative to their size, without BatchNorm's
+            num_batches_tracked.
     """
 
     only_in_one: list[str]
@@ -60,7 +61,7 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     Raises:
         OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does; or if a file has no such weights.
     """
-    found = Comparison([], [], [], [], [], [], [])
+    comparison = Comparison([], [], [], [], [], [], [])
     compared = []
     opened = [_open(path, kind) for path in (one, other)]
     for path in (one, other):
@@ -69,25 +70,25 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     del opened
     for name, (left, right) in stream(*(partial(_open, path, kind) for path in (one, other))):
         if left is ABSENT or right is ABSENT:
-            (found.only_in_other if left is ABSENT else found.only_in_one).append(name)
+            (comparison.only_in_other if left is ABSENT else comparison.only_in_one).append(name)
         elif not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             if not _are_same(left, right):
-                found.other_value.append(name)
+                comparison.other_value.append(name)
         elif not (is_dense(left) and is_dense(right)):
             raise ValueError(f'{name} cannot be compared: it is not a dense tensor ({left.layout}, {left.dtype}, '
                              f'{left.device})')
         elif left.shape != right.shape:
-            found.other_shape.append(f'{name} {tuple(left.shape)} {tuple(right.shape)}')
+            comparison.other_shape.append(f'{name} {tuple(left.shape)} {tuple(right.shape)}')
         else:
             if left.dtype != right.dtype:
-                found.other_dtype.append(f'{name} {left.dtype} {right.dtype}'.replace('torch.', ''))
+                comparison.other_dtype.append(f'{name} {left.dtype} {right.dtype}'.replace('torch.', ''))
             # What both files hold once under several names is compared once.
             if name in {first.get(name) for first in firsts} or firsts[0][name] != firsts[1][name]:
                 compared.append(difference(name, left, right))
-    found.groups = by_group(compared)
-    differing = [each for each in compared if each.differing and not each.name.endswith('num_batches_tracked')]
-    found.farthest = sorted(differing, key=_distance, reverse=True)[:_MOST]
-    return found
+    comparison.groups = by_group(compared)
+    differing = [tensor for tensor in compared if tensor.differing and not tensor.name.endswith('num_batches_tracked')]
+    comparison.farthest = sorted(differing, key=_distance, reverse=True)[:_MOST]
+    return comparison
 
 
 def _are_same(left: Any, right: Any) -> bool:
@@ -105,8 +106,8 @@ def _are_same(left: Any, right: Any) -> bool:
     return left == right or (left != left and right != right)
 
 
-def _distance(found: TensorDifference) -> float:
-    return float('inf') if found.relative is None else found.relative
+def _distance(tensor: TensorDifference) -> float:
+    return float('inf') if tensor.relative is None else tensor.relative
 
 
 def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class TensorDifference(NamedTuple):
 
     Attributes:
         name: The name.
-        numbers: How many numbers each holds.
+        numbers: How many elements each holds.
         differing: How many of them differ; two NaN are the same.
         square: Sum of the squared differences.
         norm: Sum of the squares of the second tensor.
@@ -47,7 +47,7 @@ class GroupDifference:
     relative: Optional[float]
 
 
-def difference(name: str, one: Tensor, other: Tensor) -> TensorDifference:
+def difference(name: str, tensor: Tensor, reference: Tensor) -> TensorDifference:
     """Compares two tensors of one shape; distances are computed in float64.
 
     Example:
@@ -55,30 +55,30 @@ def difference(name: str, one: Tensor, other: Tensor) -> TensorDifference:
         >>> difference('weight', torch.tensor([3., 4.]), torch.tensor([3., 0.])).relative
         1.3333333333333333
     """
-    dtype = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+    dtype = torch.complex128 if tensor.is_complex() or reference.is_complex() else torch.float64
     differing, square, norm = 0, 0.0, 0.0
-    for left, right in chunks(one, other):
+    for left, right in chunks(tensor, reference):
         same = (left == right) | (left.isnan() & right.isnan())
         left, right = left.to(dtype), right.to(dtype)
         differing += same.numel() - int(same.sum())
         square += float((left - right).masked_fill_(same, 0).abs().square().sum())
         norm += float(right.abs().square().sum())
-    return TensorDifference(name, one.numel(), differing, square, norm)
+    return TensorDifference(name, tensor.numel(), differing, square, norm)
 
 
-def by_group(found: Iterable[TensorDifference]) -> list[GroupDifference]:
+def by_group(differences: Iterable[TensorDifference]) -> list[GroupDifference]:
     """Adds up differences by the part of the model, statistics and counts apart."""
     groups: dict[str, list[TensorDifference]] = {}
-    for one in found:
-        groups.setdefault(group_of(one.name), []).append(one)
+    for tensor in differences:
+        groups.setdefault(group_of(tensor.name), []).append(tensor)
     return [total(name, members) for name, members in groups.items()]
 
 
 def total(group: str, members: list[TensorDifference]) -> GroupDifference:
     """Adds up differences."""
-    return GroupDifference(group, len(members), sum(one.numbers for one in members),
-                           sum(one.differing > 0 for one in members),
-                           _relative(sum(one.square for one in members), sum(one.norm for one in members)))
+    return GroupDifference(group, len(members), sum(tensor.numbers for tensor in members),
+                           sum(tensor.differing > 0 for tensor in members),
+                           _relative(sum(tensor.square for tensor in members), sum(tensor.norm for tensor in members)))
 
 
 def group_of(name: str) -> str:

@@ -47,7 +47,7 @@ class StoredWeights:
         kind: 'ema', 'raw', or 'only' where there is one set and the file does not say which.
         key: Where it is in the file.
         tensors: Number of tensors, by name.
-        numbers: How many numbers they hold; what several names share is counted once.
+        numbers: How many elements they hold; what several names share is counted once.
         dtypes: Their dtypes.
         nonfinite: Names of the tensors with NaN or infinity.
     """
@@ -160,7 +160,7 @@ def inspect(path: Path) -> Inspection:
         if made is not None:
             average = StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made, hooks)
     parts = _sizes(content)
-    found = Inspection(
+    inspection = Inspection(
         file=str(path),
         size=path.stat().st_size,
         epoch=_integer(meta.get('epoch')),
@@ -178,10 +178,10 @@ def inspect(path: Path) -> Inspection:
         stale=[],
         unmatched=[])
     if has_ema(content):
-        found.weights[-1].key = 'ema_state_dict'
+        inspection.weights[-1].key = 'ema_state_dict'
     del content, sets
-    _compare_sets(path, found)
-    return found
+    _compare_sets(path, inspection)
+    return inspection
 
 
 def _sets(content: dict) -> dict[str, dict[str, Any]]:
@@ -191,54 +191,55 @@ def _sets(content: dict) -> dict[str, dict[str, Any]]:
     return {state_dict_kind(content): averaged_weights(content)}
 
 
-def _compare_sets(path: Path, found: Inspection) -> None:
+def _compare_sets(path: Path, inspection: Inspection) -> None:
     """Goes through all weights once, and adds what it finds."""
-    kinds = [weights.kind for weights in found.weights]
+    kinds = [weights.kind for weights in inspection.weights]
     names: dict[bytes, list[str]] = {}
     compared: list[TensorDifference] = []
     lag: dict[str, int] = {}
     for name, values in stream(*(partial(_open, path, kind) for kind in kinds)):
-        for weights, value in zip(found.weights, values):
+        for weights, value in zip(inspection.weights, values):
             if isinstance(value, Tensor) and _has_numbers(value) and not _is_finite(value):
                 weights.nonfinite.append(name)
-        # The raw weights tell which tensors a model shares: an average may have lost it.
+        # The raw weights say which tensors a model shares: an average may have lost it.
         last = values[-1]
         content = fingerprint(last) if isinstance(last, Tensor) and last.dim() > 1 else None
         if content:
             names.setdefault(content, []).append(name)
         if any(value is ABSENT for value in values):
-            found.unmatched.append(name)
+            inspection.unmatched.append(name)
         if len(values) == 2 and all(isinstance(value, Tensor) and _has_numbers(value) for value in values):
             ema, raw = values
             if ema.shape != raw.shape:
-                found.unmatched.append(name)
+                inspection.unmatched.append(name)
             else:
                 compared.append(difference(name, ema, raw))
                 if name.endswith('num_batches_tracked') and raw.numel() == 1 and not ema.is_floating_point() and not (
                         raw.is_floating_point()):
                     lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
-    stored_once = [set(group) for group in found.shared]
-    found.repeated = [group for group in names.values() if len(group) > 1
-                      and not any(set(group) <= once for once in stored_once)]
+    stored_once = [set(group) for group in inspection.shared]
+    inspection.repeated = [group for group in names.values() if len(group) > 1
+                           and not any(set(group) <= names_of_one for names_of_one in stored_once)]
     if len(kinds) == 2:
-        again = {name for group in [*found.shared, *found.repeated] for name in group[1:]}
-        compared = [one for one in compared if one.name not in again]
-        found.differences = by_group(compared)
-        parameters = [one for one in compared
-                      if not (is_statistic(one.name) or one.name.endswith('num_batches_tracked'))]
-        found.distance = total('parameters', parameters) if parameters else None
-        found.stale = list(_stale(compared, lag, found.average))
+        again = {name for group in [*inspection.shared, *inspection.repeated] for name in group[1:]}
+        compared = [tensor for tensor in compared if tensor.name not in again]
+        inspection.differences = by_group(compared)
+        parameters = [tensor for tensor in compared
+                      if not (is_statistic(tensor.name) or tensor.name.endswith('num_batches_tracked'))]
+        inspection.distance = total('parameters', parameters) if parameters else None
+        inspection.stale = list(_stale(compared, lag, inspection.average))
 
 
 def _stale(compared: list[TensorDifference], lag: dict[str, int], average: Optional[StoredAverage]) -> Iterator[str]:
     """Yields the BatchNorm layers whose statistics were copied once and then never again.
 
-    Their count of batches stands still, and without ``update_buffers`` they ought to be the raw ones. With it, the
-    statistics are averaged, and only the count stands still in the classes of MMDetection and MMEngine.
+    Their num_batches_tracked stands still, and without ``update_buffers`` they ought to be the raw ones. With it, the
+    statistics are averaged, and only num_batches_tracked stands still in the classes of MMDetection and MMEngine.
     """
     if average is None or average.hook.get('update_buffers', False) is True or not average.updates:
         return
-    differing = {one.name.rpartition('.')[0] + '.' for one in compared if is_statistic(one.name) and one.differing}
+    differing = {tensor.name.rpartition('.')[0] + '.' for tensor in compared
+                 if is_statistic(tensor.name) and tensor.differing}
     # Steps with NaN that were left out make it lag a little.
     yield from (layer.rstrip('.') for layer, batches in lag.items()
                 if layer in differing and batches > 1 and batches >= (average.updates - 1) / 2)
@@ -292,11 +293,11 @@ def _size(value: Any, seen: set[int]) -> int:
     return sum(_size(item, seen) for item in items)
 
 
-def _made(told: Any) -> Optional[dict[str, Any]]:
+def _made(stored: Any) -> Optional[dict[str, Any]]:
     """Returns what a file says of how its average was made; what should be a number and is none is left out."""
-    if not isinstance(told, dict):
+    if not isinstance(stored, dict):
         return None
-    return {key: value for key, value in told.items()
+    return {key: value for key, value in stored.items()
             if key not in ('error', 'mean_age') or isinstance(value, (int, float))}
 
 

@@ -1,4 +1,4 @@
-"""Handing on one set of a checkpoint's weights, in a file that every loader opens."""
+"""Exporting one set of a checkpoint's weights, in a file that every loader opens."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.embedded_program import meta_without_program
-from mmyolo_ema.checkpoint.misfits import listed
+from mmyolo_ema.checkpoint.mismatches import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
 from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, origin, tensors, updates_in, weights_of
@@ -90,11 +90,11 @@ def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[
             raise ValueError(f'a published file is a .pth file, but got {stem}')
         stem = stem.with_suffix('')
     content = _plain_checkpoint(path, kind)
-    worst, error = None, 0.0
+    tensor_name, error = None, 0.0
     if dtype is not None:
-        converted, worst, error = _converted(path, kind, dtype)
+        converted, tensor_name, error = _converted(path, kind, dtype)
         content['state_dict'].update(converted)
-    return Published(write_named_by_content(stem, '.pth', partial(save, content)), worst, error)
+    return Published(write_named_by_content(stem, '.pth', partial(save, content)), tensor_name, error)
 
 
 def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
@@ -106,10 +106,10 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
         raise ValueError(f'{path}: {error}') from error
     meta = plain(meta_without_program(content))
     if has_ema(content):
-        # What made the average, if the file tells.
-        told = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
+        # What made the average, if the file says it.
+        made = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
                                          if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')}
-        meta['mmyolo_ema'] = dict(told, weights=kind or 'ema', updates=updates_in(content))
+        meta['mmyolo_ema'] = dict(made, weights=kind or 'ema', updates=updates_in(content))
     state = OrderedDict((name, plain(value)) for name, value in weights.items())
     if hasattr(weights, '_metadata'):
         vars(state)['_metadata'] = plain(weights._metadata)
@@ -138,7 +138,7 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
                 and value.dtype != dtype and not is_statistic(name)}
     del weights
     converted: dict[str, Tensor] = {}
-    worst, error, too_large = None, 0.0, []
+    most_changed, error, too_large = None, 0.0, []
     for name, (value,) in stream(partial(_open, path, kind)):
         if name not in changing:
             continue
@@ -150,11 +150,11 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
         if bool((converted[name].float().isinf() & ~value.float().isinf()).any()):
             too_large.append(name)
         elif lost.relative and lost.relative > error:
-            worst, error = name, lost.relative
+            most_changed, error = name, lost.relative
     if too_large:
         raise ValueError(f'{path} holds weights that are too large for {str(dtype).removeprefix("torch.")}' +
                          listed(': ', too_large) + '; choose a wider one')
-    return converted, worst, error
+    return converted, most_changed, error
 
 
 def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
 from mmyolo_ema.checkpoint.weights import SECOND
 from mmyolo_ema.files import locked
 
-__all__ = ['ForeignFile', 'latest_whole', 'read', 'use_safe_loader']
+__all__ = ['ForeignFile', 'latest_complete', 'latest_whole', 'read', 'use_safe_loader']
 
 
 class ForeignFile(ValueError):
-    """What is no checkpoint, or none that may be read; not one that is cut off."""
+    """What is no checkpoint, or none that may be read; not one that is truncated."""
 
 
 def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
@@ -44,7 +44,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
 
     Raises:
         OSError: If there is no such file, or it may not be read.
-        ValueError: If it is no checkpoint, is cut off or damaged, or holds objects that are not on the list. Nothing
+        ValueError: If it is no checkpoint, is truncated or damaged, or holds objects that are not on the list. Nothing
             of such an object is run. If it would take far more memory than its size.
         RuntimeError: If torch is older than 2.6.
 
@@ -88,17 +88,17 @@ def use_safe_loader() -> None:
     CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http, force=True)
 
 
-def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]]:
-    """Finds the checkpoint that a run goes on from: the last one that it saved as a whole.
+def latest_complete(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]]:
+    """Finds the checkpoint that a run goes on from: the last complete one.
 
-    A run that was killed may leave a file that is cut off, and MMEngine deletes old checkpoints before it writes the
+    A run that was killed may leave a truncated file, and MMEngine deletes old checkpoints before it writes the
     new one, so that the one that ``last_checkpoint`` names may be gone.
 
     Args:
         work_dir: Folder of the run.
 
     Returns:
-        The path, or None if there is none, and those that were passed over because they are cut off, damaged or gone.
+        The path, or None if there is none, and those that were passed over because they are truncated, damaged or gone.
     """
     work_dir = Path(work_dir).resolve()
     named = work_dir / 'last_checkpoint'
@@ -119,6 +119,10 @@ def latest_whole(work_dir: Union[str, Path]) -> tuple[Optional[Path], list[Path]
         except (OSError, ValueError):
             passed_over.append(path)
     return None, passed_over
+
+
+#: The older name.
+latest_whole = latest_complete
 
 
 def _time_of(path: Path) -> float:
@@ -160,10 +164,10 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
         what = (f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else
                 str(error) if isinstance(error, NotPlain) else 'an unknown format')
         raise ForeignFile(f'{path} is refused, and nothing in it was run: it holds {what}') from error
-    except Exception as error:  # a file that is cut off breaks the reader in many ways
+    except Exception as error:  # a truncated file breaks the reader in many ways
         _check_is_no_text(path)
         reason = f'{type(error).__name__}: {error!s:.80}'
-        raise ValueError(f'{path} is not a checkpoint, or is cut off ({reason})') from error
+        raise ValueError(f'{path} is not a checkpoint, or is truncated ({reason})') from error
     if not is_mapped:
         verify(path, must_have_checksums=False)
     return content
@@ -186,7 +190,7 @@ def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
             meta = restored(json.loads((file.metadata() or {}).get('meta', '{}')), most_bytes(Path(path)))
     except (SafetensorError, UnpicklingError, RecursionError, ValueError) as error:
-        raise ValueError(f'{path} is not a .safetensors file, or is cut off ({error!s:.80})') from error
+        raise ValueError(f'{path} is not a .safetensors file, or is truncated ({error!s:.80})') from error
     return dict(meta=meta, state_dict=weights)
 
 

@@ -2,7 +2,7 @@
 
 MMEngine's EMAHook saves the averaged weights under ``state_dict``, where every
 loader looks, and the raw ones, which the optimizer trains, under
-``ema_state_dict`` with the prefix ``module.``: the name lies.
+``ema_state_dict`` with the prefix ``module.``, in spite of that name.
 """
 
 from collections import OrderedDict
@@ -112,8 +112,8 @@ def state_dict_kind(checkpoint: dict) -> str:
 def origin(checkpoint: dict) -> dict[str, Any]:
     """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``."""
     meta = checkpoint.get('meta')
-    told = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
-    return told if isinstance(told, dict) else {}
+    own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
+    return own if isinstance(own, dict) else {}
 
 
 def weights_of(checkpoint: dict, kind: Optional[str] = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The lines and tables by which a checkpoint is told."""
+"""The lines and tables that describe a checkpoint."""
 
 from pathlib import Path
 from typing import Optional
@@ -8,7 +8,7 @@ from rich.table import Table
 from mmyolo_ema.checkpoint.comparison import Comparison
 from mmyolo_ema.checkpoint.difference import GroupDifference
 from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
-from mmyolo_ema.checkpoint.misfits import listed
+from mmyolo_ema.checkpoint.mismatches import listed
 from mmyolo_ema.ema_config import averages_by_name, ema_type_of
 
 __all__ = [
@@ -20,17 +20,18 @@ _WORDS = dict(ema='averaged ', raw='raw ', only='')
 _KINDS = dict(ema='averaged (ema)', raw='raw', only='the only ones')
 
 
-def inspection_lines(found: Inspection) -> list[str]:
+def inspection_lines(inspection: Inspection) -> list[str]:
     """Returns what a file is: where in a run it was written, its average, its size."""
-    written = [f'epoch {found.epoch}' if found.epoch is not None else '',
-               f'iteration {found.iteration:,}' if found.iteration is not None else '',
-               f'MMEngine {found.written_by}' if found.written_by else '',
-               'with the state of the optimizer' if found.has_optimizer else 'no optimizer: a run cannot go on from it']
-    parts = ', '.join(f'{part} {megabytes(size)}' for part, size in found.parts.items())
+    written = [f'epoch {inspection.epoch}' if inspection.epoch is not None else '',
+               f'iteration {inspection.iteration:,}' if inspection.iteration is not None else '',
+               f'MMEngine {inspection.written_by}' if inspection.written_by else '',
+               'with the state of the optimizer' if inspection.has_optimizer else
+               'no optimizer: a run cannot go on from it']
+    parts = ', '.join(f'{part} {megabytes(size)}' for part, size in inspection.parts.items())
     return [
-        f'{found.file}: ' + ', '.join(filter(None, written)),
-        f'{megabytes(found.size)}: {parts}',
-        _average(found.average),
+        f'{inspection.file}: ' + ', '.join(filter(None, written)),
+        f'{megabytes(inspection.size)}: {parts}',
+        _average(inspection.average),
     ]
 
 
@@ -41,10 +42,10 @@ def _average(average: Optional[StoredAverage]) -> str:
     age = '' if average.mean_age is None else f', {average.mean_age:,.1f} updates old on average'
     if average.made is not None:
         remark = f'; {average.made["remark"]}' if average.made.get('remark') else ''
-        return (f'average {average.made.get("target")}, made of the checkpoints of {updates} updates with an error of '
-                f'{percent(average.made.get("error", 0))}{age}{remark}')
+        return (f'average {average.made.get("target")}, made of the checkpoints of {updates} updates with a '
+                f'reconstruction error of {percent(average.made.get("error", 0))}{age}{remark}')
     options = ', '.join(f'{name}={value}' for name, value in average.hook.items() if name not in ('type', 'priority'))
-    by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not tell'
+    by = f'{average.hook["type"]}({options})' if average.hook else 'a hook that the file does not name'
     schedule = ''
     if ', then ' in (average.schedule or ''):
         schedule = f'. Its schedule changed: {average.schedule}'
@@ -53,11 +54,11 @@ def _average(average: Optional[StoredAverage]) -> str:
     return f'average of {updates} updates{age}, by {by}{schedule}'
 
 
-def weights_table(found: Inspection) -> Table:
+def weights_table(inspection: Inspection) -> Table:
     """Returns a row for each set of weights."""
-    table = Table('weights', 'in the file', 'names', 'numbers', 'dtypes', 'tensors with NaN or infinity')
+    table = Table('weights', 'in the file', 'names', 'elements', 'dtypes', 'tensors with NaN or infinity')
     _align(table, 2, 3)
-    for weights in found.weights:
+    for weights in inspection.weights:
         table.add_row(_KINDS[weights.kind], weights.key, str(weights.tensors), f'{weights.numbers:,}',
                       ', '.join(weights.dtypes), listed('', weights.nonfinite) or 'none')
     return table
@@ -65,7 +66,7 @@ def weights_table(found: Inspection) -> Table:
 
 def difference_table(title: str, groups: list[GroupDifference]) -> Table:
     """Returns a row for each part of a model."""
-    table = Table('part', 'tensors', 'of them differ', 'numbers', 'L2 distance / norm', title=title)
+    table = Table('part', 'tensors', 'of them differ', 'elements', 'L2 distance / norm', title=title)
     _align(table, 1, 2, 3, 4)
     for group in groups:
         table.add_row(group.group, str(group.tensors), str(group.differing), f'{group.numbers:,}',
@@ -73,28 +74,28 @@ def difference_table(title: str, groups: list[GroupDifference]) -> Table:
     return table
 
 
-def problems(found: Inspection) -> list[str]:
+def problems(inspection: Inspection) -> list[str]:
     """Returns what a user of the file should know, the worst first."""
     lines = []
-    if found.average and found.average.hooks > 1:
-        lines.append(f'the config in the file has {found.average.hooks} EMAHooks: what is '
+    if inspection.average and inspection.average.hooks > 1:
+        lines.append(f'the config in the file has {inspection.average.hooks} EMAHooks: what is '
                      'stored as the raw weights may be the average of another hook. Do not go on with this run')
-    for weights in found.weights:
-        lines += broken(found, weights.kind)
-    if found.unmatched:
-        lines.append('only one of the two sets holds, or in another shape' + listed(': ', found.unmatched))
-    if found.average and not found.stale and any(
-            group.differing and group.group.endswith('counts of batches') for group in found.differences):
-        lines.append("BatchNorm's counts of batches stand still in the average, as in MMDetection's and MMEngine's "
-                     'classes with update_buffers=True. Nothing reads them, unless its momentum is None')
-    together = [*found.shared, *found.repeated]
-    if together and found.average and averages_by_name(found.average.hook):
+    for weights in inspection.weights:
+        lines += broken(inspection, weights.kind)
+    if inspection.unmatched:
+        lines.append('only one of the two sets holds, or in another shape' + listed(': ', inspection.unmatched))
+    if inspection.average and not inspection.stale and any(
+            group.differing and group.group.endswith('counts of batches') for group in inspection.differences):
+        lines.append("BatchNorm's num_batches_tracked stands still in the average, as in MMDetection's and MMEngine's "
+                     'classes with update_buffers=True. Nothing reads it, unless the momentum is None')
+    together = [*inspection.shared, *inspection.repeated]
+    if together and inspection.average and averages_by_name(inspection.average.hook):
         lines.append('tensors under several names were averaged once for each of them in each update, so that the '
                      f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them, by '
-                     f'{_ema_type(found.average.hook)} with update_buffers=True')
-    for names in found.shared:
+                     f'{_ema_type(inspection.average.hook)} with update_buffers=True')
+    for names in inspection.shared:
         lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
-    for names in found.repeated:
+    for names in inspection.repeated:
         lines.append(f'the same content stored under {len(names)} names' + listed(': ', names))
     return lines
 
@@ -103,37 +104,38 @@ def _ema_type(hook: dict) -> str:
     return str(ema_type_of(hook))
 
 
-def broken(found: Inspection, kind: str) -> list[str]:
+def broken(inspection: Inspection, kind: str) -> list[str]:
     """Returns what is wrong with one set of weights itself."""
     lines = [
-        f'NaN or infinity in the {_WORDS[kind]}weights' + listed(': ', weights.nonfinite) for weights in found.weights
+        f'NaN or infinity in the {_WORDS[kind]}weights' + listed(': ', weights.nonfinite)
+        for weights in inspection.weights
         if weights.kind == kind and weights.nonfinite
     ]
-    if found.stale and kind == 'ema':
-        unsure = '' if found.average and found.average.hook else " (or it was averaged by MMDetection's class with " \
-            'update_buffers=True: the file does not tell)'
-        lines.append(f'stale statistics in the average, {len(found.stale)} BatchNorm layers' +
-                     listed(': ', found.stale) + '. They were copied once and then never again' + unsure +
+    if inspection.stale and kind == 'ema':
+        unsure = '' if inspection.average and inspection.average.hook else (
+            " (or it was averaged by MMDetection's class with update_buffers=True: the file does not say)")
+        lines.append(f'stale statistics in the average, {len(inspection.stale)} BatchNorm layers' +
+                     listed(': ', inspection.stale) + '. They were copied once and then never again' + unsure +
                      '. Test the raw weights, or estimate the statistics anew: python tools/posthoc_ema.py build '
-                     f'{Path(found.file).parent} --horizon {_horizon(found)} -o repaired.pth --config CONFIG '
+                     f'{Path(inspection.file).parent} --horizon {_horizon(inspection)} -o repaired.pth --config CONFIG '
                      '--bn-batches 100')
     return lines
 
 
-def _horizon(found: Inspection) -> str:
+def _horizon(inspection: Inspection) -> str:
     """Returns that of the average itself, as tools/posthoc_ema.py takes it; a placeholder if it is not known."""
-    horizon = found.average.horizon if found.average else None
+    horizon = inspection.average.horizon if inspection.average else None
     return 'H' if horizon is None else f'{horizon:.12g}'
 
 
-def comparison_lines(found: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """Returns in what two files differ, besides the distances of their tensors."""
-    lists = (('only in the first', found.only_in_one), ('only in the second', found.only_in_other),
-             ('of another shape', found.other_shape), ('of another dtype', found.other_dtype),
-             ('of another value', found.other_value))
+    lists = (('only in the first', comparison.only_in_one), ('only in the second', comparison.only_in_other),
+             ('of another shape', comparison.other_shape), ('of another dtype', comparison.other_dtype),
+             ('of another value', comparison.other_value))
     lines = [f'{len(names)} {what}' + listed(': ', names) for what, names in lists if names]
-    return lines + [f'{each.name}: {percent(each.relative)}, {each.differing:,} of {each.numbers:,} numbers differ'
-                    for each in found.farthest]
+    return lines + [f'{tensor.name}: {percent(tensor.relative)}, {tensor.differing:,} of {tensor.numbers:,} elements '
+                    'differ' for tensor in comparison.farthest]
 
 
 def apart(relative: Optional[float]) -> str:

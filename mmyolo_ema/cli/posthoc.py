@@ -45,13 +45,13 @@ from mmyolo_ema.posthoc.targets import FACTORS, horizons, target
 from mmyolo_ema.printing import say
 from mmyolo_ema.schedules import Schedule, rounded
 
-ERROR = (f'error: how far the mixture of updates is from the wanted one, not an error of a metric. Up to '
-         f'{USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')
+ERROR = ('reconstruction error: how far the mixture of updates is from the wanted one, not an error of a metric. '
+         f'Up to {USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')
 BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
            "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 BAR = partial(tqdm, disable=None, leave=False)
 HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500', '2epochs', '4%%'; or last:LENGTH, "
-           'the plain mean of the last updates, triangle:LENGTH, power:SPREAD')
+           'the plain mean of the last updates, triangle:LENGTH, power:DEVIATION')
 
 
 def parse_args() -> argparse.Namespace:
@@ -133,7 +133,7 @@ def fit(args: argparse.Namespace) -> None:
     print_run(stored)
     found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
-    say('', ERROR, 'rounding: by how much rounding errors of the files grow.')
+    say('', ERROR, 'amplification: by how much rounding errors of the files grow.')
     say_if_any(remark_on_ramp([one.target for one in found], stored.updates))
     if args.coefficients:
         say('')
@@ -164,10 +164,12 @@ def build(args: argparse.Namespace) -> None:
     write(stored, wanted, BAR, finish, remark)
     for path, one in wanted.items():
         worst = one.worst
-        say(f'{path}  {one.target.name}: error {worst.error:.2%}, rounding {worst.rounding:.1f}, mean age '
-            f'{rounded(worst.mean_age)} updates' + (f', {remark}' if remark else ''))
-        if worst.error > USUAL_ERROR:
-            say(f'warning: an error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average of the run')
+        say(f'{path}  {one.target.name}: reconstruction error {worst.reconstruction_error:.2%}, amplification '
+            f'{worst.amplification:.1f}, mean age {rounded(worst.mean_age)} updates' +
+            (f', {remark}' if remark else ''))
+        if worst.reconstruction_error > USUAL_ERROR:
+            say(f'warning: a reconstruction error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average '
+                'of the run')
     say_if_any(remark_on_ramp([one.target for one in wanted.values()], stored.updates))
 
 
@@ -204,7 +206,7 @@ def sweep(args: argparse.Namespace) -> None:
     running.finish(compared)
     show(sweep_table(running))
     for name, error in running.dropped.items():
-        say(f'left out: {name}, whose error would be {percent(error)}')
+        say(f'left out: {name}, whose reconstruction error would be {percent(error)}')
     replace(out['png'], partial(draw_horizons, running.curve()))
     write_best(running, best)
     say('', *verdict(running, compared))

@@ -1,4 +1,4 @@
-"""The tables and words by which averages of other horizons are told to someone who trains a detector."""
+"""The tables and words by which averages of other horizons are described to someone who trains a detector."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -10,7 +10,7 @@ from mmyolo_ema.posthoc.bootstrap import Comparison
 from mmyolo_ema.posthoc.plan import Kept
 from mmyolo_ema.posthoc.reconstruction import Reconstruction
 from mmyolo_ema.posthoc.snapshots import StoredRun
-from mmyolo_ema.posthoc.sweep import SHIPPED, Sweep
+from mmyolo_ema.posthoc.sweep import RUN_EMA, Sweep
 from mmyolo_ema.posthoc.targets import Target
 from mmyolo_ema.schedules import Ramp, figures, is_raw, rounded
 
@@ -27,21 +27,25 @@ def plan_table(kept: Sequence[Kept], wanted: Sequence[Target], updates: int) -> 
         wanted: The averages, a row each.
         updates: Number of updates in the run.
     """
-    table = _table('Error of averages of another horizon', ['average'], [one.name for one in kept])
-    for one in wanted:
-        table.add_row(one.name, *(percent(each.error(one, updates)) if each.snapshots else '' for each in kept))
-    table.add_row('files', *(f'{each.files:,}' for each in kept))
-    table.add_row('on the disk, about', *(decimal(each.bytes) for each in kept))
+    table = _table('Reconstruction error of averages of another horizon', ['average'],
+                   [setting.name for setting in kept])
+    for average in wanted:
+        errors = [percent(setting.reconstruction_error(average, updates)) if setting.snapshots else ''
+                  for setting in kept]
+        table.add_row(average.name, *errors)
+    table.add_row('files', *(f'{setting.files:,}' for setting in kept))
+    table.add_row('on the disk, about', *(decimal(setting.bytes) for setting in kept))
     return table
 
 
-def fit_table(found: Sequence[Reconstruction]) -> Table:
+def fit_table(reconstructions: Sequence[Reconstruction]) -> Table:
     """Returns how well averages can be made of a run's checkpoints."""
-    table = _table('What can be made of them', ['average'], ['error', 'rounding', 'mean age', 'wanted', 'snapshots'])
-    for one in found:
-        worst = one.worst
-        table.add_row(one.target.name, percent(worst.error), f'{worst.rounding:.1f}', rounded(worst.mean_age),
-                      rounded(worst.wanted_age), str(int((worst.coefficients != 0).sum())))
+    table = _table('What can be made of them', ['average'],
+                   ['reconstruction error', 'amplification', 'mean age', 'wanted', 'snapshots'])
+    for reconstruction in reconstructions:
+        fit = reconstruction.worst
+        table.add_row(reconstruction.target.name, percent(fit.reconstruction_error), f'{fit.amplification:.1f}',
+                      rounded(fit.mean_age), rounded(fit.wanted_age), str(int((fit.coefficients != 0).sum())))
     return table
 
 
@@ -56,44 +60,47 @@ def remark_on_ramp(wanted: Sequence[Target], updates: int) -> str:
             f'{updates:,} updates. A horizon of last:LENGTH, the plain mean of the last updates, has no ramp.')
 
 
-def coefficients_table(run: StoredRun, found: Sequence[Reconstruction]) -> Table:
+def coefficients_table(run: StoredRun, reconstructions: Sequence[Reconstruction]) -> Table:
     """Returns how averages are made of a run's checkpoints."""
-    table = _table('Coefficients', ['file', 'weights'], ['updates', *(one.target.name for one in found)])
+    table = _table('Coefficients', ['file', 'weights'],
+                   ['updates', *(reconstruction.target.name for reconstruction in reconstructions)])
     for index, (file, kind) in enumerate(run.sources):
         table.add_row(file.path.name, kind, f'{file.updates:,}',
-                      *(f'{one.worst.coefficients[index]:.4g}' for one in found))
+                      *(f'{reconstruction.worst.coefficients[index]:.4g}' for reconstruction in reconstructions))
     return table
 
 
 def sweep_table(sweep: Sweep) -> Table:
     """Returns what was validated, from the youngest average to the oldest."""
-    own, best = sweep.candidates[SHIPPED], sweep.best
-    table = _table('Validated', ['average'], ['error', 'mean age', str(sweep.metric), 'to shipped'])
-    for one in sorted(sweep.candidates.values(), key=lambda one: one.mean_age):
-        table.add_row(one.name + (' (best)' if one is best else ''), percent(one.error), rounded(one.mean_age),
-                      f'{one.score:.4f}', f'{one.score - own.score:+.4f}')
+    own, best = sweep.candidates[RUN_EMA], sweep.best
+    table = _table('Validated', ['average'],
+                   ['reconstruction error', 'mean age', str(sweep.metric), "to the run's EMA"])
+    for candidate in sorted(sweep.candidates.values(), key=lambda candidate: candidate.mean_age):
+        name = "the run's EMA" if candidate is own else candidate.name
+        table.add_row(name + (' (best)' if candidate is best else ''), percent(candidate.reconstruction_error),
+                      rounded(candidate.mean_age), f'{candidate.score:.4f}', f'{candidate.score - own.score:+.4f}')
     return table
 
 
 def verdict(sweep: Sweep, compared: Optional[Comparison]) -> list[str]:
     """Returns in words what to do."""
-    best, own = sweep.best, sweep.candidates[SHIPPED]
+    best, own = sweep.best, sweep.candidates[RUN_EMA]
     if best is own:
-        return ["The run's own average is the best of these: keep it."]
-    gain = f"{best.name} reaches {best.score:.4f}, the run's own average {own.score:.4f}."
+        return ["The run's EMA is the best of these: keep it."]
+    gain = f"{best.name} reaches {best.score:.4f}, the run's EMA {own.score:.4f}."
     if compared is None:
         return [gain, "Whether that is more than chance cannot be told; it can for COCO's mAP, if the detections of "
-                "all are in posthoc_sweep/. Keep the run's own average."]
+                "all are in posthoc_sweep/. Keep the run's EMA."]
     known = (f'On images drawn anew the difference is {compared.low:+.4f} to {compared.high:+.4f} (95 %); the best of '
              f'so many would look so good by chance with p = {compared.p_value:.2g}.')
     if compared.is_better:
         return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
-    return [gain, known, "That is no more than chance: keep the run's own average. best_posthoc.pth is there for a "
+    return [gain, known, "That is no more than chance: keep the run's EMA. best_posthoc.pth is there for a "
             'look.']
 
 
 def percent(error: float) -> str:
-    """Returns an error in words; one of a hundred times what is wanted needs no digits."""
+    """Returns a reconstruction error in words; one of a hundred times what is wanted needs no digits."""
     return f'{error:.2%}' if error < 10 else f'{error:,.0f} times'
 
 

@@ -59,7 +59,7 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
     for row in found:
         table.add_row(f'{row.updates:,}', _epochs(row.updates, updates_per_epoch), f'{row.momentum:.3g}',
                       rounded(row.horizon), rounded(row.mean_age), _epochs(row.mean_age, updates_per_epoch),
-                      f'{row.mean_age / row.updates:.2%}', rounded(row.effective_size), f'{row.start:.1%}')
+                      f'{row.mean_age / row.updates:.2%}', rounded(row.effective_sample_size), f'{row.start:.1%}')
     told = [row for row in found if row.updates >= round(0.1 * updates)]
     words = [f'after {row.updates:,} updates{", the end," if row is found[-1] else ""} {meaning(setting.schedule, row)}'
              for row in told]
@@ -73,7 +73,7 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
 
 def meaning(schedule: Schedule, at: Figures) -> str:
     """Returns in words what an average is at a point of a run."""
-    return f'the average holds about {max(round(at.effective_size), 1):,} of them: {_kind(schedule, at)}'
+    return f'the average holds about {max(round(at.effective_sample_size), 1):,} of them: {_kind(schedule, at)}'
 
 
 def _kind(schedule: Schedule, at: Figures) -> str:
@@ -82,7 +82,7 @@ def _kind(schedule: Schedule, at: Figures) -> str:
         return 'mostly the weights that it began with'
     if share > USUAL_AGES[1]:
         return f'much of it stems from early in the run, its mean age is above {USUAL_AGES[1]:.0%} of the run so far'
-    if is_raw(schedule, at) or at.effective_size < _FEW:
+    if is_raw(schedule, at) or at.effective_sample_size < _FEW:
         return 'practically the raw weights'
     if share < USUAL_AGES[0]:
         return f'a short average, its mean age is below {USUAL_AGES[0]:.0%} of the run so far'
@@ -105,7 +105,7 @@ def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> 
     rows += [(recipe.name, recipe.at_end(), recipe.updates_per_epoch) for recipe in RECIPES]
     for name, at_end, per_epoch in rows:
         table.add_row(name, f'{at_end.updates:,}', rounded(at_end.horizon), _epochs(at_end.horizon, per_epoch),
-                      f'{at_end.mean_age / at_end.updates:.2%}', f'{at_end.spread / at_end.updates:.2%}')
+                      f'{at_end.mean_age / at_end.updates:.2%}', f'{at_end.age_deviation / at_end.updates:.2%}')
     return table
 
 

@@ -64,8 +64,8 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         >>> data = dict(dataset=[dict(inputs=torch.tensor([value])) for value in (1., 2., 3., 6.)], batch_size=2,
         ...             sampler=dict(type='DefaultSampler', shuffle=False), collate_fn=dict(type='default_collate'))
         >>> cfg = Config(dict(model=dict(type=Small), train_dataloader=data, default_scope='mmengine'))
-        >>> found = reestimate(Small().state_dict(), cfg, batches=2)
-        >>> found['norm.running_mean'], found['norm.running_var']  # of 1.5 and 4.5, of 0.5 and 4.5
+        >>> estimated = reestimate(Small().state_dict(), cfg, batches=2)
+        >>> estimated['norm.running_mean'], estimated['norm.running_var']  # of 1.5 and 4.5, of 0.5 and 4.5
         (tensor([3.]), tensor([2.5000]))
     """
     if batches < 1:
@@ -126,12 +126,12 @@ def _model(weights: dict[str, Any], cfg: Config) -> Any:
 
 def _reset(model: nn.Module) -> dict[str, _BatchNorm]:
     """Returns the layers that a training changes, by all their names, ready for the mean of all that is to come."""
-    found = {name: layer for name, layer in model.named_modules(remove_duplicate=False)
-             if isinstance(layer, _BatchNorm) and layer.track_running_stats}
-    layers = {name: layer for name, layer in found.items() if layer.training}
+    tracking = {name: layer for name, layer in model.named_modules(remove_duplicate=False)
+                if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+    layers = {name: layer for name, layer in tracking.items() if layer.training}
     if not layers:
-        raise ValueError(f'{type(model).__name__} has no BatchNorm in training mode, and {len(found)} that are frozen: '
-                         'there are no statistics to estimate')
+        raise ValueError(f'{type(model).__name__} has no BatchNorm in training mode, and {len(tracking)} that are '
+                         'frozen: there are no statistics to estimate')
     for layer in layers.values():
         layer.reset_running_stats()
         layer.momentum = None

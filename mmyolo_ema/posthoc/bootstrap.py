@@ -100,13 +100,13 @@ def matches(ground_truth: COCO, detections: Union[str, Path, Sequence[Mapping[st
         >>> truth.createIndex()
         creating index...
         index created!
-        >>> found = matches(truth, [dict(box, score=0.5), dict(box, image_id=2, score=0.9)])
-        >>> [round(mean_average_precision(found, np.array(counts)), 3) for counts in ([1, 1], [1, 0])]
+        >>> matched = matches(truth, [dict(box, score=0.5), dict(box, image_id=2, score=0.9)])
+        >>> [round(mean_average_precision(matched, np.array(counts)), 3) for counts in ([1, 1], [1, 0])]
         [0.5, 1.0]
     """
-    # pycocotools writes into the detections, tells how it gets on, and cannot load none.
+    # pycocotools writes into the detections, prints its progress, and cannot load none.
     results = (json.loads(Path(detections).read_text()) if isinstance(detections, (str, Path))
-               else [dict(each) for each in detections])
+               else [dict(detection) for detection in detections])
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(results) if results else COCO(), iou_type)
         params = evaluation.params
@@ -116,19 +116,19 @@ def matches(ground_truth: COCO, detections: Union[str, Path, Sequence[Mapping[st
         evaluation.evaluate()
     size = len(params.imgIds)
     by_category = [evaluation.evalImgs[place * size:(place + 1) * size] for place in range(len(params.catIds))]
-    positives = np.array([[np.count_nonzero(one['gtIgnore'] == 0) if one else 0 for one in found]
-                          for found in by_category]).reshape(len(by_category), size)
+    positives = np.array([[np.count_nonzero(image['gtIgnore'] == 0) if image else 0 for image in evaluated]
+                          for evaluated in by_category]).reshape(len(by_category), size)
     counted = np.flatnonzero(positives.any(axis=1))
     return Matches(np.array(params.imgIds), [_category(by_category[place]) for place in counted], positives[counted])
 
 
-def _category(found: Sequence[Optional[dict[str, Any]]]) -> CategoryMatches:
-    """Returns what COCOeval found in each image, in COCOeval's order; None is an image with nothing in it."""
-    there = [(place, one) for place, one in enumerate(found) if one]
-    order = np.argsort(-np.concatenate([one['dtScores'] for _, one in there]), kind='mergesort')
-    images = np.concatenate([np.full(len(one['dtScores']), place) for place, one in there])[order]
-    matched = np.concatenate([one['dtMatches'] for _, one in there], axis=1)[:, order] != 0
-    ignored = np.concatenate([one['dtIgnore'] for _, one in there], axis=1)[:, order].astype(bool)
+def _category(evaluated: Sequence[Optional[dict[str, Any]]]) -> CategoryMatches:
+    """Returns what COCOeval has for each image, in COCOeval's order; None is an image with nothing in it."""
+    there = [(place, image) for place, image in enumerate(evaluated) if image]
+    order = np.argsort(-np.concatenate([image['dtScores'] for _, image in there]), kind='mergesort')
+    images = np.concatenate([np.full(len(image['dtScores']), place) for place, image in there])[order]
+    matched = np.concatenate([image['dtMatches'] for _, image in there], axis=1)[:, order] != 0
+    ignored = np.concatenate([image['dtIgnore'] for _, image in there], axis=1)[:, order].astype(bool)
     decisive = np.flatnonzero((matched | ignored).any(axis=0))
     return CategoryMatches(images, decisive, (matched & ~ignored)[:, decisive], ignored[:, decisive])
 
@@ -149,16 +149,17 @@ def mean_average_precision(matches: Matches, counts: Optional[np.ndarray] = None
     if counts is None:
         counts = np.ones(len(matches.images), dtype=int)
     totals = matches.positives @ counts
-    found = [_average_precision(one, counts, total) for one, total in zip(matches.categories, totals) if total]
-    return float(np.mean(found)) if found else -1.0
+    precisions = [_average_precision(category, counts, total)
+                  for category, total in zip(matches.categories, totals) if total]
+    return float(np.mean(precisions)) if precisions else -1.0
 
 
-def _average_precision(one: CategoryMatches, counts: np.ndarray, positives: int) -> float:
-    every = counts[one.images]
+def _average_precision(category: CategoryMatches, counts: np.ndarray, positives: int) -> float:
+    every = counts[category.images]
     # A wrong detection only lowers the precision, so the highest one at any recall is met at a decisive detection.
-    weights = every[one.decisive]
-    hits = np.cumsum(one.hits * weights, axis=1)
-    seen = np.cumsum(every)[one.decisive] - np.cumsum(one.ignored * weights, axis=1)
+    weights = every[category.decisive]
+    hits = np.cumsum(category.hits * weights, axis=1)
+    seen = np.cumsum(every)[category.decisive] - np.cumsum(category.ignored * weights, axis=1)
     # COCOeval's own guard against 0 / 0; the last column is for recalls that are not reached.
     precision = np.pad(hits / (seen + np.spacing(1)), ((0, 0), (0, 1)))
     highest_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -198,9 +199,9 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
         >>> truth.createIndex()
         creating index...
         index created!
-        >>> found = matches(truth, [dict(box, score=0.5) for box in boxes])
+        >>> all_found = matches(truth, [dict(box, score=0.5) for box in boxes])
         >>> fewer = matches(truth, [dict(box, score=0.5) for box in boxes[:12]])
-        >>> compare({'averaged': found}, fewer).is_better
+        >>> compare({'averaged': all_found}, fewer).is_better
         True
     """
     _check(candidates, base, resamples)
@@ -218,7 +219,7 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
 
 
 def _gains(candidates: Mapping[str, Matches], base: Matches, counts: Optional[np.ndarray] = None) -> np.ndarray:
-    reached = [mean_average_precision(one, counts) for one in candidates.values()]
+    reached = [mean_average_precision(candidate, counts) for candidate in candidates.values()]
     return np.array(reached) - mean_average_precision(base, counts)
 
 
@@ -227,11 +228,11 @@ def _check(candidates: Mapping[str, Matches], base: Matches, resamples: int) -> 
         raise ValueError(f'there is nothing to compare with the base: candidates={candidates!r}')
     if resamples < 1:
         raise ValueError(f'images must be drawn once or more often, but resamples={resamples}')
-    for name, one in candidates.items():
-        if not np.array_equal(one.images, base.images):
-            differing = np.setxor1d(one.images, base.images)
+    for name, candidate in candidates.items():
+        if not np.array_equal(candidate.images, base.images):
+            differing = np.setxor1d(candidate.images, base.images)
             raise ValueError(f'{name!r} and the base have other images: {len(differing)} are in one of them only, such '
                              f'as {differing[0]}')
-        if not np.array_equal(one.positives, base.positives):
-            raise ValueError(f'{name!r} and the base have other ground truth: {one.positives.sum()} and '
+        if not np.array_equal(candidate.positives, base.positives):
+            raise ValueError(f'{name!r} and the base have other ground truth: {candidate.positives.sum()} and '
                              f'{base.positives.sum()} objects')

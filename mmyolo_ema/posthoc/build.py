@@ -58,21 +58,22 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     sums: Sums = {}
     for group, file in progress(steps):
         if file == run.files[0]:
-            sums = {name: {each: torch.zeros_like(newest[each], dtype=_precise(newest[each])) for each in group}
-                    for name in coefficients}
+            sums = {name: {tensor_name: torch.zeros_like(newest[tensor_name], dtype=_precise(newest[tensor_name]))
+                           for tensor_name in group} for name in coefficients}
         _add(sums, run, file, group, coefficients)
         if file == run.files[-1]:
             for name, tensors in sums.items():
                 # One look at the sums instead of one at each file: what is not finite in one is not in the sum.
-                finite = {each: total for each, total in tensors.items() if bool(total.isfinite().all())}
-                _check_copied([each for each in tensors if each not in finite], run, newest, raw)
-                built[name].update((each, _finished(each, total, newest[each])) for each, total in finite.items())
+                finite = {tensor_name: total for tensor_name, total in tensors.items() if bool(total.isfinite().all())}
+                _check_copied([tensor_name for tensor_name in tensors if tensor_name not in finite], run, newest, raw)
+                built[name].update((tensor_name, _finished(tensor_name, total, newest[tensor_name]))
+                                   for tensor_name, total in finite.items())
             sums = {}
     for weights in built.values():
         for name, value in newest.items():
             first = run.firsts[name]
             weights[name] = weights[first] if first in weights else _copy(value)
-    return {name: {each: weights[each] for each in newest} for name, weights in built.items()}
+    return {name: {tensor_name: weights[tensor_name] for tensor_name in newest} for name, weights in built.items()}
 
 
 def _check_sources(run: StoredRun, names: list[str], newest: Mapping[str, Any]) -> None:
@@ -93,10 +94,10 @@ def _has_numbers(value: Any) -> bool:
 
 
 def _buffers(content: dict, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
-    """Returns what the average copies from the model at each update; a file does not tell buffers from parameters."""
-    told = origin(content).get('buffers') or ()
+    """Returns what the average copies from the model at each update; a file does not say which names are buffers."""
+    listed = origin(content).get('buffers') or ()
     return {name for name, value in newest.items()
-            if name in told or is_statistic(name) or _is_same(value, raw.get(name))}
+            if name in listed or is_statistic(name) or _is_same(value, raw.get(name))}
 
 
 def _is_same(averaged: Any, raw: Any) -> bool:
@@ -128,14 +129,14 @@ def _add(sums: Sums, run: StoredRun, file: SnapshotFile, group: list[str],
         if source != file:
             continue
         weights = KINDS[kind](content)
-        for each in group:
-            count = multiplicity[each]
+        for tensor_name in group:
+            count = multiplicity[tensor_name]
             wanted = {name: float(parts[count][place]) for name, parts in coefficients.items() if parts[count][place]}
             if wanted:
                 # Once for all averages: the conversion takes longer than the sum.
-                value = weights[each].to(sums[next(iter(wanted))][each].dtype)
+                value = weights[tensor_name].to(sums[next(iter(wanted))][tensor_name].dtype)
                 for name, coefficient in wanted.items():
-                    sums[name][each].add_(value, alpha=coefficient)
+                    sums[name][tensor_name].add_(value, alpha=coefficient)
 
 
 def _check_copied(names: list[str], run: StoredRun, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ _OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_schedul
 
 
 class _Listen(Hook):
-    """Tells of each batch, and keeps the metrics: not every loop returns them."""
+    """Reports each batch, and keeps the metrics: not every loop returns them."""
 
     def __init__(self, tell: Callable[[], object]) -> None:
         self.tell = tell
@@ -127,15 +127,15 @@ class Evaluation:
             return None
         try:
             results = json.loads(path.read_text())
-        except ValueError:  # cut off
+        except ValueError:  # truncated
             return None
         for result in results if kind == 'segm' else ():
             del result['bbox']  # so that the area is that of the mask, as MMDetection has it
         truth = self._truth(name)
         categories = truth.getCatIds(catNms=self._coco.dataset_meta['classes'])
-        found = matches(truth, results, kind, category_ids=categories)
+        matched = matches(truth, results, kind, category_ids=categories)
         # MMDetection rounds to three digits; another set of thresholds would make another metric.
-        return found if abs(mean_average_precision(found) - measured) < 1e-3 else None
+        return matched if abs(mean_average_precision(matched) - measured) < 1e-3 else None
 
     def _truth(self, name: str) -> COCO:
         if self._ground_truth is None:
@@ -148,7 +148,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back what pycocotools tells, and gives what a config's classes raise one type."""
+    """Keeps back what pycocotools prints, and gives what a config's classes raise one type."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -29,18 +29,28 @@ class Fit(NamedTuple):
 
     Attributes:
         coefficients: One for each snapshot, of shape (n,), float64; they sum to 1.
-        error: Norm of what the weights lack, relative to that of the wanted weights; 0 is exact.
-        rounding: Sum of the coefficients' magnitudes, by which rounding errors of the snapshots grow.
+        reconstruction_error: Norm of what the weights lack, relative to that of the wanted weights; 0 is exact.
+        amplification: Sum of the coefficients' magnitudes, by which rounding errors of the snapshots grow.
         mean_age: Mean age of the result, in updates before the end of the target.
         wanted_age: That of the target. They are equal but for rounding, unless the snapshots have one mean age, as
             one alone has.
     """
 
     coefficients: np.ndarray
-    error: float
-    rounding: float
+    reconstruction_error: float
+    amplification: float
     mean_age: float
     wanted_age: float
+
+    @property
+    def error(self) -> float:
+        """The older name of ``reconstruction_error``."""
+        return self.reconstruction_error
+
+    @property
+    def rounding(self) -> float:
+        """The older name of ``amplification``."""
+        return self.amplification
 
 
 def fit(snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
@@ -60,8 +70,8 @@ def fit(snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
     Example:
         >>> from mmyolo_ema.schedules import Constant
         >>> stored = [Snapshot(Constant(0.01), updates) for updates in range(500, 1001, 25)]
-        >>> found = fit(stored, Constant(0.02), updates=1000)
-        >>> round(found.error, 2), round(found.mean_age)
+        >>> made = fit(stored, Constant(0.02), updates=1000)
+        >>> round(made.reconstruction_error, 2), round(made.mean_age)
         (0.07, 49)
     """
     if not snapshots:
@@ -92,9 +102,9 @@ def _least_squares(inner: Gram) -> np.ndarray:
     scale = 1 / np.sqrt(products.diagonal())
     constraints, sums = [scale], [1.0]
     lacking = inner.times[:-1] - inner.times[-1]
-    spread = np.ptp(lacking)
-    if spread > _ONE_TIME * np.abs(lacking).max():  # otherwise there is one mean time only
-        constraints.append(lacking / spread * scale)
+    extent = np.ptp(lacking)
+    if extent > _ONE_TIME * np.abs(lacking).max():  # otherwise there is one mean time only
+        constraints.append(lacking / extent * scale)
         sums.append(0.0)
     size, count = len(wanted), len(sums)
     system = np.zeros((size + count, size + count))

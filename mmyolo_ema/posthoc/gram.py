@@ -56,27 +56,27 @@ def gram(averages: Sequence[Snapshot]) -> Gram:
                [0.25, 0.25]])
     """
     moments = {updates: place for place, updates in enumerate(sorted({updates for _, updates in averages}))}
-    schedules = {schedule: place for place, schedule in enumerate(dict.fromkeys(one.schedule for one in averages))}
+    schedules = {schedule: place for place, schedule in enumerate(dict.fromkeys(schedule for schedule, _ in averages))}
     count = len(schedules)
-    pairs = [(one, other) for one in range(count) for other in range(one, count)]
-    found = _Moments(np.zeros((len(moments), count, count)), np.zeros((len(moments), count)), np.zeros(
+    pairs = [(first, second) for first in range(count) for second in range(first, count)]
+    recorded = _Moments(np.zeros((len(moments), count, count)), np.zeros((len(moments), count)), np.zeros(
         (len(moments), count)))
     together, kept, times = [0.0] * len(pairs), [1.0] * count, [0.0] * count
     for step in range(max(moments)):
         momenta = [schedule(step) for schedule in schedules]
-        for place, (one, other) in enumerate(pairs):
-            left, right = momenta[one], momenta[other]
+        for place, (first, second) in enumerate(pairs):
+            left, right = momenta[first], momenta[second]
             together[place] = together[place] * (1 - left) * (1 - right) + left * right
         for place, momentum in enumerate(momenta):
             kept[place] *= 1 - momentum
             times[place] += momentum * (step - times[place])
         moment = moments.get(step + 1)
         if moment is not None:
-            for place, (one, other) in enumerate(pairs):
-                found.together[moment, one, other] = found.together[moment, other, one] = together[place]
-            found.kept[moment], found.times[moment] = kept, times
+            for place, (first, second) in enumerate(pairs):
+                recorded.together[moment, first, second] = recorded.together[moment, second, first] = together[place]
+            recorded.kept[moment], recorded.times[moment] = kept, times
             kept = [1.0] * count
-    return _at(found, [(schedules[schedule], moments[updates]) for schedule, updates in averages])
+    return _at(recorded, [(schedules[schedule], moments[updates]) for schedule, updates in averages])
 
 
 class _Moments(NamedTuple):
@@ -87,15 +87,15 @@ class _Moments(NamedTuple):
     times: np.ndarray
 
 
-def _at(found: _Moments, points: list[tuple[int, int]]) -> Gram:
+def _at(recorded: _Moments, points: list[tuple[int, int]]) -> Gram:
     tracks, moments = np.array(points).T
     products = np.zeros((len(points), len(points)))
     for row, (track, moment) in enumerate(points):
         # What each average that is later by some moments has kept of this one's time.
         later = moments >= moment
-        passed = np.cumprod(found.kept[moment + 1:], axis=0)
-        kept = np.vstack([np.ones(found.kept.shape[1]), passed])[moments[later] - moment, tracks[later]]
-        products[row, later] = found.together[moment, track, tracks[later]] * kept
+        passed = np.cumprod(recorded.kept[moment + 1:], axis=0)
+        kept = np.vstack([np.ones(recorded.kept.shape[1]), passed])[moments[later] - moment, tracks[later]]
+        products[row, later] = recorded.together[moment, track, tracks[later]] * kept
     # Each pair of different moments was filled from the earlier one.
     is_filled = moments[:, None] <= moments[None, :]
-    return Gram(np.where(is_filled, products, products.T), found.times[moments, tracks])
+    return Gram(np.where(is_filled, products, products.T), recorded.times[moments, tracks])

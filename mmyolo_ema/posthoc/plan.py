@@ -36,10 +36,11 @@ class Kept(NamedTuple):
     bytes: int
     multiplicities: Sequence[int] = (1,)
 
-    def error(self, wanted: Target, updates: int) -> float:
-        """Returns how well an average can be made of it, as :attr:`mmyolo_ema.posthoc.Fit.error`; that of the worst."""
-        return max(fit([repeated(one, count) for one in self.snapshots], wanted.schedule, updates).error
-                   for count in self.multiplicities)
+    def reconstruction_error(self, wanted: Target, updates: int) -> float:
+        """Returns the largest :attr:`mmyolo_ema.posthoc.Fit.reconstruction_error` of an average made of it."""
+        fits = (fit([repeated(snapshot, count) for snapshot in self.snapshots], wanted.schedule, updates)
+                for count in self.multiplicities)
+        return max(fit.reconstruction_error for fit in fits)
 
 
 def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
@@ -59,10 +60,10 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
     kept = Kept('as configured', [Snapshot(schedule, updates) for schedule in (plan.schedule, RAW)
                                   for updates in checkpoints],
                 len(checkpoints), len(checkpoints) * of_checkpoint)
-    found = hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')
-    if not found:
+    hooks = hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')
+    if not hooks:
         return kept
-    _, hook = found[0]
+    _, hook = hooks[0]
     slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
     return kept._replace(
         snapshots=list(dict.fromkeys([*kept.snapshots, *slim.snapshots])), files=kept.files + slim.files,
@@ -97,7 +98,7 @@ def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
     Args:
         plan: The run.
         size: As for :func:`as_configured`.
-        most_error: Largest error that is good enough.
+        most_error: Largest reconstruction error that is good enough.
 
     Returns:
         One with one average, for half the horizon, and one with a second, of a quarter of it, for what is between the
@@ -107,9 +108,9 @@ def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
     if momentum is None:
         return []
     horizon = 1 / momentum
-    found = [_widest(plan, size, None, horizon / 2, 2 * horizon, most_error),
-             _widest(plan, size, f'{horizon / 4:.4g}', horizon / 2.8, 2 * horizon, most_error)]
-    return [kept for kept in found if kept is not None]
+    widest = [_widest(plan, size, None, horizon / 2, 2 * horizon, most_error),
+              _widest(plan, size, f'{horizon / 4:.4g}', horizon / 2.8, 2 * horizon, most_error)]
+    return [kept for kept in widest if kept is not None]
 
 
 def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], shorter: float, longer: float,
@@ -121,8 +122,8 @@ def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], shorter: fl
     every = plan.updates / 2
     while every >= 1:
         kept = with_snapshots(plan, size, str(round(every)), second_horizon)
-        good = [kept.error(target(f'{horizon:.6g}', plan.schedule, plan.updates), plan.updates) <= most_error
-                for horizon in (shorter, longer)]
+        wanted = [target(f'{horizon:.6g}', plan.schedule, plan.updates) for horizon in (shorter, longer)]
+        good = [kept.reconstruction_error(average, plan.updates) <= most_error for average in wanted]
         if all(good):
             return kept
         if good[0] and enough is None:

@@ -18,8 +18,8 @@ from mmyolo_ema.posthoc.targets import Target, target
 
 __all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'reconstruct', 'reconstruct_named', 'stored_average', 'write']
 
-#: Errors beyond which an average is not made, and up to which a detector's metric has been seen to agree with that of
-#: the tracked average.
+#: Reconstruction errors beyond which an average is not made, and up to which a detector's metric has been seen to agree
+#: with that of the tracked average.
 MOST_ERROR, USUAL_ERROR = 0.5, 0.1
 
 
@@ -31,7 +31,7 @@ class Reconstruction(NamedTuple):
 
     @property
     def worst(self) -> Fit:
-        return max(self.fits.values(), key=lambda fit: fit.error)
+        return max(self.fits.values(), key=lambda fit: fit.reconstruction_error)
 
 
 def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
@@ -42,13 +42,13 @@ def reconstruct(run: StoredRun, target: Target) -> Reconstruction:
 
 
 def stored_average(run: StoredRun, name: str) -> Reconstruction:
-    """Returns the run's own average as it is in the newest file, under a name."""
+    """Returns the run's EMA as it is in the newest file, under a name."""
     place = max(index for index, (_, kind) in enumerate(run.sources) if kind == 'ema')
     fits = {}
     for count in run.multiplicities:
         newest = run.snapshots(count)[place]
         alone = fit([newest], newest.schedule, newest.updates)
-        fits[count] = alone._replace(coefficients=np.eye(len(run.sources))[place], error=0.0)
+        fits[count] = alone._replace(coefficients=np.eye(len(run.sources))[place], reconstruction_error=0.0)
     return Reconstruction(Target(name, run.schedule), fits)
 
 
@@ -60,7 +60,9 @@ def reconstruct_named(run: StoredRun, texts: Sequence[str]) -> list[Reconstructi
 def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable[[Iterable], Iterable] = iter,
           finish: Optional[Callable[[dict[str, Any]], dict[str, Any]]] = None, remark: Optional[str] = None,
           replaces: bool = False) -> None:
-    """Makes averages and writes each to a checkpoint of its own, with coefficients and errors in its ``meta``.
+    """Makes averages and writes each to a checkpoint of its own.
+
+    Coefficients and reconstruction error are in its ``meta``.
 
     Args:
         run: The run.
@@ -72,41 +74,43 @@ def write(run: StoredRun, wanted: dict[Path, Reconstruction], progress: Callable
 
     Raises:
         FileExistsError: If there is such a file already, unless it is to be replaced.
-        ValueError: If an error is above :data:`MOST_ERROR`, before anything is read; or if a file holds NaN.
+        ValueError: If a reconstruction error is above :data:`MOST_ERROR`, before anything is read; or if a file holds
+            NaN.
     """
     _check_errors(list(wanted.values()))
-    built = build(run, {str(path): {count: fit.coefficients for count, fit in one.fits.items()}
-                        for path, one in wanted.items()}, progress)
+    built = build(run, {str(path): {count: fit.coefficients for count, fit in reconstruction.fits.items()}
+                        for path, reconstruction in wanted.items()}, progress)
     meta = plain(meta_without_program(read(run.files[-1].path, mmap=True)))
-    for path, one in wanted.items():
+    for path, reconstruction in wanted.items():
         weights = built.pop(str(path))
-        content = dict(meta=dict(meta, mmyolo_ema=_told(run, one, remark)),
+        content = dict(meta=dict(meta, mmyolo_ema=_origin(run, reconstruction, remark)),
                        state_dict=weights if finish is None else finish(weights))
         (replace if replaces else write_new)(path, partial(save, content))
 
 
 def _check_errors(wanted: Sequence[Reconstruction]) -> None:
     """Raises if an average cannot be made, and says which can."""
-    bad = [one for one in wanted if one.worst.error > MOST_ERROR]
+    bad = [reconstruction for reconstruction in wanted if reconstruction.worst.reconstruction_error > MOST_ERROR]
     if bad:
-        names = ', '.join(f'{one.target.name} (its error would be {one.worst.error:.0%})' for one in bad)
-        good = ', '.join(one.target.name for one in wanted if one not in bad)
+        names = ', '.join(f'{reconstruction.target.name} (its reconstruction error would be '
+                          f'{reconstruction.worst.reconstruction_error:.0%})' for reconstruction in bad)
+        good = ', '.join(reconstruction.target.name for reconstruction in wanted if reconstruction not in bad)
         raise ValueError(f'cannot be made of these checkpoints: {names}; {MOST_ERROR:.0%} is the most that is written. '
                          'Nothing was written' + (f'; leave it out to write {good}' if good else ''))
 
 
-def _told(run: StoredRun, one: Reconstruction, remark: Optional[str]) -> dict[str, Any]:
+def _origin(run: StoredRun, reconstruction: Reconstruction, remark: Optional[str]) -> dict[str, Any]:
     """Returns what a written file says about itself."""
-    fit = one.worst
+    fit = reconstruction.worst
     names = [f'{file.path.name} {kind}' for file, kind in run.sources]
     return dict(
         weights='ema',
         updates=run.updates,
         posthoc=dict(
-            target=one.target.name,
-            schedule=str(one.target.schedule),
-            error=fit.error,
-            rounding=fit.rounding,
+            target=reconstruction.target.name,
+            schedule=str(reconstruction.target.schedule),
+            error=fit.reconstruction_error,
+            rounding=fit.amplification,
             mean_age=fit.mean_age,
             remark=remark,
             coefficients={name: float(value) for name, value in zip(names, fit.coefficients) if value}))

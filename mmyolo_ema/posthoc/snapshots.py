@@ -109,7 +109,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it has no checkpoints with an average; if one is cut off; if the schedule of the average is not
+        ValueError: If it has no checkpoints with an average; if one is truncated; if the schedule of the average is not
             known, or not the same in all; if they hold other tensors; if they are of several runs.
     """
     work_dir = Path(work_dir)
@@ -117,7 +117,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         raise NotADirectoryError(f'{work_dir} is a file: name the work directory of the run')
     if not work_dir.is_dir():
         raise FileNotFoundError(f'there is no folder {work_dir}')
-    told: list[_Told] = []
+    records: list[_Record] = []
     left_out: dict[Path, str] = {}
     for path in [*sorted(work_dir.glob('[!.]*.pth')), *sorted(work_dir.glob(f'{SNAPSHOTS}/[!.]*.pth'))]:
         try:
@@ -127,38 +127,38 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
             continue
         kinds = _kinds(content, is_slim=path.parent != work_dir)
         if kinds:
-            told.append(_told(path, content, kinds))
+            records.append(_record(path, content, kinds))
         else:
             left_out[path] = 'no average of a run'
-    if not told:
+    if not records:
         raise ValueError(f'{work_dir} has no checkpoints with an average' +
                          listed('; not used: ', [f'{path.name} ({why})' for path, why in left_out.items()]))
     # Of two files of one update the one that has more: a full checkpoint before a slim snapshot.
-    told.sort(key=lambda one: (one.updates, 'raw' not in one.kinds))
-    _check_same(told)
+    records.sort(key=lambda record: (record.updates, 'raw' not in record.kinds))
+    _check_same(records)
     files = []
     seen: set[tuple[str, int]] = set()
-    for one in told:
-        kinds = tuple(kind for kind in one.kinds if (kind, one.updates) not in seen)
-        seen.update((kind, one.updates) for kind in kinds)
+    for record in records:
+        kinds = tuple(kind for kind in record.kinds if (kind, record.updates) not in seen)
+        seen.update((kind, record.updates) for kind in kinds)
         if kinds:
-            files.append(SnapshotFile(one.path, one.updates, kinds))
+            files.append(SnapshotFile(record.path, record.updates, kinds))
         else:
-            left_out[one.path] = 'another file holds that of the same update'
-    newest = told[-1]
+            left_out[record.path] = 'another file holds that of the same update'
+    newest = records[-1]
     once = not newest.averages_by_name
     return StoredRun(
         files=files,
         schedule=newest.schedule,
-        second=next((one.second for one in reversed(told) if one.second), None),
+        second=next((record.second for record in reversed(records) if record.second), None),
         update_buffers=newest.update_buffers,
         once=once,
         firsts=_shared_names(files[-1].path, by_content=not once),
-        updates_per_epoch=_updates_per_epoch(told),
+        updates_per_epoch=_updates_per_epoch(records),
         left_out=left_out)
 
 
-class _Told(NamedTuple):
+class _Record(NamedTuple):
     """What a checkpoint says about its averages."""
 
     path: Path
@@ -176,18 +176,18 @@ class _Told(NamedTuple):
     shapes: dict[str, Any]
 
 
-def _updates_per_epoch(told: list[_Told]) -> Optional[float]:
-    """Returns the number of updates in an epoch if a SnapshotHook tells it, or all checkpoints agree about it."""
-    for one in told:
-        if one.updates_per_epoch:
-            return one.updates_per_epoch
-    found = set()
-    for before, after in pairwise(told):
+def _updates_per_epoch(records: list[_Record]) -> Optional[float]:
+    """Returns the number of updates in an epoch if a SnapshotHook stored it, or all checkpoints agree about it."""
+    for record in records:
+        if record.updates_per_epoch:
+            return record.updates_per_epoch
+    lengths = set()
+    for before, after in pairwise(records):
         if after.updates > before.updates and isinstance(before.epoch, int) and isinstance(after.epoch, int):
             # Saved by iterations, the epoch is that which ended before, or the same.
             epochs = after.epoch - before.epoch
-            found.add((after.updates - before.updates) / epochs if epochs > 0 else None)
-    return found.pop() if len(found) == 1 else None
+            lengths.add((after.updates - before.updates) / epochs if epochs > 0 else None)
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _kinds(content: dict, is_slim: bool) -> tuple[str, ...]:
@@ -200,7 +200,7 @@ def _kinds(content: dict, is_slim: bool) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if has[kind])
 
 
-def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
+def _record(path: Path, content: dict, kinds: tuple[str, ...]) -> _Record:
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     try:
@@ -211,14 +211,14 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
         raise ValueError(f'{path}: {error}') from error
     updates = updates_in(content)
     if schedule is None:
-        raise ValueError(f'{path} does not hold the config of its run, which tells the schedule of the average')
+        raise ValueError(f'{path} does not hold the config of its run, which has the schedule of the average')
     if not updates:
         raise ValueError(f'{path} does not say how many updates its average had, from 1 to {MOST_UPDATES:,}')
     per_epoch = origin(content).get('updates_per_epoch')
     if per_epoch is not None and not (isinstance(per_epoch, (int, float)) and 0 < per_epoch < math.inf):
         raise ValueError(f'{path}: updates_per_epoch must be a number above 0, but is {per_epoch!r:.80}')
     launch = _LAUNCH.search(str(meta.get('experiment_name')))
-    return _Told(
+    return _Record(
         path=path,
         kinds=kinds,
         update_buffers=said.get('update_buffers') is True,
@@ -237,7 +237,7 @@ def _told(path: Path, content: dict, kinds: tuple[str, ...]) -> _Told:
 
 
 def _said_by_config(meta: dict) -> dict[str, Any]:
-    """Returns what the config in a file tells of its average, for files that do not say it themselves."""
+    """Returns what the config in a file says of its average, for files that do not say it themselves."""
     if 'averages_by_name' in origin(dict(meta=meta)):
         return {}
     hook = stored_hook(meta)
@@ -266,30 +266,31 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
     return {name: firsts[first] for name, first in firsts.items()}
 
 
-def _averaged_as(one: _Told) -> str:
-    return f'update_buffers={one.update_buffers}' + (
-        ', shared tensors once for each name' if one.averages_by_name else '')
+def _averaged_as(record: _Record) -> str:
+    return f'update_buffers={record.update_buffers}' + (
+        ', shared tensors once for each name' if record.averages_by_name else '')
 
 
-def _check_same(told: list[_Told]) -> None:
-    *others, one = told
-    for other in others:
-        if other.schedule != until(one.schedule, other.updates):
-            raise ValueError(f'the schedule of the average changed between {other.path} ({other.schedule}) and '
-                             f'{one.path} ({one.schedule}), which does not tell when')
-        if _averaged_as(other) != _averaged_as(one):
-            raise ValueError(f'{other.path} and {one.path} were averaged in different ways: {_averaged_as(other)} and '
-                             f'{_averaged_as(one)}')
-        if other.shapes != one.shapes:
-            differing = [name for name in {**one.shapes, **other.shapes}
-                         if one.shapes.get(name) != other.shapes.get(name)]
-            raise ValueError(f'{one.path} and {other.path} do not hold the same tensors: {", ".join(differing[:3])}')
-    seconds = [(each.path, each.updates, each.second) for each in told if each.second]
+def _check_same(records: list[_Record]) -> None:
+    *earlier, newest = records
+    for record in earlier:
+        if record.schedule != until(newest.schedule, record.updates):
+            raise ValueError(f'the schedule of the average changed between {record.path} ({record.schedule}) and '
+                             f'{newest.path} ({newest.schedule}), which does not say when')
+        if _averaged_as(record) != _averaged_as(newest):
+            raise ValueError(f'{record.path} and {newest.path} were averaged in different ways: '
+                             f'{_averaged_as(record)} and {_averaged_as(newest)}')
+        if record.shapes != newest.shapes:
+            differing = [name for name in {**newest.shapes, **record.shapes}
+                         if newest.shapes.get(name) != record.shapes.get(name)]
+            raise ValueError(f'{newest.path} and {record.path} do not hold the same tensors: '
+                             f'{", ".join(differing[:3])}')
+    seconds = [(record.path, record.updates, record.second) for record in records if record.second]
     for path, updates, second in seconds:
         last, _, schedule = seconds[-1]
         if second != until(schedule, updates):
             raise ValueError(f'the second average changed between {path} ({second}) and {last} ({schedule})')
-    for before, after in pairwise(told):
+    for before, after in pairwise(records):
         start, end = before.iteration, after.iteration
         # An update takes an iteration at least; a run that was started anew counts both from 0 again.
         counts_differ = isinstance(start, int) and isinstance(end, int) and end - start < after.updates - before.updates

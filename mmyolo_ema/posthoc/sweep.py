@@ -1,4 +1,4 @@
-"""Validating averages of many horizons, and telling whether the best is better than the run's own."""
+"""Validating averages of many horizons, and telling whether the best is better than the run's EMA."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +17,10 @@ from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, recon
 from mmyolo_ema.posthoc.snapshots import StoredRun
 from mmyolo_ema.posthoc.targets import horizons
 
-__all__ = ['RAW', 'SHIPPED', 'Candidate', 'Sweep']
+__all__ = ['RAW', 'RUN_EMA', 'Candidate', 'Sweep']
 
-#: What the run's own average and its raw weights are called.
-SHIPPED, RAW = 'shipped', 'raw'
+#: The run's EMA and its raw weights in the file of what was measured, and in the names of the files beside it.
+RUN_EMA, RAW = 'shipped', 'raw'
 
 # What is between the horizons of a grid by twos, around the best.
 _FINER = (2**0.5, 2**0.25)
@@ -30,9 +30,9 @@ class Candidate(NamedTuple):
     """Weights that were validated.
 
     Attributes:
-        name: What they are called: 'shipped', 'raw', or the average that was asked for.
+        name: The average that was asked for; :data:`RUN_EMA` or :data:`RAW`.
         horizon: Of the average, in updates; None if it has none.
-        error: How well it was made, see :class:`mmyolo_ema.posthoc.Fit`; 0 for what is stored.
+        reconstruction_error: See :class:`mmyolo_ema.posthoc.Fit`; 0 for what is stored.
         mean_age: In updates.
         metrics: What the evaluator measured.
         score: The metric of interest, as exactly as it is known.
@@ -40,7 +40,7 @@ class Candidate(NamedTuple):
 
     name: str
     horizon: Optional[float]
-    error: float
+    reconstruction_error: float
     mean_age: float
     metrics: dict[str, float]
     score: float
@@ -65,7 +65,7 @@ class Sweep:
                  less_is_better: bool = False) -> None:
         self.run, self.path, self.metric = run, path, metric
         self.candidates: dict[str, Candidate] = {}
-        #: Averages that are not made well enough, and their errors.
+        #: Averages that are not made well enough, and their reconstruction errors.
         self.dropped: dict[str, float] = {}
         self._evaluation, self._sign = evaluation, -1 if less_is_better else 1
         self._made: dict[str, Reconstruction] = {}
@@ -78,7 +78,7 @@ class Sweep:
         """Validates what the newest file holds: the run's average, and its raw weights."""
         content = read(self.run.files[-1].path, mmap=True)
         verify(self.run.files[-1].path)
-        self._measure(SHIPPED, lambda: averaged_weights(content), stored_average(self.run, SHIPPED))
+        self._measure(RUN_EMA, lambda: averaged_weights(content), stored_average(self.run, RUN_EMA))
         if has_ema(content):
             self._measure(RAW, lambda: raw_weights(content))
 
@@ -89,15 +89,16 @@ class Sweep:
             wanted: How they are made.
             progress: As for :func:`mmyolo_ema.posthoc.build.build`.
         """
-        found = {one.target.name: one for one in wanted}
-        self.dropped.update((name, one.worst.error) for name, one in found.items() if one.worst.error > USUAL_ERROR)
-        kept = {name: one for name, one in found.items() if name not in self.dropped}
-        missing = {name: {count: fit.coefficients for count, fit in one.fits.items()}
-                   for name, one in kept.items() if name not in self._stored}
+        reconstructions = {reconstruction.target.name: reconstruction for reconstruction in wanted}
+        errors = {name: reconstruction.worst.reconstruction_error for name, reconstruction in reconstructions.items()}
+        self.dropped.update((name, error) for name, error in errors.items() if error > USUAL_ERROR)
+        kept = {name: reconstruction for name, reconstruction in reconstructions.items() if name not in self.dropped}
+        missing = {name: {count: fit.coefficients for count, fit in reconstruction.fits.items()}
+                   for name, reconstruction in kept.items() if name not in self._stored}
         # All in one go: each file is read once.
         built = build(self.run, missing, progress) if missing else {}
-        for name, one in kept.items():
-            self._measure(name, partial(built.pop, name), one)
+        for name, reconstruction in kept.items():
+            self._measure(name, partial(built.pop, name), reconstruction)
 
     def add_earlier(self) -> None:
         """Adds averages that an earlier sweep validated: who looks again, at fewer, has had all these chances."""
@@ -112,54 +113,56 @@ class Sweep:
 
     @property
     def best(self) -> Candidate:
-        """The best average; of equal ones the run's own, then the one that is made best."""
+        """The best average; of equal ones the run's EMA, then that of the smallest reconstruction error."""
         return self._by_merit()[0]
 
     @property
     def best_reconstruction(self) -> Reconstruction:
-        """How the best average is made; the run's own is the newest file's."""
+        """How the best average is made; the run's EMA is the newest file's."""
         return self._made[self.best.name]
 
     def compare(self, resamples: int, progress: Callable[[Iterable], Iterable] = iter) -> Optional[Comparison]:
-        """Tells whether the best average is better than the run's by more than chance.
+        """Returns whether the best average is better than the run's EMA by more than chance.
 
         Returns:
             None if that cannot be told, because the metric is not COCO's mAP, or there is no other average.
         """
-        others = {one.name: self._matches[one.name] for one in self._by_merit() if one.name != SHIPPED}
-        base = self._matches.get(SHIPPED)
-        if base is None or not others or any(found is None for found in others.values()):
+        others = {candidate.name: self._matches[candidate.name] for candidate in self._by_merit()
+                  if candidate.name != RUN_EMA}
+        base = self._matches.get(RUN_EMA)
+        if base is None or not others or any(matched is None for matched in others.values()):
             return None
         known: Mapping[str, Any] = others
         return compare(known, base, resamples, progress=progress)
 
     def finish(self, comparison: Optional[Comparison]) -> None:
         """Stores what came of it beside what was measured."""
-        told = dict(metric=self.metric, best=self.best.name, dropped=self.dropped,
-                    candidates=[one._asdict() for one in self.candidates.values()],
+        self._write(metric=self.metric, best=self.best.name, dropped=self.dropped,
+                    candidates=[_as_data(candidate) for candidate in self.candidates.values()],
                     comparison=comparison and dict(comparison._asdict(), is_better=comparison.is_better))
-        self._write(**told)
 
     def curve(self) -> HorizonCurve:
         """Returns what the picture shows."""
-        own, raw = self.candidates[SHIPPED], self.candidates.get(RAW)
-        points = [(one.mean_age, one.score, one.error, one.name) for one in self._by_merit()]
+        own, raw = self.candidates[RUN_EMA], self.candidates.get(RAW)
+        points = [(candidate.mean_age, candidate.score, candidate.reconstruction_error, candidate.name)
+                  for candidate in self._by_merit()]
         levels = {} if raw is None else {'raw weights': raw.score}
         return HorizonCurve(str(self.metric), points, (own.mean_age, own.score), levels)
 
     def _by_merit(self) -> list[Candidate]:
-        averages = [one for one in self.candidates.values() if one.name != RAW]
-        return sorted(averages, key=lambda one: (self._sign * one.score, one.name == SHIPPED, -one.error), reverse=True)
+        averages = [candidate for candidate in self.candidates.values() if candidate.name != RAW]
+        return sorted(averages, reverse=True, key=lambda candidate: (
+            self._sign * candidate.score, candidate.name == RUN_EMA, -candidate.reconstruction_error))
 
     def _measure(self, name: str, weights: Callable[[], dict[str, Any]], made: Optional[Reconstruction] = None) -> None:
-        """Validates weights, unless they were; raw ones if it is not told how they are made."""
+        """Validates weights, unless they were; raw ones if ``made`` is None."""
         stored = self._stored.get(name)
         if stored is None:
             stored = self._evaluation.measure(weights(), _file_name(name))
             self._stored[name] = stored
             self._write()
-        if name == SHIPPED and not stored:
-            raise ValueError("the evaluator measured nothing for the run's own average: it detects nothing, or the "
+        if name == RUN_EMA and not stored:
+            raise ValueError("the evaluator measured nothing for the run's EMA: it detects nothing, or the "
                              'evaluator only writes results (format_only)')
         if self.metric is None:
             usual = [key for key in stored if key.endswith(('bbox_mAP', 'segm_mAP'))]
@@ -168,17 +171,17 @@ class Sweep:
             raise ValueError(f'the evaluator measures no {self.metric}, but {", ".join(stored)}')
         # A detector that detects nothing gets no metrics.
         measured = stored.get(self.metric, 0.0)
-        found = self._evaluation.matches(_file_name(name), self.metric, measured)
-        if found is not None:
-            measured = mean_average_precision(found)
-        self._matches[name] = found
+        matched = self._evaluation.matches(_file_name(name), self.metric, measured)
+        if matched is not None:
+            measured = mean_average_precision(matched)
+        self._matches[name] = matched
         if made is None:
             self.candidates[name] = Candidate(name, None, 0.0, 0.0, stored, measured)
             return
         momentum = getattr(made.target.schedule, 'momentum', None)
         self._made[name] = made
         self.candidates[name] = Candidate(
-            name, momentum and 1 / momentum, made.worst.error, made.worst.mean_age, stored, measured)
+            name, momentum and 1 / momentum, made.worst.reconstruction_error, made.worst.mean_age, stored, measured)
 
     def _read(self) -> dict[str, dict[str, float]]:
         if not self.path.exists():
@@ -196,6 +199,11 @@ class Sweep:
     def _write(self, **more: Any) -> None:
         content = dict(of=self._of, measured=self._stored, **more)
         replace(self.path, lambda path: path.write_text(json.dumps(content, indent=1)))
+
+
+def _as_data(candidate: Candidate) -> dict[str, Any]:
+    """Returns a candidate as the file has it, where its reconstruction error is under 'error'."""
+    return {'error' if key == 'reconstruction_error' else key: value for key, value in candidate._asdict().items()}
 
 
 def _file_name(name: str) -> str:

@@ -29,7 +29,7 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
     Args:
         text: A horizon, in the form that :func:`mmyolo_ema.schedules.in_updates` reads: the run's schedule with the
             momentum ``1 / horizon``. Or ``last:LENGTH``, the plain mean of the last updates; ``triangle:LENGTH``,
-            weights that rise and fall over the last updates; ``power:SPREAD``, the power function whose age has this
+            weights that rise and fall over the last updates; ``power:DEVIATION``, the power function whose age has this
             standard deviation, as a share of the run.
         like: The run's schedule, whose ramp and interval are kept: the last if it was changed.
         updates: Number of updates in the run.
@@ -55,7 +55,7 @@ def target(text: str, like: Schedule, updates: int, updates_per_epoch: Optional[
         return Target(text, Restarted(_WINDOWS[kind](count), updates - count))
     if kind:
         raise ValueError(f"{text!r} is none of a horizon, {', '.join(f'{name}:LENGTH' for name in _WINDOWS)} and "
-                         'power:SPREAD')
+                         'power:DEVIATION')
     if horizon <= 1:
         raise ValueError(f'a horizon of {text!r} is the raw weights: it must be above 1 update')
     ramps: Any = latest(like) if hasattr(latest(like), 'momentum') else Ramp()
@@ -70,22 +70,25 @@ def horizons(schedule: Schedule, factors: Sequence[float] = FACTORS) -> list[str
         ['2', '8']
     """
     momentum = getattr(latest(schedule), 'momentum', None)
-    found = [] if momentum is None else [factor / momentum for factor in factors]
-    return [f'{float(f"{horizon:.4g}"):.15g}' for horizon in found if horizon > 1]
+    wanted = [] if momentum is None else [factor / momentum for factor in factors]
+    return [f'{float(f"{horizon:.4g}"):.15g}' for horizon in wanted if horizon > 1]
 
 
 _WINDOWS: dict[str, Callable[[int], Schedule]] = dict(last=lambda count: Uniform(), triangle=Triangular)
 
 
-def _exponent(text: str, spread: str) -> float:
-    """Returns the exponent of a power function by its spread: ``sqrt((g + 1) / ((g + 2) ** 2 (g + 3)))``."""
+def _exponent(text: str, deviation: str) -> float:
+    """Returns the exponent of a power function by the standard deviation of its age.
+
+    That is ``sqrt((g + 1) / ((g + 2) ** 2 (g + 3)))`` of the run.
+    """
     try:
-        wanted = float(spread)
+        wanted = float(deviation)
     except ValueError:
         wanted = 0.0
-    # A plain mean has the largest spread.
+    # A plain mean has the largest.
     if not 1e-4 <= wanted <= 12**-0.5:
-        raise ValueError(f'{text!r}: the spread of a power function is 0.0001 to {12**-0.5:.4f} of the run')
+        raise ValueError(f'{text!r}: the standard deviation of the age is 0.0001 to {12**-0.5:.4f} of the run')
     return brentq(partial(_lacks, wanted), 0, 1 / wanted)
 
 

@@ -1,4 +1,4 @@
-"""Which schedule suits a run, and the one rule by which hook and tools tell that another one does not."""
+"""Which schedule suits a run, and the one rule by which hook and tools say that another does not."""
 
 import math
 from typing import Optional, Union
@@ -135,7 +135,7 @@ def three_digits(number: float) -> float:
 
 
 def rounded(number: float) -> str:
-    """Returns a number with about three significant digits, a large one with separators: as ages are told.
+    """Returns a number with about three significant digits, a large one with separators: as ages are written.
 
     Example:
         >>> rounded(1.7049), rounded(12345.6)
@@ -192,9 +192,9 @@ def advice(schedule: Schedule, updates: int) -> str:
         meaning = 'they will be nearly the raw ones'
     else:
         return ''
-    told = (f'{_in_words(schedule)} not suit this run of {updates:,} updates: at its end the averaged weights will be '
-            f'{rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}.')
-    return told + _remedy(schedule, updates)
+    problem = (f'{_in_words(schedule)} not suit this run of {updates:,} updates: at its end the averaged weights will '
+               f'be {rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}.')
+    return problem + _remedy(schedule, updates)
 
 
 def _remedy(schedule: Schedule, updates: int) -> str:

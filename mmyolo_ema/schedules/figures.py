@@ -67,8 +67,8 @@ class Figures(NamedTuple):
         momentum: Weight of the source in the last one that moved the average.
         horizon: ``interval / momentum``: updates over which the average forgets all but a share of 1 / e.
         mean_age: How old what it holds is, on average, in updates.
-        spread: Standard deviation of that age, in updates.
-        effective_size: ``1 / sum_t w(t) ** 2``: of how many updates a plain mean would be as smooth.
+        age_deviation: Standard deviation of that age, in updates.
+        effective_sample_size: ``1 / sum_t w(t) ** 2``: of how many updates a plain mean would be as smooth.
         start: Weight that is left on the updates at the start of the run.
     """
 
@@ -76,9 +76,19 @@ class Figures(NamedTuple):
     momentum: float
     horizon: float
     mean_age: float
-    spread: float
-    effective_size: float
+    age_deviation: float
+    effective_sample_size: float
     start: float
+
+    @property
+    def spread(self) -> float:
+        """The older name of ``age_deviation``."""
+        return self.age_deviation
+
+    @property
+    def effective_size(self) -> float:
+        """The older name of ``effective_sample_size``."""
+        return self.effective_sample_size
 
 
 def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[Figures]:
@@ -87,7 +97,7 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
     Args:
         schedule: Gives the momentum of each update.
         points: Numbers of updates made, each at least 1.
-        start: Number of updates at the start of the run whose weight is told. Defaults to 1, the copy.
+        start: Number of updates at the start of the run whose weight is reported. Defaults to 1, the copy.
 
     Returns:
         The figures, in ascending order of the points, each once.
@@ -98,14 +108,14 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
     Example:
         >>> from mmyolo_ema.schedules import Ramp
         >>> for point in figures(Ramp(momentum=0.0001, gamma=2000), [2_000, 277_000]):
-        ...     print(round(point.mean_age, 1), round(point.effective_size, 1))
+        ...     print(round(point.mean_age, 1), round(point.effective_sample_size, 1))
         1.7 4.4
         9999.0 19999.0
     """
     wanted = set(points)
     if min(wanted) < 1 or max(wanted) > MOST_UPDATES:
         raise ValueError(f'a run has 1 to {MOST_UPDATES:,} updates, but got {min(wanted):,} to {max(wanted):,}')
-    found = []
+    at_points = []
     age = square = weight = 0.0  # of the age, of its square, of the start
     norm = momentum = 1.0  # sum of the squared weights; the last momentum that was not 0
     for step in range(max(wanted)):
@@ -118,10 +128,10 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
         if source:
             momentum = source
         if step + 1 in wanted:
-            spread = math.sqrt(max(square - age * age, 0.0))
-            found.append(
-                Figures(step + 1, momentum, schedule.interval / momentum, age, spread, 1 / norm, weight))
-    return found
+            deviation = math.sqrt(max(square - age * age, 0.0))
+            at_points.append(
+                Figures(step + 1, momentum, schedule.interval / momentum, age, deviation, 1 / norm, weight))
+    return at_points
 
 
 class Profile(NamedTuple):

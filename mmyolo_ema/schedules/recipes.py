@@ -28,8 +28,8 @@ class Recipe(NamedTuple):
     def at_end(self) -> Figures:
         """Returns what the average is at the end of the run, in updates."""
         # Twenty horizons are as good as all: what came before has a weight of e**-20.
-        kept = figures(Constant(self.momentum), [round(20 / self.momentum)])[0]
-        return kept._replace(updates=round(self.epochs * self.updates_per_epoch))
+        at_end = figures(Constant(self.momentum), [round(20 / self.momentum)])[0]
+        return at_end._replace(updates=round(self.epochs * self.updates_per_epoch))
 
 
 #: From the configs that the projects released.

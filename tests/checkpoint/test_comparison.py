@@ -38,14 +38,14 @@ def test_shared_tensor_is_compared_once(trained):
 
 
 def test_distance_is_relative_to_the_second(file):
-    one, other = file('a', weight=torch.tensor([3., 4., 1.])), file('b', weight=torch.tensor([3., 0., 1.]))
-    found = compare(one, other)
-    group, = found.groups
+    first, second = file('a', weight=torch.tensor([3., 4., 1.])), file('b', weight=torch.tensor([3., 0., 1.]))
+    comparison = compare(first, second)
+    group, = comparison.groups
     assert group.relative == pytest.approx(4 / 10**0.5)
-    assert (group.differing, found.farthest[0].differing, found.are_equal) == (1, 1, False)
+    assert (group.differing, comparison.farthest[0].differing, comparison.are_equal) == (1, 1, False)
 
 
-@pytest.mark.parametrize(('one', 'other', 'where'), [
+@pytest.mark.parametrize(('first', 'second', 'where'), [
     (dict(a=torch.ones(1), b=torch.ones(1)), dict(a=torch.ones(1)), 'only_in_one'),
     (dict(a=torch.ones(1)), dict(a=torch.ones(1), b=torch.ones(1)), 'only_in_other'),
     (dict(b=torch.ones(2)), dict(b=torch.ones(1)), 'other_shape'),
@@ -55,18 +55,18 @@ def test_distance_is_relative_to_the_second(file):
     (dict(b=[torch.ones(2)]), dict(b=[torch.zeros(2)]), 'other_value'),
     (dict(b=torch.ones(1)), dict(b=1), 'other_value'),
 ])
-def test_what_differs_is_named(file, one, other, where):
-    found = compare(file('one', **one), file('other', **other))
-    assert not found.are_equal
-    assert getattr(found, where)[0].split()[0] == 'b'
+def test_what_differs_is_named(file, first, second, where):
+    comparison = compare(file('first', **first), file('second', **second))
+    assert not comparison.are_equal
+    assert getattr(comparison, where)[0].split()[0] == 'b'
 
 
 def test_nan_at_the_same_place_is_equal(file):
     nan = torch.tensor([1., float('nan'), float('inf')])
     assert compare(file('a', weight=nan), file('b', weight=nan.clone())).are_equal
-    found = compare(file('a', weight=nan), file('b', weight=torch.tensor([1., 2., float('inf')])))
-    assert not found.are_equal
-    assert found.groups[0].relative is None
+    comparison = compare(file('a', weight=nan), file('b', weight=torch.tensor([1., 2., float('inf')])))
+    assert not comparison.are_equal
+    assert comparison.groups[0].relative is None
 
 
 @pytest.mark.parametrize('value', [None, float('nan'), dict(a=[torch.ones(2), np.arange(2.)]), np.float64('nan')])

@@ -17,19 +17,19 @@ SHARED = [HEAD[first:first + 3] for first in range(0, 12, 3)]
 
 
 def test_real_file_is_told(trained):
-    found = inspect(trained)
-    assert (found.epoch, found.iteration, found.has_optimizer) == (4, 8, True)
-    places = {weights.kind: weights.key for weights in found.weights}
+    inspection = inspect(trained)
+    assert (inspection.epoch, inspection.iteration, inspection.has_optimizer) == (4, 8, True)
+    places = {weights.kind: weights.key for weights in inspection.weights}
     assert places == dict(ema='state_dict', raw='ema_state_dict')
-    assert found.average.updates == 8
-    assert found.average.hook['type'] == 'mmyolo_ema.EMAHook'
-    assert (found.average.hook['momentum'], found.average.hook['gamma']) == (0.05, 40)
-    assert 0 < found.average.mean_age < 1
-    assert found.size == trained.stat().st_size == sum(found.parts.values())
-    assert found.parts['optimizer'] > 1.5 * found.parts['state_dict']
-    assert [sorted(names) for names in found.shared] == [sorted(names) for names in SHARED]
-    assert found.repeated == found.stale == []
-    assert not any(weights.nonfinite for weights in found.weights)
+    assert inspection.average.updates == 8
+    assert inspection.average.hook['type'] == 'mmyolo_ema.EMAHook'
+    assert (inspection.average.hook['momentum'], inspection.average.hook['gamma']) == (0.05, 40)
+    assert 0 < inspection.average.mean_age < 1
+    assert inspection.size == trained.stat().st_size == sum(inspection.parts.values())
+    assert inspection.parts['optimizer'] > 1.5 * inspection.parts['state_dict']
+    assert [sorted(names) for names in inspection.shared] == [sorted(names) for names in SHARED]
+    assert inspection.repeated == inspection.stale == []
+    assert not any(weights.nonfinite for weights in inspection.weights)
 
 
 def test_distance_is_the_drift_that_the_hook_logs(trained, detector):
@@ -37,31 +37,31 @@ def test_distance_is_the_drift_that_the_hook_logs(trained, detector):
     averaged, raw = deepcopy(detector), detector
     averaged.load_state_dict(content['state_dict'])
     raw.load_state_dict(checkpoint.raw_weights(content))
-    found = inspect(trained)
-    assert found.distance.relative == pytest.approx(drift(averaged, raw), rel=1e-4)
-    parts = {group.group for group in found.differences}
+    inspection = inspect(trained)
+    assert inspection.distance.relative == pytest.approx(drift(averaged, raw), rel=1e-4)
+    parts = {group.group for group in inspection.differences}
     assert {'backbone', 'neck', 'bbox_head', 'backbone: running statistics', 'neck: counts of batches'} <= parts
 
 
 def test_statistics_that_stopped_are_stale(frozen_statistics, train):
-    found = inspect(train(ema_type='FrozenStatistics'))
-    assert len(found.stale) == 76
-    assert 'backbone.stem.0.bn' in found.stale
-    said, = (line for line in problems(found) if line.startswith('stale'))
+    inspection = inspect(train(ema_type='FrozenStatistics'))
+    assert len(inspection.stale) == 76
+    assert 'backbone.stem.0.bn' in inspection.stale
+    said, = (line for line in problems(inspection) if line.startswith('stale'))
     # The horizon of a foreign class is not known.
-    assert f'python tools/posthoc_ema.py build {Path(found.file).parent} --horizon H -o' in said
-    assert found.average.mean_age is None, 'the schedule of a foreign class is not known'
+    assert f'python tools/posthoc_ema.py build {Path(inspection.file).parent} --horizon H -o' in said
+    assert inspection.average.mean_age is None, 'the schedule of a foreign class is not known'
 
 
 @pytest.mark.parametrize('update_buffers', [False, True])
 def test_statistics_of_mmdetections_class_are_not_stale(train, update_buffers):
-    found = inspect(train(ema_type='ExpMomentumEMA', update_buffers=update_buffers))
-    assert found.stale == []
+    inspection = inspect(train(ema_type='ExpMomentumEMA', update_buffers=update_buffers))
+    assert inspection.stale == []
     # With update_buffers the count of batches stands still all the same.
-    counts = next(group for group in found.differences if group.group == 'neck: counts of batches')
+    counts = next(group for group in inspection.differences if group.group == 'neck: counts of batches')
     assert bool(counts.differing) is update_buffers
-    assert found.average.updates == 4
-    assert found.average.mean_age > 0
+    assert inspection.average.updates == 4
+    assert inspection.average.mean_age > 0
 
 
 def test_nan_and_infinity_are_named_for_each_set(trained, tmp_path):
@@ -79,17 +79,18 @@ def test_shared_tensors_that_were_stored_apart_are_repeated(trained, tmp_path):
     content = checkpoint.read(trained)
     content['ema_state_dict'] = {name: value.clone() for name, value in content['ema_state_dict'].items()}
     torch.save(content, tmp_path / 'apart.pth')
-    found = inspect(tmp_path / 'apart.pth')
-    assert found.shared == []
-    assert [sorted(names) for names in found.repeated] == [sorted(names) for names in SHARED]
+    inspection = inspect(tmp_path / 'apart.pth')
+    assert inspection.shared == []
+    assert [sorted(names) for names in inspection.repeated] == [sorted(names) for names in SHARED]
 
 
 def test_file_without_average_and_config_is_told(tmp_path):
     weights = {'module.weight': torch.ones(2, 2, dtype=torch.bfloat16), 'extra': {}}
     torch.save(dict(state_dict=weights), tmp_path / 'a.pth')
-    found = inspect(tmp_path / 'a.pth')
-    assert (found.average, found.distance, found.has_optimizer, found.epoch) == (None, None, False, None)
-    weights, = found.weights
+    inspection = inspect(tmp_path / 'a.pth')
+    assert (inspection.average, inspection.distance, inspection.epoch) == (None, None, None)
+    assert not inspection.has_optimizer
+    weights, = inspection.weights
     assert (weights.kind, weights.tensors, weights.numbers, weights.dtypes) == ('only', 1, 4, ['bfloat16'])
 
 
@@ -98,8 +99,8 @@ def test_sets_that_do_not_match_are_told(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(1), b=torch.ones(3)), ema_state_dict=stored), tmp_path / 'a.pth')
     assert inspect(tmp_path / 'a.pth').unmatched == ['b', 'c']
     torch.save(dict(state_dict=dict(a=torch.ones(1)), ema_state_dict=dict(steps=1)), tmp_path / 'b.pth')
-    found = inspect(tmp_path / 'b.pth')
-    assert (found.unmatched, found.distance) == (['a'], None)
+    inspection = inspect(tmp_path / 'b.pth')
+    assert (inspection.unmatched, inspection.distance) == (['a'], None)
 
 
 @pytest.mark.parametrize('steps', [-5, 2**62, 10**30, float('inf'), torch.tensor(float('nan')), torch.ones(2), 'many'])
@@ -118,16 +119,16 @@ def test_tensors_of_other_kinds_are_no_obstacle(tmp_path):
         conjugate=torch.randn(2, 2, dtype=torch.complex64).conj())
     stored = {f'module.{name}': value for name, value in weights.items()}
     torch.save(dict(state_dict=weights, ema_state_dict=stored, optimizer=torch.ones(3)), tmp_path / 'a.pth')
-    found = inspect(tmp_path / 'a.pth')
-    assert found.distance.relative == 0
-    assert not found.has_optimizer
+    inspection = inspect(tmp_path / 'a.pth')
+    assert inspection.distance.relative == 0
+    assert not inspection.has_optimizer
 
 
 def test_extracted_average_tells_its_updates(trained, tmp_path):
     checkpoint.extract(trained, tmp_path / 'ema.pth')
-    found = inspect(tmp_path / 'ema.pth')
-    assert found.average == inspect(trained).average
-    assert [weights.kind for weights in found.weights] == ['ema']
+    inspection = inspect(tmp_path / 'ema.pth')
+    assert inspection.average == inspect(trained).average
+    assert [weights.kind for weights in inspection.weights] == ['ema']
     checkpoint.extract(trained, tmp_path / 'raw.pth', 'raw')
     assert inspect(tmp_path / 'raw.pth').average is None
 
@@ -138,8 +139,8 @@ def test_average_that_has_not_begun_is_told(trained, tmp_path):
         content['ema_state_dict'][f'module.{name}'] = value
     content['ema_state_dict']['steps'] = torch.tensor(0)
     torch.save(content, tmp_path / 'a.pth')
-    found = inspect(tmp_path / 'a.pth')
-    assert (found.average.updates, found.average.mean_age, found.distance.relative) == (0, None, 0)
+    inspection = inspect(tmp_path / 'a.pth')
+    assert (inspection.average.updates, inspection.average.mean_age, inspection.distance.relative) == (0, None, 0)
 
 
 @pytest.mark.slow
@@ -170,6 +171,6 @@ def test_two_hooks_in_the_stored_config_are_told(tmp_path, count):
     hooks = ', '.join(["dict(type='EMAHook', momentum=0.1)", "dict(type='mmyolo_ema.EMAHook')"][:count])
     torch.save(dict(meta=dict(cfg=f'custom_hooks = [{hooks}]'), state_dict=dict(weight=torch.ones(1)),
                     ema_state_dict={'module.weight': torch.zeros(1), 'steps': torch.tensor(3)}), tmp_path / 'two.pth')
-    found = inspect(tmp_path / 'two.pth')
-    assert found.average.hooks == count
-    assert any('the config in the file has 2 EMAHooks' in line for line in problems(found)) == (count == 2)
+    inspection = inspect(tmp_path / 'two.pth')
+    assert inspection.average.hooks == count
+    assert any('the config in the file has 2 EMAHooks' in line for line in problems(inspection)) == (count == 2)

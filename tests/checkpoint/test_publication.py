@@ -33,8 +33,8 @@ def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector,
     built = init_detector(demo_config(), str(out), device='cpu')
     assert_equal(dict(built.state_dict()), dict(weights[kind]))
     assert built.dataset_meta['classes'] == ('nucleus', )
-    told = checkpoint.read(trained)['meta']['mmyolo_ema']
-    assert checkpoint.read(out)['meta']['mmyolo_ema'] == dict(told if kind == 'ema' else {}, weights=kind, updates=8)
+    said = checkpoint.read(trained)['meta']['mmyolo_ema']
+    assert checkpoint.read(out)['meta']['mmyolo_ema'] == dict(said if kind == 'ema' else {}, weights=kind, updates=8)
 
 
 def test_extracted_file_shares_what_the_model_shares(trained, tmp_path):

@@ -94,16 +94,16 @@ def test_getattr_in_a_checkpoint_reaches_the_log_history_only(stored, path, owne
 
 
 def contents(stored):
-    whole = pickle.dumps(stored)
+    complete = pickle.dumps(stored)
     return {
         'empty': b'',
         'text': b'hello',
-        'cut off pickle': whole[:len(whole) // 2],
+        'truncated pickle': complete[:len(complete) // 2],
         'another pickle': pickle.dumps([1], protocol=4),
     }
 
 
-@pytest.mark.parametrize('kind', ['empty', 'text', 'cut off pickle', 'another pickle'])
+@pytest.mark.parametrize('kind', ['empty', 'text', 'truncated pickle', 'another pickle'])
 def test_file_that_is_no_checkpoint_is_named(stored, path, kind):
     path.write_bytes(contents(stored)[kind])
     with pytest.raises(ValueError, match=r'epoch_1.pth is (not a checkpoint|refused)'):
@@ -112,11 +112,11 @@ def test_file_that_is_no_checkpoint_is_named(stored, path, kind):
 
 @pytest.mark.parametrize('share', [0.01, 0.5, 0.99])
 @pytest.mark.parametrize('mmap', [True, False])
-def test_file_that_is_cut_off_is_named(stored, path, share, mmap):
+def test_truncated_file_is_named(stored, path, share, mmap):
     torch.save(stored, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:int(len(whole) * share)])
-    with pytest.raises(ValueError, match=r'epoch_1\.pth is not a checkpoint, or is cut off'):
+    complete = path.read_bytes()
+    path.write_bytes(complete[:int(len(complete) * share)])
+    with pytest.raises(ValueError, match=r'epoch_1\.pth is not a checkpoint, or is truncated'):
         checkpoint.read(path, mmap=mmap)
 
 
@@ -285,10 +285,10 @@ class Folder:
     def __init__(self, path):
         self.path = path
 
-    def add(self, name, cut=False, **content):
+    def add(self, name, truncated=False, **content):
         file = self.path / name
         torch.save(dict(state_dict={}, **{'optimizer': dict(state=1), **content}), file)
-        if cut:
+        if truncated:
             file.write_bytes(file.read_bytes()[:-100])
         when = len(list(self.path.iterdir()))
         os.utime(file, (when, when))
@@ -307,40 +307,45 @@ def test_last_checkpoint_is_the_one_that_is_named(folder):
     named = folder.add('epoch_1.pth')
     folder.add('epoch_2.pth')
     folder.name_last(named)
-    assert checkpoint.latest_whole(folder.path) == (named, [])
+    assert checkpoint.latest_complete(folder.path) == (named, [])
 
 
-def test_checkpoint_that_is_cut_off_or_gone_is_passed_over(folder):
-    whole = folder.add('epoch_1.pth')
+def test_truncated_or_missing_checkpoint_is_passed_over(folder):
+    complete = folder.add('epoch_1.pth')
     folder.add('best_mAP_epoch_1.pth', optimizer=None)
     folder.add('.unfinished.epoch_3.pth')
-    cut, gone = folder.add('epoch_2.pth', cut=True), folder.path / 'epoch_3.pth'
+    truncated, gone = folder.add('epoch_2.pth', truncated=True), folder.path / 'epoch_3.pth'
     folder.name_last(gone)
-    assert checkpoint.latest_whole(folder.path) == (whole, [gone, cut])
+    assert checkpoint.latest_complete(folder.path) == (complete, [gone, truncated])
     folder.name_last('')
-    assert checkpoint.latest_whole(folder.path) == (whole, [cut])
+    assert checkpoint.latest_complete(folder.path) == (complete, [truncated])
 
 
 def test_damaged_checkpoint_is_passed_over(folder, flipped):
-    whole = folder.add('epoch_0.pth')
+    complete = folder.add('epoch_0.pth')
     content = flipped.read_bytes()
     damaged = folder.add('epoch_1.pth')
     damaged.write_bytes(content)
     folder.name_last(damaged)
-    assert checkpoint.latest_whole(folder.path) == (whole, [damaged])
+    assert checkpoint.latest_complete(folder.path) == (complete, [damaged])
 
 
 def test_checkpoints_in_a_folder_of_their_own_are_found(folder):
     (folder.path / 'out').mkdir()
-    whole = folder.add('out/epoch_1.pth')
-    cut = folder.add('out/epoch_2.pth', cut=True)
-    folder.name_last(cut)
-    assert checkpoint.latest_whole(folder.path) == (whole, [cut])
+    complete = folder.add('out/epoch_1.pth')
+    truncated = folder.add('out/epoch_2.pth', truncated=True)
+    folder.name_last(truncated)
+    assert checkpoint.latest_complete(folder.path) == (complete, [truncated])
+
+
+def test_older_names_are_kept():
+    assert checkpoint.latest_whole is checkpoint.latest_complete
+    assert checkpoint.Misfits(['a'], {'b': 'b (2,)'}, [], []).other == {'b': 'b (2,)'}
 
 
 def test_folder_without_checkpoints_has_no_last_one(folder):
-    assert checkpoint.latest_whole(folder.path) == (None, [])
-    assert checkpoint.latest_whole(folder.path / 'nowhere') == (None, [])
+    assert checkpoint.latest_complete(folder.path) == (None, [])
+    assert checkpoint.latest_complete(folder.path / 'nowhere') == (None, [])
 
 
 @pytest.mark.parametrize('content', [b'\xff\xfe', b'a\0b', b'loop/a.pth'])
@@ -348,15 +353,15 @@ def test_last_checkpoint_that_is_no_path_is_named(folder, content):
     (folder.path / 'loop').symlink_to('loop')
     (folder.path / 'last_checkpoint').write_bytes(str(folder.path).encode() + b'/' + content)
     with pytest.raises(ValueError, match='last_checkpoint does not name a checkpoint'):
-        checkpoint.latest_whole(folder.path)
+        checkpoint.latest_complete(folder.path)
 
 
 def test_links_that_lead_nowhere_are_passed_over(folder):
-    whole = folder.add('epoch_1.pth')
+    complete = folder.add('epoch_1.pth')
     for name, target in (('dangling.pth', 'nowhere'), ('loop.pth', 'loop.pth')):
         (folder.path / name).symlink_to(target)
-    found, passed_over = checkpoint.latest_whole(folder.path)
-    assert found == whole
+    latest, passed_over = checkpoint.latest_complete(folder.path)
+    assert latest == complete
     assert {path.name for path in passed_over} <= {'dangling.pth', 'loop.pth'}
 
 

@@ -72,29 +72,29 @@ def test_shared_containers_come_back_as_one(through_a_file):
 
 
 def circle():
-    found = dict(a=[])
-    found['a'].append(found)
-    return found
+    container = dict(a=[])
+    container['a'].append(container)
+    return container
 
 
 def shared_tuples(levels):
-    found = ()
+    tuples = ()
     for _ in range(levels):
-        found = (found, found)
-    return found
+        tuples = (tuples, tuples)
+    return tuples
 
 
 def nested(levels):
-    found = []
+    lists = []
     for _ in range(levels):
-        found = [found]
-    return found
+        lists = [lists]
+    return lists
 
 
 def with_attributes(kind, **attributes):
-    found = kind()
-    vars(found).update(attributes)
-    return found
+    instance = kind()
+    vars(instance).update(attributes)
+    return instance
 
 
 @pytest.mark.parametrize(('make', 'what'), [

@@ -39,7 +39,7 @@ def with_norm(**norm_cfg):
 @pytest.mark.parametrize('frozen', [False, True])
 def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, weights, tmp_path, assert_equal, frozen):
     options = {'model.backbone.norm_eval': frozen, 'randomness.seed': 3}
-    found = reestimate(weights, demo_config(**options), batches=2)
+    estimated = reestimate(weights, demo_config(**options), batches=2)
     # Such a BatchNorm takes the mean over all batches of a training, whose order is that of the seed too.
     start = {name: torch.zeros_like(value) if 'num_batches' in name else value for name, value in weights.items()}
     torch.save(dict(state_dict=start), tmp_path / 'start.pth')
@@ -48,9 +48,9 @@ def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, wei
         'optim_wrapper.optimizer.lr': 0.0}))
     runner.train()
     truth = runner.model.state_dict()
-    assert_equal(found, {name: truth[name] if is_statistic(name) else value for name, value in weights.items()})
+    assert_equal(estimated, {name: truth[name] if is_statistic(name) else value for name, value in weights.items()})
     statistics = [name for name in weights if is_statistic(name)]
-    assert changed(found, weights) == [name for name in statistics if not (frozen and name.startswith('backbone'))]
+    assert changed(estimated, weights) == [name for name in statistics if not (frozen and name.startswith('backbone'))]
 
 
 def test_statistics_are_means_of_what_layers_are_given(demo_config, weights):
@@ -58,7 +58,7 @@ def test_statistics_are_means_of_what_layers_are_given(demo_config, weights):
 
     def note(layer, inputs):
         if isinstance(layer, BaseModel):
-            names.update({each: name for name, each in layer.named_modules()})
+            names.update({module: name for name, module in layer.named_modules()})
         if isinstance(layer, _BatchNorm):
             by_channel = inputs[0].double().transpose(0, 1).flatten(1)
             means.setdefault(names[layer], []).append(by_channel.mean(1))
@@ -66,7 +66,7 @@ def test_statistics_are_means_of_what_layers_are_given(demo_config, weights):
 
     handle = register_module_forward_pre_hook(note)
     try:
-        found = reestimate(weights, demo_config(), batches=2)
+        estimated = reestimate(weights, demo_config(), batches=2)
     finally:
         handle.remove()
     assert len(means) == sum(name.endswith('running_mean') for name in weights)
@@ -74,7 +74,7 @@ def test_statistics_are_means_of_what_layers_are_given(demo_config, weights):
         assert len(batches) == 2
         wanted = dict(running_mean=sum(batches) / 2, running_var=sum(variances[name]) / 2)
         for kind, value in wanted.items():
-            torch.testing.assert_close(found[f'{name}.{kind}'].double(), value, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(estimated[f'{name}.{kind}'].double(), value, rtol=1e-5, atol=1e-5)
 
 
 def seed(number):
@@ -93,26 +93,26 @@ def test_same_seed_gives_the_same_and_leaves_no_trace(demo_config, weights, asse
     before, hub, scope = copied(weights), MessageHub.get_instance('run'), DefaultScope.get_current_instance()
     seed(5)
     states = random_states()
-    found = reestimate(weights, cfg, batches=1)
+    estimated = reestimate(weights, cfg, batches=1)
     assert_equal(random_states(), states)
     assert_equal(dict(weights), before)
     assert (MessageHub.get_current_instance(), DefaultScope.get_current_instance()) == (hub, scope)
     seed(6)
-    assert_equal(reestimate(weights, cfg, batches=1), found)
+    assert_equal(reestimate(weights, cfg, batches=1), estimated)
     cfg.randomness.seed = 1
-    assert changed(reestimate(weights, cfg, batches=1), found)
+    assert changed(reestimate(weights, cfg, batches=1), estimated)
 
 
 def test_names_of_a_tensor_go_on_sharing_it(demo_config, weights):
-    found = reestimate(weights, demo_config(), batches=1)
+    estimated = reestimate(weights, demo_config(), batches=1)
     head = [f'bbox_head.cls_convs.{level}.0' for level in range(3)]
-    assert len({found[f'{name}.conv.weight'].data_ptr() for name in head}) == 1
-    assert len({found[f'{name}.bn.running_mean'].data_ptr() for name in head}) == 3
+    assert len({estimated[f'{name}.conv.weight'].data_ptr() for name in head}) == 1
+    assert len({estimated[f'{name}.bn.running_mean'].data_ptr() for name in head}) == 3
 
 
 def test_sync_batch_norm_is_estimated_on_the_cpu(demo_config, weights, assert_equal, process_group):
-    found = reestimate(weights, demo_config(**with_norm(type='SyncBN')), batches=1)
-    assert_equal(found, reestimate(weights, demo_config(), batches=1))
+    estimated = reestimate(weights, demo_config(**with_norm(type='SyncBN')), batches=1)
+    assert_equal(estimated, reestimate(weights, demo_config(), batches=1))
 
 
 def test_random_sizes_of_batches_are_those_of_a_training(demo_config, weights):
@@ -121,8 +121,8 @@ def test_random_sizes_of_batches_are_those_of_a_training(demo_config, weights):
     sized = demo_config(**options, **{'model.data_preprocessor.batch_augments': [sizes]})
     # The size is drawn after the second batch, for the third.
     for batches in (2, 3):
-        found, usual = (reestimate(weights, cfg, batches) for cfg in (sized, demo_config(**options)))
-        assert bool(changed(found, usual)) is (batches == 3)
+        estimated, usual = (reestimate(weights, cfg, batches) for cfg in (sized, demo_config(**options)))
+        assert bool(changed(estimated, usual)) is (batches == 3)
 
 
 class Small(BaseModel):
@@ -166,13 +166,13 @@ def test_layers_of_each_kind(norm):
                Small(norm).state_dict().items()}
     # What was wrong before is no matter, and a file may have another precision.
     weights['norm.running_mean'] = torch.tensor([float('nan')], dtype=torch.float16)
-    found = reestimate(weights, small_config([1., 2., 3., 6.], norm=norm), batches=2)
-    assert list(found) == list(weights)
-    assert found['norm.running_mean'].dtype == torch.float16
-    assert {name: found[name].item() for name in changed(found, weights)} == {
+    estimated = reestimate(weights, small_config([1., 2., 3., 6.], norm=norm), batches=2)
+    assert list(estimated) == list(weights)
+    assert estimated['norm.running_mean'].dtype == torch.float16
+    assert {name: estimated[name].item() for name in changed(estimated, weights)} == {
         'norm.running_mean': 3, 'norm.running_var': 2.5, 'parts.0.running_mean': 3, 'parts.0.running_var': 2.5}
-    assert found['norm.running_mean'] is found['parts.0.running_mean']
-    assert found['unused.running_mean'] is weights['unused.running_mean']
+    assert estimated['norm.running_mean'] is estimated['parts.0.running_mean']
+    assert estimated['unused.running_mean'] is weights['unused.running_mean']
 
 
 class Halving(BaseDataPreprocessor):
@@ -185,9 +185,9 @@ class Halving(BaseDataPreprocessor):
 def test_images_are_normalised_as_a_config_says_beside_its_model():
     cfg = small_config([1., 2., 3., 6.])
     cfg.data_preprocessor = dict(type=Halving)
-    found = reestimate(Small().state_dict(), cfg, batches=2)
+    estimated = reestimate(Small().state_dict(), cfg, batches=2)
     # Of 0.75 and 2.25, of 0.125 and 1.125.
-    assert (found['norm.running_mean'], found['norm.running_var']) == (1.5, 0.625)
+    assert (estimated['norm.running_mean'], estimated['norm.running_var']) == (1.5, 0.625)
     assert 'data_preprocessor' not in cfg.model
 
 

@@ -14,7 +14,7 @@ def truth_of(annotations, images, categories=3):
     truth = COCO()
     truth.dataset = dict(images=[dict(id=place, height=100, width=100) for place in images],
                          categories=[dict(id=place) for place in range(categories)],
-                         annotations=[dict(each, id=1 + place) for place, each in enumerate(annotations)])
+                         annotations=[dict(annotation, id=1 + place) for place, annotation in enumerate(annotations)])
     truth.createIndex()
     return truth
 
@@ -30,7 +30,7 @@ def scene(seed, images=8, tied=False):
             objects.append(dict(image_id=image, category_id=category, bbox=box.tolist(), area=box[2] * box[3],
                                 iscrowd=int(rng.random() < 0.2)))
             near = box + rng.normal(size=(rng.integers(0, 4), 4)) * rng.choice([0.3, 2])
-            detections += [dict(image_id=image, category_id=category, bbox=each.tolist()) for each in near]
+            detections += [dict(image_id=image, category_id=category, bbox=moved.tolist()) for moved in near]
         detections += [dict(image_id=image, category_id=int(category), bbox=[*rng.uniform(0, 60, 2), 20, 20])
                        for category in rng.integers(3, size=rng.integers(0, 4))]
     scores = rng.permutation(len(detections)) / max(len(detections), 1)
@@ -40,15 +40,15 @@ def scene(seed, images=8, tied=False):
 
 
 def by_cocoeval(truth, detections, iou_type='bbox'):
-    evaluation = COCOeval(truth, truth.loadRes([dict(each) for each in detections]), iou_type)
+    evaluation = COCOeval(truth, truth.loadRes([dict(detection) for detection in detections]), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     return evaluation.stats[0]
 
 
-def value(found):
-    return mean_average_precision(found, np.ones(len(found.images), dtype=int))
+def value(matched):
+    return mean_average_precision(matched, np.ones(len(matched.images), dtype=int))
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -64,12 +64,13 @@ def test_masks_are_those_of_cocoeval():
         return [[x, y, x + width, y, x, y + height]]
 
     objects, detections = scene(0)
-    truth = truth_of([dict(each, segmentation=polygon(*each['bbox'])) for each in objects], range(8))
-    masks = [dict(image_id=each['image_id'], category_id=each['category_id'], score=each['score'],
-                  segmentation=truth.annToRLE(dict(each, segmentation=polygon(*each['bbox'])))) for each in detections]
-    found = value(matches(truth, masks, iou_type='segm'))
-    assert found == pytest.approx(by_cocoeval(truth, masks, 'segm'), abs=1e-12)
-    assert found != pytest.approx(by_cocoeval(truth, detections))
+    truth = truth_of([dict(annotation, segmentation=polygon(*annotation['bbox'])) for annotation in objects], range(8))
+    masks = [dict(image_id=detection['image_id'], category_id=detection['category_id'], score=detection['score'],
+                  segmentation=truth.annToRLE(dict(detection, segmentation=polygon(*detection['bbox']))))
+             for detection in detections]
+    measured = value(matches(truth, masks, iou_type='segm'))
+    assert measured == pytest.approx(by_cocoeval(truth, masks, 'segm'), abs=1e-12)
+    assert measured != pytest.approx(by_cocoeval(truth, detections))
 
 
 @settings(max_examples=30)
@@ -77,12 +78,12 @@ def test_masks_are_those_of_cocoeval():
 def test_counts_are_repeated_images(seed, counts):
     objects, detections = scene(seed, images=6)
     copies = list(enumerate(np.repeat(range(6), counts).tolist()))
-    repeated, redetected = ([dict(each, image_id=copy) for copy, image in copies for each in annotations
-                             if each['image_id'] == image] for annotations in (objects, detections))
-    found = mean_average_precision(matches(truth_of(objects, range(6)), detections), np.array(counts))
+    repeated, redetected = ([dict(annotation, image_id=copy) for copy, image in copies for annotation in annotations
+                             if annotation['image_id'] == image] for annotations in (objects, detections))
+    measured = mean_average_precision(matches(truth_of(objects, range(6)), detections), np.array(counts))
     # COCO.loadRes fails without detections.
-    wanted = by_cocoeval(truth_of(repeated, range(len(copies))), redetected) if redetected else found
-    assert found == pytest.approx(wanted, abs=1e-12)
+    wanted = by_cocoeval(truth_of(repeated, range(len(copies))), redetected) if redetected else measured
+    assert measured == pytest.approx(wanted, abs=1e-12)
 
 
 def test_best_hundred_of_an_image_count():
@@ -106,12 +107,13 @@ def test_crowd_with_id_0_and_detection_turned_inside_out_are_ignored_as_by_cocoe
 
 def test_chosen_images_and_categories_count():
     objects, detections = scene(0)
-    whole = truth_of(objects, range(8))
-    part = [[each for each in annotations if each['image_id'] in (1, 2, 6) and each['category_id'] == 1]
+    complete = truth_of(objects, range(8))
+    part = [[annotation for annotation in annotations
+             if annotation['image_id'] in (1, 2, 6) and annotation['category_id'] == 1]
             for annotations in (objects, detections)]
-    found = matches(whole, detections, image_ids=[6, 1, 2], category_ids=[1])
-    assert found.images.tolist() == [1, 2, 6]
-    assert value(found) == pytest.approx(by_cocoeval(truth_of(part[0], range(8)), part[1]), abs=1e-12)
+    matched = matches(complete, detections, image_ids=[6, 1, 2], category_ids=[1])
+    assert matched.images.tolist() == [1, 2, 6]
+    assert value(matched) == pytest.approx(by_cocoeval(truth_of(part[0], range(8)), part[1]), abs=1e-12)
 
 
 def test_file_is_read_and_detections_are_left_as_they_are(tmp_path, capsys):
@@ -148,24 +150,24 @@ def detector(seed, share):
 
 
 def test_better_detector_is_better():
-    found = compare({'worse': detector(1, 0.3), 'better': detector(2, 0.9)}, detector(0, 0.5), resamples=200)
-    assert found.best == 'better'
-    assert found.p_value == pytest.approx(1 / 201)
-    assert 0 < found.low < found.difference < found.high
-    assert found.difference == pytest.approx(value(detector(2, 0.9)) - value(detector(0, 0.5)))
-    assert found.is_better
+    comparison = compare({'worse': detector(1, 0.3), 'better': detector(2, 0.9)}, detector(0, 0.5), resamples=200)
+    assert comparison.best == 'better'
+    assert comparison.p_value == pytest.approx(1 / 201)
+    assert 0 < comparison.low < comparison.difference < comparison.high
+    assert comparison.difference == pytest.approx(value(detector(2, 0.9)) - value(detector(0, 0.5)))
+    assert comparison.is_better
 
 
 def test_best_of_many_by_luck_is_not_better():
     # One of the two in ten such draws in which the best looks good.
     base, *others = (detector(seed, 0.6) for seed in range(140, 160))
     candidates = {str(place): other for place, other in enumerate(others)}
-    found = compare(candidates, base, resamples=200)
-    alone = compare({found.best: candidates[found.best]}, base, resamples=200)
+    comparison = compare(candidates, base, resamples=200)
+    alone = compare({comparison.best: candidates[comparison.best]}, base, resamples=200)
     assert alone.is_better
-    assert (alone.low, alone.high) == (found.low, found.high)
-    assert found.p_value > 0.1
-    assert not found.is_better
+    assert (alone.low, alone.high) == (comparison.low, comparison.high)
+    assert comparison.p_value > 0.1
+    assert not comparison.is_better
 
 
 def test_small_p_value_alone_is_not_enough():
@@ -178,10 +180,10 @@ def test_same_detections_are_not_better():
 
 
 def test_worse_detector_is_not_better():
-    found = compare({'worse': detector(1, 0.3)}, detector(0, 0.9), resamples=50)
-    assert found.high < 0
-    assert found.p_value > 0.3
-    assert not found.is_better
+    comparison = compare({'worse': detector(1, 0.3)}, detector(0, 0.9), resamples=50)
+    assert comparison.high < 0
+    assert comparison.p_value > 0.3
+    assert not comparison.is_better
 
 
 def test_seed_decides_the_draws():

@@ -58,7 +58,7 @@ def fits(run, target):
 
 
 def half(run, target):
-    return build(run, dict(half={count: one.coefficients for count, one in fits(run, target).items()}))['half']
+    return build(run, dict(half={count: fit.coefficients for count, fit in fits(run, target).items()}))['half']
 
 
 @pytest.mark.parametrize(('interval', 'average'), [
@@ -68,7 +68,7 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, weights
     track = train(cfg)
     run = read_run(cfg.work_dir)
     assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, 12 // interval, [1, 3], 2)
-    found = fits(run, Ramp(2 / HORIZON, GAMMA))
+    by_count = fits(run, Ramp(2 / HORIZON, GAMMA))
     built = half(run, Ramp(2 / HORIZON, GAMMA))
     tracked = track.average.module.state_dict()
     assert list(built) == list(tracked)
@@ -76,10 +76,10 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, weights
     # What the weights of the updates lack, times how far the model moved.
     seen = torch.stack(track.seen)
     wanted = weights_of(Ramp(2 / HORIZON, GAMMA), 24)
-    bound = found[1].error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
+    bound = by_count[1].reconstruction_error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
     assert apart <= bound + 1e-5 * flat(tracked).norm()
     # The raw weights beside the averages make up for what two updates an epoch leave out.
-    assert (found[1].error < 1e-6) is (interval == 1)
+    assert (by_count[1].reconstruction_error < 1e-6) is (interval == 1)
     nearest = min((flat(checkpoint.read(file.path)['state_dict']) - flat(tracked)).norm() for file in run.files)
     assert apart < 0.5 * nearest
 
@@ -93,14 +93,14 @@ def test_stored_snapshot_is_given_back_bit_for_bit(config, assert_equal):
 
 def test_resumed_run_gives_the_same(config, assert_equal):
     target = Ramp(2 / HORIZON, GAMMA)
-    whole, parts = config('whole', interval=3), config('parts', interval=3)
-    train(whole)
+    complete, parts = config('complete', interval=3), config('parts', interval=3)
+    train(complete)
     parts.train_cfg.max_epochs = 6
     train(parts)
     parts = config('parts', interval=3)
     parts.update(resume=True)
     train(parts)
-    assert_equal(*(half(read_run(cfg.work_dir), target) for cfg in (whole, parts)))
+    assert_equal(*(half(read_run(cfg.work_dir), target) for cfg in (complete, parts)))
 
 
 def test_what_is_not_averaged_is_that_of_the_newest(config):

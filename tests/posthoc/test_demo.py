@@ -30,11 +30,11 @@ def test_half_the_horizon_detects_as_the_average_that_was_tracked(root, tmp_path
 
     def score(weights, name):
         measured = evaluation.measure(weights, name)['coco/bbox_mAP']
-        found = evaluation.matches(name, 'coco/bbox_mAP', measured)
-        return mean_average_precision(found, np.ones(len(found.images), dtype=int))
+        matched = evaluation.matches(name, 'coco/bbox_mAP', measured)
+        return mean_average_precision(matched, np.ones(len(matched.images), dtype=int))
 
     tracked = score(second_weights(read(run.files[-1].path)), 'tracked')
-    assert 0.01 < half.worst.error < 0.1
+    assert 0.01 < half.worst.reconstruction_error < 0.1
     assert tracked > 0.4
     assert score(built, 'built') == pytest.approx(tracked, abs=0.002)
     shutil.rmtree(tmp_path / 'run')  # 2 GB

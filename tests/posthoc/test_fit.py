@@ -28,22 +28,23 @@ def stored():
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_error_is_that_of_the_explicit_weights(stored, weights_of, target):
-    found = fit(stored, target, updates=1000)
-    made = found.coefficients @ np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])
+    result = fit(stored, target, updates=1000)
+    made = result.coefficients @ np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])
     wanted = weights_of(target, 1000, 1000)
-    assert found.error == pytest.approx(np.linalg.norm(made - wanted) / np.linalg.norm(wanted), rel=1e-6, abs=1e-6)
-    assert found.rounding == pytest.approx(abs(found.coefficients).sum())
+    error = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
+    assert result.reconstruction_error == result.error == pytest.approx(error, rel=1e-6, abs=1e-6)
+    assert result.amplification == result.rounding == pytest.approx(abs(result.coefficients).sum())
     ages = np.arange(1000)[::-1]
-    assert (found.mean_age, found.wanted_age) == (pytest.approx(made @ ages), pytest.approx(wanted @ ages))
+    assert (result.mean_age, result.wanted_age) == (pytest.approx(made @ ages), pytest.approx(wanted @ ages))
 
 
 @pytest.mark.parametrize('target', TARGETS)
 def test_what_is_constant_or_drifts_evenly_is_reproduced(stored, weights_of, target):
-    found = fit(stored, target, updates=1000)
+    result = fit(stored, target, updates=1000)
     drift = 3 + 0.5 * np.arange(1000)
     held = np.array([weights_of(TRACK, snapshot.updates, 1000) @ drift for snapshot in stored])
-    assert found.coefficients.sum() == pytest.approx(1, abs=1e-9)
-    assert found.coefficients @ held == pytest.approx(weights_of(target, 1000, 1000) @ drift, rel=1e-9)
+    assert result.coefficients.sum() == pytest.approx(1, abs=1e-9)
+    assert result.coefficients @ held == pytest.approx(weights_of(target, 1000, 1000) @ drift, rel=1e-9)
 
 
 def test_no_other_coefficients_are_nearer(stored, weights_of):
@@ -55,24 +56,24 @@ def test_no_other_coefficients_are_nearer(stored, weights_of):
     constraints = np.stack([np.ones(len(stored)), held @ np.arange(1000)])
     for change in np.linalg.svd(constraints)[2][2:]:
         for size in (1e-3, -1e-3):
-            other = (best.coefficients + size * change) @ held - wanted
-            assert np.linalg.norm(other) >= best.error * np.linalg.norm(wanted) - 1e-12
+            changed = (best.coefficients + size * change) @ held - wanted
+            assert np.linalg.norm(changed) >= best.reconstruction_error * np.linalg.norm(wanted) - 1e-12
 
 
 def test_stored_snapshot_is_taken_as_it_is(stored):
-    found = fit(stored, TRACK, updates=600)
-    assert found.coefficients[29] == 1
-    assert np.count_nonzero(found.coefficients) == 1
-    assert (found.error, found.rounding) == (0, 1)
+    result = fit(stored, TRACK, updates=600)
+    assert result.coefficients[29] == 1
+    assert np.count_nonzero(result.coefficients) == 1
+    assert (result.reconstruction_error, result.amplification) == (0, 1)
 
 
 @pytest.mark.parametrize(('horizon', 'error'), [(1_000, 0.23), (2_000, 0.106), (5_000, 0.027), (20_000, 0.015)])
 def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
-    found = fit(every(EPOCH, 100), yolo(horizon), RUN)
-    assert found.error == pytest.approx(error, rel=0.03)
-    assert found.mean_age == pytest.approx(found.wanted_age, rel=1e-6)
+    result = fit(every(EPOCH, 100), yolo(horizon), RUN)
+    assert result.reconstruction_error == pytest.approx(error, rel=0.03)
+    assert result.mean_age == pytest.approx(result.wanted_age, rel=1e-6)
     # The law for one track: S |1 / H' - 1 / H| / sqrt(12).
-    assert found.error == pytest.approx(EPOCH * abs(1 / horizon - 1 / 10_000) / 12**0.5, rel=0.11)
+    assert result.reconstruction_error == pytest.approx(EPOCH * abs(1 / horizon - 1 / 10_000) / 12**0.5, rel=0.11)
 
 
 @pytest.mark.parametrize('spacing', [10, 20, 40])
@@ -80,37 +81,38 @@ def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
 @pytest.mark.parametrize('horizons', [[100], [200, 100]])
 def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
     count = len(horizons)
-    stored = [Snapshot(Constant(1 / each), updates) for updates in range(spacing, 2401, spacing) for each in horizons]
-    found = fit(stored, Constant(1 / horizon), updates=2400)
+    stored = [Snapshot(Constant(1 / kept), updates) for updates in range(spacing, 2401, spacing) for kept in horizons]
+    result = fit(stored, Constant(1 / horizon), updates=2400)
     # Between two snapshots an exponential is approximated by J others: Legendre's polynomial of degree J is lacking.
-    lacking = prod(spacing * abs(1 / horizon - 1 / each) for each in horizons)
+    lacking = prod(spacing * abs(1 / horizon - 1 / kept) for kept in horizons)
     law = lacking * factorial(count) / (factorial(2 * count) * (2 * count + 1)**0.5)
-    assert found.error == pytest.approx(law, rel=0.05)
-    assert found.mean_age == pytest.approx(found.wanted_age, rel=1e-9)
+    assert result.reconstruction_error == pytest.approx(law, rel=0.05)
+    assert result.mean_age == pytest.approx(result.wanted_age, rel=1e-9)
 
 
 @pytest.mark.parametrize(('horizon', 'error'), [(1_000, 0.0136), (2_000, 0.0), (5_000, 0.0014)])
 def test_a_second_track_makes_short_horizons_exact(horizon, error):
     stored = [*every(EPOCH, 30), *every(EPOCH, 30, horizon=2_000)]
-    found = fit(stored, yolo(horizon), RUN)
-    assert found.error == pytest.approx(error, rel=0.05, abs=1e-6)
+    result = fit(stored, yolo(horizon), RUN)
+    assert result.reconstruction_error == pytest.approx(error, rel=0.05, abs=1e-6)
 
 
 def test_horizon_that_is_out_of_reach_has_a_large_error():
-    assert fit(every(10 * EPOCH, 30), yolo(1_000), RUN).error > 0.7
-    assert fit(every(EPOCH, 30), yolo(50_000), RUN).error > 0.5
+    assert fit(every(10 * EPOCH, 30), yolo(1_000), RUN).reconstruction_error > 0.7
+    assert fit(every(EPOCH, 30), yolo(50_000), RUN).reconstruction_error > 0.5
 
 
 def test_raw_weights_make_short_horizons(stored):
     raw = [Snapshot(Constant(1.0), snapshot.updates) for snapshot in stored]
     target = Constant(0.2)
-    assert fit([*stored, *raw], target, 1000).error < 0.9 * fit(stored, target, 1000).error
+    with_raw, without = fit([*stored, *raw], target, 1000), fit(stored, target, 1000)
+    assert with_raw.reconstruction_error < 0.9 * without.reconstruction_error
 
 
 def test_one_snapshot_is_all_there_is():
-    found = fit([Snapshot(Constant(0.01), 900)], Constant(0.02), 1000)
-    assert found.coefficients == pytest.approx([1])
-    assert found.mean_age != pytest.approx(found.wanted_age)
+    result = fit([Snapshot(Constant(0.01), 900)], Constant(0.02), 1000)
+    assert result.coefficients == pytest.approx([1])
+    assert result.mean_age != pytest.approx(result.wanted_age)
 
 
 def test_no_snapshots_are_refused():

@@ -17,12 +17,12 @@ def test_restart_by_copy_forgets_what_was_before():
 def test_constant_momentum_has_the_closed_forms(momentum, updates, data):
     start, last = data.draw(st.integers(1, updates - 1)), updates - 1
     # The product with the plain mean of the updates since the start is their share: the answer to a step.
-    found = gram([Snapshot(schedule, updates) for schedule in (Constant(momentum), Restarted(Uniform(), start))])
+    inner = gram([Snapshot(schedule, updates) for schedule in (Constant(momentum), Restarted(Uniform(), start))])
     kept = 1 - momentum
-    assert found.products[0, 1] * (updates - start) == pytest.approx(1 - kept**(updates - start), rel=1e-11)
-    assert last - found.times[0] == pytest.approx(kept / momentum * (1 - kept**last), rel=1e-9)
+    assert inner.products[0, 1] * (updates - start) == pytest.approx(1 - kept**(updates - start), rel=1e-11)
+    assert last - inner.times[0] == pytest.approx(kept / momentum * (1 - kept**last), rel=1e-9)
     rest = kept**(2 * last)
-    assert found.products[0, 0] == pytest.approx(rest + momentum / (2 - momentum) * (1 - rest), rel=1e-11)
+    assert inner.products[0, 0] == pytest.approx(rest + momentum / (2 - momentum) * (1 - rest), rel=1e-11)
 
 
 @given(st.floats(0, 30), st.integers(1, 200))

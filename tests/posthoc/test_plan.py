@@ -44,7 +44,7 @@ def test_checkpoints_are_those_that_stay(planned, checkpoint, updates):
 
 def test_checkpoints_before_the_average_begins_are_none_of_it(planned):
     kept = as_configured(*planned(dict(interval=2), **{'custom_hooks.0.begin_epoch': 5}), SIZE)
-    assert [one.updates for one in kept.snapshots if one.schedule == AVERAGE] == [40, 80, 120]
+    assert [snapshot.updates for snapshot in kept.snapshots if snapshot.schedule == AVERAGE] == [40, 80, 120]
 
 
 def test_snapshots_of_the_config_are_added(planned):
@@ -58,10 +58,11 @@ def test_advice_is_good_enough_and_no_narrower(planned):
     _, plan = planned()
     shortened, with_second = advice(plan, SIZE, 0.17)
     wanted = [target(text, plan.schedule, plan.updates) for text in ('10', '40')]
-    assert all(kept.error(one, plan.updates) <= 0.17 for one in wanted for kept in (shortened, with_second))
+    assert all(kept.reconstruction_error(average, plan.updates) <= 0.17
+               for average in wanted for kept in (shortened, with_second))
     assert shortened.name == 'SnapshotHook interval=12'
     wider = with_snapshots(plan, SIZE, '25')
-    assert any(wider.error(one, plan.updates) > 0.17 for one in wanted)
+    assert any(wider.reconstruction_error(average, plan.updates) > 0.17 for average in wanted)
     assert with_second.bytes < shortened.bytes
 
 

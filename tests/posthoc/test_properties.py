@@ -45,64 +45,64 @@ def far_apart(held):
 @given(runs())
 def test_products_and_times_are_those_of_the_explicit_weights(weights_of, run):
     snapshots, _ = run
-    found = gram(snapshots)
+    inner = gram(snapshots)
     held, _ = explicit(weights_of, *run)
-    assert found.products == pytest.approx(held @ held.T, rel=1e-11, abs=1e-300)
-    assert found.times == pytest.approx(held @ np.arange(UPDATES), rel=1e-11, abs=1e-300)
+    assert inner.products == pytest.approx(held @ held.T, rel=1e-11, abs=1e-300)
+    assert inner.times == pytest.approx(held @ np.arange(UPDATES), rel=1e-11, abs=1e-300)
 
 
 @given(runs())
 @example(([Snapshot(Uniform(), 100), Snapshot(Power(1e-9), 100)], Constant(0.02)))
 def test_constant_is_reproduced(run):
-    found = fit(*run, UPDATES)
-    assert found.coefficients.sum() == pytest.approx(1, abs=1e-11 * found.rounding)
+    result = fit(*run, UPDATES)
+    assert result.coefficients.sum() == pytest.approx(1, abs=1e-11 * result.amplification)
 
 
 @given(runs())
 @example(([Snapshot(Constant(0.020001), updates) for updates in (190, 200)], Constant(0.02)))
 def test_drift_is_reproduced(weights_of, run):
     held, wanted = explicit(weights_of, *run)
-    found = fit(*run, UPDATES)
+    result = fit(*run, UPDATES)
     # One mean time can only be itself, and a snapshot that is the target but for rounding is taken as it is.
-    assume(far_apart(held) and found.error > 2e-6)
+    assume(far_apart(held) and result.reconstruction_error > 2e-6)
     drift = 3 + 0.5 * np.arange(UPDATES)
-    assert found.coefficients @ held @ drift == pytest.approx(wanted @ drift, abs=1e-9 * found.rounding)
-    assert found.mean_age == pytest.approx(found.wanted_age, abs=1e-9 * found.rounding)
+    assert result.coefficients @ held @ drift == pytest.approx(wanted @ drift, abs=1e-9 * result.amplification)
+    assert result.mean_age == pytest.approx(result.wanted_age, abs=1e-9 * result.amplification)
 
 
 @given(runs())
 def test_what_is_told_of_a_fit_is_that_of_the_explicit_weights(weights_of, run):
     held, wanted = explicit(weights_of, *run)
-    found = fit(*run, UPDATES)
-    made, ages = found.coefficients @ held, np.arange(UPDATES)[::-1]
+    result = fit(*run, UPDATES)
+    made, ages = result.coefficients @ held, np.arange(UPDATES)[::-1]
     error = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
-    assert found.error == pytest.approx(error, abs=1e-7 * growth(found.coefficients, held, wanted))
-    assert found.rounding == pytest.approx(abs(found.coefficients).sum())
-    assert found.mean_age == pytest.approx(made @ ages, abs=1e-9 * found.rounding)
-    assert found.wanted_age == pytest.approx(wanted @ ages, abs=1e-9)
+    assert result.reconstruction_error == pytest.approx(error, abs=1e-7 * growth(result.coefficients, held, wanted))
+    assert result.amplification == pytest.approx(abs(result.coefficients).sum())
+    assert result.mean_age == pytest.approx(made @ ages, abs=1e-9 * result.amplification)
+    assert result.wanted_age == pytest.approx(wanted @ ages, abs=1e-9)
 
 
 @given(runs())
 def test_no_change_that_keeps_the_sum_and_the_mean_time_is_nearer(weights_of, run):
     held, wanted = explicit(weights_of, *run)
-    found = fit(*run, UPDATES)
-    lacking = found.coefficients @ held - wanted
+    result = fit(*run, UPDATES)
+    lacking = result.coefficients @ held - wanted
     # Changes by snapshots of norm 1. The problem is convex: what is lacking is at right angles to all of them.
     norms, times = np.linalg.norm(held, axis=1), held @ np.arange(UPDATES)
     constraints = np.stack([np.ones(len(held)), (times - times.mean()) / (np.ptp(times) or 1)]) / norms
     gains = np.linalg.svd(constraints)[2][2:] / norms @ held @ lacking / np.linalg.norm(wanted)
-    assert gains == pytest.approx(0, abs=1e-9 * growth(found.coefficients, held, wanted))
+    assert gains == pytest.approx(0, abs=1e-9 * growth(result.coefficients, held, wanted))
 
 
 @given(runs(), st.integers(0, 8))
 def test_snapshot_of_the_target_is_taken_as_it_is(weights_of, run, place):
     snapshots, target = run
     stored = [*snapshots[:place], Snapshot(target, UPDATES), *snapshots[place:]]
-    found = fit(stored, target, UPDATES)
-    assert sorted(found.coefficients) == [0] * len(snapshots) + [1]
-    assert found.error <= 1e-7
+    result = fit(stored, target, UPDATES)
+    assert sorted(result.coefficients) == [0] * len(snapshots) + [1]
+    assert result.reconstruction_error <= 1e-7
     held, wanted = explicit(weights_of, stored, target)
-    assert found.coefficients @ held == pytest.approx(wanted, abs=1e-6)
+    assert result.coefficients @ held == pytest.approx(wanted, abs=1e-6)
 
 
 @given(runs(), st.integers(1, 7))
@@ -112,4 +112,4 @@ def test_more_snapshots_make_no_larger_error(weights_of, run, fewer):
     # Where all mean times are the same, that of the target is not asked for.
     assume(far_apart(held[:fewer]))
     some, more = fit(snapshots[:fewer], target, UPDATES), fit(*run, UPDATES)
-    assert more.error <= some.error + 1e-6 * growth(more.coefficients, held, wanted)
+    assert more.reconstruction_error <= some.reconstruction_error + 1e-6 * growth(more.coefficients, held, wanted)

@@ -33,7 +33,7 @@ def test_checkpoints_come_in_the_order_of_their_updates(file, tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'plain.pth')
     (tmp_path / '.unfinished.c.pth').write_text('half')
     run = read_run(tmp_path)
-    assert [found.path for found in run.files] == [first, second]
+    assert [stored.path for stored in run.files] == [first, second]
     assert run.snapshots() == [Snapshot(schedule, updates) for schedule in (Ramp(0.1, 5), RAW) for updates in (10, 20)]
     assert sorted(run.left_out) == [best, tmp_path / 'plain.pth']
     assert (run.updates, run.updates_per_epoch, run.schedule) == (20, 10, Ramp(0.1, 5))
@@ -66,10 +66,10 @@ def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, sa
         read_run(tmp_path)
 
 
-def test_file_that_is_cut_off_is_named(file, tmp_path):
-    whole = file('a.pth', 10).read_bytes()
-    (tmp_path / 'b.pth').write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(ValueError, match=r'b\.pth is not a checkpoint, or is cut off'):
+def test_truncated_file_is_named(file, tmp_path):
+    complete = file('a.pth', 10).read_bytes()
+    (tmp_path / 'b.pth').write_bytes(complete[:len(complete) // 2])
+    with pytest.raises(ValueError, match=r'b\.pth is not a checkpoint, or is truncated'):
         read_run(tmp_path)
 
 
@@ -80,9 +80,9 @@ def test_foreign_files_are_left_out_and_named(file, tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoints with an average; not used: list\.pth \(is not a checkpoint "
                                          r"of MMEngine: .*\), objects\.pth \(is refused, .* exceptions\.ValueError"):
         read_run(tmp_path)
-    whole = file('a.pth', 10)
+    complete = file('a.pth', 10)
     run = read_run(tmp_path)
-    assert [found.path for found in run.files] == [whole]
+    assert [stored.path for stored in run.files] == [complete]
     assert run.left_out[tmp_path / 'text.pth'] == 'is not a checkpoint: it is text'
     assert [path.name for path in run.left_out] == ['list.pth', 'objects.pth', 'text.pth']
 
@@ -95,11 +95,11 @@ def test_folder_without_averages_is_refused(tmp_path):
 
 
 def test_copies_of_a_shared_tensor_are_found_by_their_content(file, tmp_path):
-    whole = dict(torch.load(file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', ''))))
+    complete = dict(torch.load(file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', ''))))
     values = torch.tensor([1., 2.])
     # As a GPU's tensors are copied to the CPU, one by one; b and c are equal in their numbers.
     stored = {'module.a': torch.tensor([3., 4.]), 'module.b': values.clone(), 'module.c': values.clone()}
-    torch.save(dict(whole, ema_state_dict=dict(whole['ema_state_dict'], **stored)), tmp_path / 'a.pth')
+    torch.save(dict(complete, ema_state_dict=dict(complete['ema_state_dict'], **stored)), tmp_path / 'a.pth')
     assert read_run(tmp_path).firsts == dict(a='a', b='b', c='b')
 
 
@@ -108,8 +108,8 @@ def slim(file, tmp_path):
     """Returns a function that writes what a SnapshotHook does."""
 
     def write(name, updates, momentum=0.25, **said):
-        content = torch.load(file('whole.pth', updates))
-        (tmp_path / 'whole.pth').unlink()
+        content = torch.load(file('complete.pth', updates))
+        (tmp_path / 'complete.pth').unlink()
         meta = dict(content['meta'], mmyolo_ema=dict(weights='ema', updates=updates, second_momentum=momentum, **said))
         second = {f'module.{name}': value * 3 for name, value in content['state_dict'].items()}
         (tmp_path / 'snapshots').mkdir(exist_ok=True)
@@ -122,16 +122,16 @@ def slim(file, tmp_path):
 def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
     slim('a.pth', 10, updates_per_epoch=5)
     slim('b.pth', 20, updates_per_epoch=5)
-    whole = file('whole.pth', 20)
+    complete = file('complete.pth', 20)
     run = read_run(tmp_path)
-    names = [(found.path.name, kind) for found, kind in run.sources]
-    assert names == [('a.pth', 'ema'), ('whole.pth', 'ema'), ('whole.pth', 'raw'), ('a.pth', 'second'),
+    names = [(stored.path.name, kind) for stored, kind in run.sources]
+    assert names == [('a.pth', 'ema'), ('complete.pth', 'ema'), ('complete.pth', 'raw'), ('a.pth', 'second'),
                      ('b.pth', 'second')]
     first, second = Ramp(0.1, 5), Ramp(0.25, 5)
     assert run.snapshots() == [Snapshot(first, 10), Snapshot(first, 20), Snapshot(RAW, 20), Snapshot(second, 10),
                                Snapshot(second, 20)]
     assert (run.second, run.left_out) == (second, {})
-    whole.unlink()
+    complete.unlink()
     assert read_run(tmp_path).updates_per_epoch == 5
 
 
@@ -157,10 +157,10 @@ def test_what_was_made_of_snapshots_is_none(file, tmp_path):
 
 def test_files_without_an_average_of_the_run_are_left_out(file, tmp_path):
     before_begin = file('early.pth', 0)
-    whole = file('a.pth', 10)
-    extract(whole, tmp_path / '0.pth')
+    complete = file('a.pth', 10)
+    extract(complete, tmp_path / '0.pth')
     run = read_run(tmp_path)
-    assert [found.path for found in run.files] == [whole]
+    assert [stored.path for stored in run.files] == [complete]
     assert sorted(run.left_out) == [tmp_path / '0.pth', before_begin]
 
 

@@ -53,46 +53,48 @@ def sweep(run, tmp_path):
 
 def test_best_horizon_is_found_and_closed_in_on(sweep):
     # A horizon of 14 updates has a mean age of 13, which is update 87 of 100.
-    found = sweep(Nearness(87))
-    found.measure(reconstruct_named(found.run, ['5', '20', '40']))
-    assert found.best.name == 'shipped'
-    found.refine()
-    assert [name for name in found.candidates if name not in ('shipped', 'raw', '5', '20', '40')] == [
+    running = sweep(Nearness(87))
+    running.measure(reconstruct_named(running.run, ['5', '20', '40']))
+    assert running.best.name == 'shipped'
+    running.refine()
+    assert [name for name in running.candidates if name not in ('shipped', 'raw', '5', '20', '40')] == [
         '7.071', '14.14', '11.89', '16.82']
-    assert (found.best.name, found.best.score) == ('14.14', pytest.approx(0, abs=0.2))
+    assert (running.best.name, running.best.score) == ('14.14', pytest.approx(0, abs=0.2))
 
 
 def test_less_may_be_better(sweep):
-    found = sweep(Nearness(87, 'loss', -1), less_is_better=True)
-    found.measure(reconstruct_named(found.run, ['14', '40']))
-    assert found.best.name == '14'
+    running = sweep(Nearness(87, 'loss', -1), less_is_better=True)
+    running.measure(reconstruct_named(running.run, ['14', '40']))
+    assert running.best.name == '14'
 
 
 def test_raw_weights_are_shown_and_not_chosen(sweep):
-    found = sweep(Nearness(100))
-    assert (found.candidates['raw'].score, found.best.name) == (0, 'shipped')
-    assert [cell for cell in sweep_table(found).columns[0].cells] == ['raw', 'shipped (best)']
+    running = sweep(Nearness(100))
+    assert (running.candidates['raw'].score, running.best.name) == (0, 'shipped')
+    assert [cell for cell in sweep_table(running).columns[0].cells] == ['raw', "the run's EMA (best)"]
 
 
 def test_average_that_cannot_be_made_well_is_dropped(sweep):
     evaluation = Nearness(87)
-    found = sweep(evaluation)
-    found.measure(reconstruct_named(found.run, ['2', '14']))
-    assert found.dropped == dict([('2', pytest.approx(0.4, abs=0.3))])
+    running = sweep(evaluation)
+    running.measure(reconstruct_named(running.run, ['2', '14']))
+    assert running.dropped == dict([('2', pytest.approx(0.4, abs=0.3))])
     assert evaluation.measured == ['shipped', 'raw', '14']
 
 
 def test_what_was_measured_is_not_measured_again(sweep, tmp_path):
     broken = Nearness(87)
-    found = sweep(broken)
-    found.measure(reconstruct_named(found.run, ['14']))
+    running = sweep(broken)
+    running.measure(reconstruct_named(running.run, ['14']))
     again = Nearness(87)
-    found = sweep(again)
-    found.measure(reconstruct_named(found.run, ['14', '40']))
+    running = sweep(again)
+    running.measure(reconstruct_named(running.run, ['14', '40']))
     assert again.measured == ['40']
-    found.finish(None)
-    told = json.loads((tmp_path / 'sweep.json').read_text())
-    assert (told['best'], told['metric'], list(told['measured'])) == ('14', 'score', ['shipped', 'raw', '14', '40'])
+    running.finish(None)
+    content = json.loads((tmp_path / 'sweep.json').read_text())
+    assert (content['best'], content['metric']) == ('14', 'score')
+    assert list(content['measured']) == ['shipped', 'raw', '14', '40']
+    assert content['candidates'][2]['error'] == running.candidates['14'].reconstruction_error
 
 
 def test_file_of_other_weights_or_another_config_is_refused(sweep, run, tmp_path):
@@ -112,27 +114,27 @@ def test_metric_that_is_not_measured_is_named(sweep):
 @pytest.mark.parametrize(('names', 'compared', 'said'), [
     ([], None, 'is the best of these: keep it'),
     (['14'], None, "cannot be told; it can for COCO's mAP"),
-    (['14'], Comparison('14', 0.1, -0.1, 0.3, 0.3), "no more than chance: keep the run's own average"),
+    (['14'], Comparison('14', 0.1, -0.1, 0.3, 0.3), "no more than chance: keep the run's EMA"),
     (['14'], Comparison('14', 0.1, 0.05, 0.3, 0.01), 'best_posthoc.pth is better'),
 ])
 def test_verdict_tells_chance_from_gain(sweep, names, compared, said):
-    found = sweep(Nearness(87))
-    found.measure(reconstruct_named(found.run, names))
-    assert said in verdict(found, compared)[-1]
+    running = sweep(Nearness(87))
+    running.measure(reconstruct_named(running.run, names))
+    assert said in verdict(running, compared)[-1]
 
 
 def test_who_asks_for_fewer_later_has_had_the_earlier_chances(sweep):
     sweep(Nearness(87)).measure(reconstruct_named(sweep(Nearness(87)).run, ['20', '40']))
-    found = sweep(Nearness(87))
-    found.measure(reconstruct_named(found.run, ['14']))
-    found.add_earlier()
-    assert list(found.candidates) == ['shipped', 'raw', '14', '20', '40']
+    running = sweep(Nearness(87))
+    running.measure(reconstruct_named(running.run, ['14']))
+    running.add_earlier()
+    assert list(running.candidates) == ['shipped', 'raw', '14', '20', '40']
 
 
 def test_detector_that_detects_nothing_is_no_result(sweep):
     nothing = Nearness(87)
     nothing.measure = lambda weights, name: {}
-    with pytest.raises(ValueError, match="measured nothing for the run's own average"):
+    with pytest.raises(ValueError, match="measured nothing for the run's EMA"):
         sweep(nothing)
 
 

@@ -20,12 +20,12 @@ def test_class_of_the_run_is_kept():
     assert target('50', Uniform(), updates=1000).schedule == Ramp(0.02)
 
 
-@pytest.mark.parametrize(('spread', 'exponent'), [(0.05, 16.9722), (0.1, 6.9372), (12**-0.5, 0)])
-def test_power_function_has_the_spread_that_it_is_named_by(spread, exponent):
-    schedule = target(f'power:{spread}', Ramp(), updates=1000).schedule
+@pytest.mark.parametrize(('deviation', 'exponent'), [(0.05, 16.9722), (0.1, 6.9372), (12**-0.5, 0)])
+def test_power_function_has_the_age_deviation_that_it_is_named_by(deviation, exponent):
+    schedule = target(f'power:{deviation}', Ramp(), updates=1000).schedule
     assert schedule == Power(pytest.approx(exponent, rel=1e-5))
-    found, = figures(schedule, [100_000])
-    assert found.spread / 100_000 == pytest.approx(spread, rel=1e-3)
+    at_end, = figures(schedule, [100_000])
+    assert at_end.age_deviation / 100_000 == pytest.approx(deviation, rel=1e-3)
 
 
 @given(st.integers(1, 200), st.data())
@@ -41,9 +41,10 @@ def test_windows_have_the_weights_that_they_are_named_by(weights_of, updates, da
 
 @pytest.mark.parametrize(('text', 'said'), [
     ('old', 'a length of training is written as'), ('1', 'is the raw weights: it must be above 1 update'),
-    ('sum:50', "'sum:50' is none of a horizon, last:LENGTH, triangle:LENGTH and power:SPREAD"),
+    ('sum:50', "'sum:50' is none of a horizon, last:LENGTH, triangle:LENGTH and power:DEVIATION"),
     ('last:2000', 'is not within the run of 1,000 updates'), ('2epochs', 'needs the number of updates in an epoch'),
-    ('power:1', 'the spread of a power function is 0.0001 to 0.2887 of the run'), ('power:x', 'the spread of a power')])
+    ('power:1', 'the standard deviation of the age is 0.0001 to 0.2887 of the run'),
+    ('power:x', 'the standard deviation of the age')])
 def test_other_text_is_refused(text, said):
     with pytest.raises(ValueError, match=said):
         target(text, Ramp(), updates=1000)

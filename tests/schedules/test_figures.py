@@ -71,42 +71,43 @@ def test_suited_schedule_makes_the_average_as_old_as_asked(updates, share):
 @given(schedules, st.integers(1, 300), st.integers(1, 300))
 def test_figures_are_those_of_the_weights_of(weights_of, schedule, updates, start):
     weights, ages = weights_of(schedule, updates), np.arange(updates)[::-1]
-    found, = figures(schedule, [updates], start)
+    at_end, = figures(schedule, [updates], start)
     age = (weights * ages).sum()
-    assert found.mean_age == pytest.approx(age, rel=1e-9, abs=1e-9)
-    assert found.spread == pytest.approx(np.sqrt((weights * (ages - age)**2).sum()), rel=1e-6, abs=1e-3)
-    assert found.effective_size == pytest.approx(1 / (weights**2).sum(), rel=1e-9)
-    assert found.start == pytest.approx(weights[:start].sum(), rel=1e-9, abs=1e-12)
-    assert found.horizon == schedule.interval / found.momentum
+    assert at_end.mean_age == pytest.approx(age, rel=1e-9, abs=1e-9)
+    assert at_end.age_deviation == pytest.approx(np.sqrt((weights * (ages - age)**2).sum()), rel=1e-6, abs=1e-3)
+    assert at_end.effective_sample_size == pytest.approx(1 / (weights**2).sum(), rel=1e-9)
+    assert at_end.start == pytest.approx(weights[:start].sum(), rel=1e-9, abs=1e-12)
+    assert at_end.horizon == schedule.interval / at_end.momentum
 
 
 def test_figures_of_a_constant_momentum_are_the_closed_forms():
-    found, = figures(Constant(0.01), [10_000])
-    assert found.mean_age == pytest.approx((1 - 0.01) / 0.01)
-    assert found.spread == pytest.approx(math.sqrt(1 - 0.01) / 0.01)
-    assert found.effective_size == pytest.approx((2 - 0.01) / 0.01)
+    at_end, = figures(Constant(0.01), [10_000])
+    assert at_end.mean_age == pytest.approx((1 - 0.01) / 0.01)
+    assert at_end.age_deviation == pytest.approx(math.sqrt(1 - 0.01) / 0.01)
+    assert at_end.effective_sample_size == pytest.approx((2 - 0.01) / 0.01)
+    assert (at_end.spread, at_end.effective_size) == (at_end.age_deviation, at_end.effective_sample_size)
 
 
 @pytest.mark.parametrize(('last_step', 'size'), [(500, 1.6), (2_000, 4.4), (5_000, 23), (10_000, 282), (20_000, 6_990),
                                                  (30_000, 15_963), (50_000, 19_906), (277_000, 19_999)])
-def test_effective_size_of_the_yolov5_defaults(last_step, size):
-    found, = figures(Ramp(1e-4, 2000), [last_step + 1])
-    assert round(found.effective_size, 1 if size < 10 else 0) == size
+def test_effective_sample_size_of_the_yolov5_defaults(last_step, size):
+    at_end, = figures(Ramp(1e-4, 2000), [last_step + 1])
+    assert round(at_end.effective_sample_size, 1 if size < 10 else 0) == size
 
 
 def test_figures_come_in_order_and_once():
-    assert [found.updates for found in figures(Ramp(), [30, 10, 30])] == [10, 30]
+    assert [point.updates for point in figures(Ramp(), [30, 10, 30])] == [10, 30]
 
 
 @given(schedules, st.integers(1, 300), st.integers(1, 50))
 def test_profile_holds_the_weights_of(weights_of, schedule, updates, groups):
-    found, weights = profile(schedule, updates, groups), weights_of(schedule, updates)
+    profiled, weights = profile(schedule, updates, groups), weights_of(schedule, updates)
     groups = min(groups, updates)
     ends = [updates * (group + 1) // groups for group in range(groups)]
     sizes = np.diff([0, *ends])
-    assert np.array(found.weight) * sizes == pytest.approx(np.add.reduceat(weights, [0, *ends[:-1]]), abs=1e-12)
-    assert (np.array(found.momentum) * sizes).sum() == pytest.approx(sum(map(schedule, range(updates))))
-    assert found.updates == sorted(found.updates)
+    assert np.array(profiled.weight) * sizes == pytest.approx(np.add.reduceat(weights, [0, *ends[:-1]]), abs=1e-12)
+    assert (np.array(profiled.momentum) * sizes).sum() == pytest.approx(sum(map(schedule, range(updates))))
+    assert profiled.updates == sorted(profiled.updates)
 
 
 @pytest.mark.parametrize(('name', 'schedule'), [
@@ -139,11 +140,11 @@ def test_age_that_cannot_be_is_refused(updates, age, interval):
 
 @given(momenta, gammas, st.floats(0.01, 10))
 def test_rescaled_schedule_forgets_as_much_over_as_many_images(momentum, gamma, factor):
-    other, length = rescaled(momentum, gamma, factor)
+    new_momentum, new_gamma = rescaled(momentum, gamma, factor)
     # What 1,000 updates of the one keep, 1,000 / factor updates of the other keep.
-    assert 1000 / factor * math.log1p(-other) == pytest.approx(1000 * math.log1p(-momentum))
-    assert length * factor == pytest.approx(gamma)
-    assert rescaled(other, length, 1 / factor) == pytest.approx((momentum, gamma))
+    assert 1000 / factor * math.log1p(-new_momentum) == pytest.approx(1000 * math.log1p(-momentum))
+    assert new_gamma * factor == pytest.approx(gamma)
+    assert rescaled(new_momentum, new_gamma, 1 / factor) == pytest.approx((momentum, gamma))
 
 
 def test_run_without_updates_has_no_suited_momentum():

@@ -38,10 +38,10 @@ def test_inspection_as_json_can_be_read(tool, checkpoint_file, capsys):
     def refuse(constant):
         raise AssertionError(f'{constant} is not JSON')
 
-    whole, broken = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert whole['average']['updates'] == 8
-    assert whole['average']['hook']['gamma'] == 40
-    assert whole['distance']['relative'] > 0
+    complete, broken = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert complete['average']['updates'] == 8
+    assert complete['average']['hook']['gamma'] == 40
+    assert complete['distance']['relative'] > 0
     assert broken['distance']['relative'] is None
     assert broken['weights'][0]['nonfinite'] == ['backbone.stem.0.conv.weight']
 
@@ -91,11 +91,11 @@ def test_a_broken_file_does_not_hide_the_others(tool, checkpoint_file, capsys):
 def test_extracted_raw_weights_are_those_that_the_test_takes(tool, config_file, checkpoint_file, capsys):
     tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'out/raw.pth')
     assert capsys.readouterr().out.startswith('out/raw.pth  ')
-    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--work-dir', 'one')
-    tool('test', config_file, 'out/raw.pth', '--work-dir', 'other')
-    one, other = (json.loads(next(folder.glob('*/*.json')).read_text())
-                  for folder in map(checkpoint_file.parent.joinpath, ('one', 'other')))
-    assert one['coco/bbox_mAP'] == other['coco/bbox_mAP']
+    tool('test', config_file, checkpoint_file, '--weights', 'raw', '--work-dir', 'raw')
+    tool('test', config_file, 'out/raw.pth', '--work-dir', 'extracted')
+    raw, extracted = (json.loads(next(folder.glob('*/*.json')).read_text())
+                      for folder in map(checkpoint_file.parent.joinpath, ('raw', 'extracted')))
+    assert raw['coco/bbox_mAP'] == extracted['coco/bbox_mAP']
 
 
 def test_publishing_tells_name_and_error(tool, checkpoint_file, capsys, tmp_path):
@@ -106,7 +106,7 @@ def test_publishing_tells_name_and_error(tool, checkpoint_file, capsys, tmp_path
     assert f'{name}  4.' in said
 
 
-def test_file_without_average_is_handed_on_and_said_so(tool, checkpoint_file, capsys):
+def test_file_without_average_is_exported_and_said_so(tool, checkpoint_file, capsys):
     content = checkpoint.read(checkpoint_file)
     torch.save(dict(state_dict=content['state_dict']), 'plain.pth')
     tool('ema_checkpoint', 'extract', 'plain.pth', '-o', 'a.pth')
@@ -118,7 +118,7 @@ def test_folder_means_its_checkpoints(tool, checkpoint_file, capsys):
     tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'run/b.pth')
     capsys.readouterr()
     assert tool('ema_checkpoint', 'inspect', 'run', '--json') == 0
-    assert [found['file'] for found in json.loads(capsys.readouterr().out)] == ['run/a.pth', 'run/b.pth']
+    assert [inspection['file'] for inspection in json.loads(capsys.readouterr().out)] == ['run/a.pth', 'run/b.pth']
 
 
 def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
@@ -134,7 +134,7 @@ def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
 @pytest.mark.parametrize(('arguments', 'said'), [
     ([], 'the following arguments are required: COMMAND'),
     (['publish'], 'the following arguments are required: FILE, -o/--out (see ema_checkpoint.py publish --help)'),
-    (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
+    (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
     (['inspect', 'text.pth'], 'text.pth is not a checkpoint: it is text'),
     (['inspect', 'empty.pth'], 'empty.pth is not a checkpoint: it is empty'),
     (['inspect', 'folder'], 'folder is a folder: name a checkpoint in it'),
@@ -148,7 +148,7 @@ def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
     (['extract', 'plain.pth', '--weights', 'raw', '-o', 'a.pth'], 'plain.pth: it holds one set of weights only'),
     (['publish', 'epoch_9.pth', '-o', 'folder'], '-o folder is a folder: add the beginning of a name, such as '),
     (['publish', 'epoch_9.pth', '-o', 'a', '--dtype', 'int8'], "argument --dtype: invalid choice: 'int8'"),
-    (['compare', 'epoch_9.pth', 'broken.safetensors'], 'broken.safetensors is not a .safetensors file, or is cut off'),
+    (['compare', 'epoch_9.pth', 'broken.safetensors'], 'is not a .safetensors file, or is truncated'),
 ])
 def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, said):
     content = checkpoint_file.read_bytes()

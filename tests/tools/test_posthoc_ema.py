@@ -40,14 +40,14 @@ def test_fit_tells_how_well_it_goes(tool, work_dir, capsys):
 
 def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys):
     tool('posthoc_ema', 'build', work_dir, '--horizon', '8', '-o', 'out/a.pth')
-    assert capsys.readouterr().out.splitlines()[-1].startswith('out/a.pth  8: error ')
+    assert capsys.readouterr().out.splitlines()[-1].startswith('out/a.pth  8: reconstruction error ')
     content = torch.load('out/a.pth', weights_only=True)
-    told = content['meta']['mmyolo_ema']['posthoc']
-    assert told['target'] == '8'
-    assert sum(told['coefficients'].values()) == pytest.approx(1)
-    assert 0 < told['error'] < 0.5
+    posthoc = content['meta']['mmyolo_ema']['posthoc']
+    assert posthoc['target'] == '8'
+    assert sum(posthoc['coefficients'].values()) == pytest.approx(1)
+    assert 0 < posthoc['error'] < 0.5
     tool('ema_checkpoint', 'inspect', 'out/a.pth')
-    assert 'average 8, made of the checkpoints of 8 updates with an error of' in capsys.readouterr().out
+    assert 'average 8, made of the checkpoints of 8 updates with a reconstruction error of' in capsys.readouterr().out
     tool('test', config_file, 'out/a.pth', '--cfg-options', 'log_level=INFO')
     assert 'testing: EMA weights of 8 updates\n' in capsys.readouterr().out
 
@@ -137,14 +137,14 @@ def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, cap
     capsys.readouterr()
     tool('posthoc_ema', 'sweep', work_dir, config_file, '--horizons', '8', '2', '--resamples', '20')
     said = capsys.readouterr().out
-    told = json.loads(files['posthoc_sweep.json'].read_text())
+    stored = json.loads(files['posthoc_sweep.json'].read_text())
     shown = {name.removesuffix(' (best)') for name in rows(said)}
-    assert {'raw', 'shipped', '8'} <= shown
-    assert '2' in told['dropped']
-    assert 'left out: 2, whose error would be' in said
-    assert told['metric'] == 'coco/bbox_mAP'
-    assert [one['score'] for one in told['candidates']] == [
-        pytest.approx(one['metrics']['coco/bbox_mAP'], abs=1e-3) for one in told['candidates']]
+    assert {'raw', "the run's EMA", '8'} <= shown
+    assert '2' in stored['dropped']
+    assert 'left out: 2, whose reconstruction error would be' in said
+    assert stored['metric'] == 'coco/bbox_mAP'
+    assert [candidate['score'] for candidate in stored['candidates']] == [
+        pytest.approx(candidate['metrics']['coco/bbox_mAP'], abs=1e-3) for candidate in stored['candidates']]
     assert all(path.stat().st_size > 0 for path in files.values())
     tool('test', config_file, files['best_posthoc.pth'])
 

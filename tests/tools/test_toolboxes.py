@@ -136,4 +136,4 @@ def test_run_of_another_toolbox(tool, refused, config, tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'will not be told: that is for COCO\'s mAP only, and the evaluator is ToyIoU' in said
     assert said.count('mAP') == 2  # as what this is not
-    assert ' mIoU | to shipped |' in said
+    assert " mIoU | to the run's EMA |" in said

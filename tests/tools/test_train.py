@@ -59,7 +59,7 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     ([], 'the following arguments are required: config'),
     (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
     (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
-    (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is cut off'),
+    (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
     (['small.py', '--resume', 'weights.pth'],
      'cannot start from weights.pth: to resume, it would have to hold meta, message_hub, optimizer'),
     (['small.py', '--resume', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],

@@ -1,4 +1,4 @@
-"""Loading weights into a model, and telling what the two do not have in common.
+"""Loading weights into a model, and reporting what the two do not have in common.
 
 What a file means is up to the model: a module may rename or convert tensors when it loads them. So names are compared
 by loading, not before it.
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mmyolo_ema.checkpoint.weights import form_of, unprefixed
 
-__all__ = ['Misfits', 'listed', 'load_all', 'load_fitting']
+__all__ = ['Misfits', 'Mismatches', 'listed', 'load_all', 'load_fitting']
 
-# What no loader of MMEngine's asks for: BatchNorm's count of batches. Some exporters leave it out.
+# Of BatchNorm: no loader of MMEngine's asks for it, and some exporters leave it out.
 _COUNT = 'num_batches_tracked'
 
 # How torch reports another shape.
@@ -21,18 +21,18 @@ _SHAPES = re.compile(r'size mismatch for (.+): copying a param with shape torch\
                      r'the shape in current model is torch\.Size\(\[(.*)\]\)\.')
 
 
-class Misfits(NamedTuple):
+class Mismatches(NamedTuple):
     """Names of tensors that a model and a file do not have in common.
 
     Attributes:
-        missing: Names that the file lacks, but for counts of batches.
-        other: Both shapes, or kinds of numbers, in words where they differ, by name.
+        missing: Names that the file lacks, but for num_batches_tracked.
+        shape: Both shapes, or kinds of numbers, in words where they differ, by name.
         unexpected: Names that the model lacks.
         counts: Names of BatchNorm's ``num_batches_tracked`` that the file lacks, which no file must have.
     """
 
     missing: list[str]
-    other: dict[str, str]
+    shape: dict[str, str]
     unexpected: list[str]
     counts: list[str]
 
@@ -41,8 +41,17 @@ class Misfits(NamedTuple):
         """What to say of missing counts, in one line; empty if there are none."""
         return f'the file lacks {len(self.counts)} {_COUNT} of BatchNorm, and does without' if self.counts else ''
 
+    @property
+    def other(self) -> dict[str, str]:
+        """The older name of ``shape``."""
+        return self.shape
 
-def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
+
+#: The older name.
+Misfits = Mismatches
+
+
+def load_fitting(weights: dict[str, Any], model: nn.Module) -> Mismatches:
     """Loads what fits into a model, by the model's own loading.
 
     Args:
@@ -50,8 +59,8 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
         model: The bare model.
     """
     stored = unprefixed(weights, like=weights)
-    other = _of_another_kind(stored, model)
-    for name in other:
+    shape = _of_another_kind(stored, model)
+    for name in shape:
         del stored[name]
     missing: list[str] = []
     unexpected: list[str] = []
@@ -65,18 +74,18 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Misfits:
         model.load_state_dict(stored, strict=False)
     except RuntimeError as error:
         # torch loads all that fits before it raises.
-        shapes = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
-                  for name, of_file, of_model in _SHAPES.findall(str(error))}
-        other.update(shapes)
-        if len(shapes) < str(error).count('\n\t'):  # torch names each on a line of its own
+        refused = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
+                   for name, of_file, of_model in _SHAPES.findall(str(error))}
+        shape.update(refused)
+        if len(refused) < str(error).count('\n\t'):  # torch names each on a line of its own
             raise ValueError(f'its weights cannot be loaded: {error}') from error
     finally:
         handle.remove()
     # A BatchNorm of a file without versions does not miss its count.
     has_counts = any(name.endswith(_COUNT) for name in stored)
     absent = missing if has_counts else model.state_dict()
-    return Misfits([name for name in missing if not name.endswith(_COUNT) and name not in other], other, unexpected,
-                   [name for name in absent if name.endswith(_COUNT)])
+    return Mismatches([name for name in missing if not name.endswith(_COUNT) and name not in shape], shape, unexpected,
+                      [name for name in absent if name.endswith(_COUNT)])
 
 
 def _of_another_kind(stored: dict[str, Any], model: nn.Module) -> dict[str, str]:
@@ -87,7 +96,7 @@ def _of_another_kind(stored: dict[str, Any], model: nn.Module) -> dict[str, str]
             for name, (of_file, of_model) in kinds.items() if of_file != of_model}
 
 
-def load_all(weights: dict[str, Any], model: nn.Module) -> Misfits:
+def load_all(weights: dict[str, Any], model: nn.Module) -> Mismatches:
     """Loads weights into a model, and raises if they lack a tensor or have it in another shape.
 
     MMEngine's loader only warns, and leaves what does not fit as it was initialised.
@@ -99,12 +108,12 @@ def load_all(weights: dict[str, Any], model: nn.Module) -> Misfits:
     Raises:
         ValueError: With the names and shapes that differ.
     """
-    found = load_fitting(weights, model)
-    if found.missing or found.other:
+    mismatches = load_fitting(weights, model)
+    if mismatches.missing or mismatches.shape:
         raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape or kind: ', list(found.other.values())) +
-                         listed('; missing: ', found.missing))
-    return found
+                         listed('; of another shape or kind: ', list(mismatches.shape.values())) +
+                         listed('; missing: ', mismatches.missing))
+    return mismatches
 
 
 def listed(title: str, names: list[str], most: int = 3) -> str:
