@@ -33,6 +33,7 @@ from benchmarks import report
 from benchmarks.agreement import check_agreement
 from benchmarks.detectors import DETECTORS, build_detector
 from benchmarks.hook_cost import measure_hook_cost
+from benchmarks.pictures import Growth, StepTimes, draw_growth, draw_step_times
 from benchmarks.scale import SIZES, fits, measure_scale
 from benchmarks.steps import LIMIT, measure_steps
 from benchmarks.timing import Timing
@@ -41,7 +42,6 @@ from mmyolo_ema.cli.arguments import OneLineParser, check_new, check_writable
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import write_new
-from mmyolo_ema.plots import Growth, StepTimes, draw_growth, draw_step_times
 
 ROOT = Path(__file__).resolve().parent.parent
 

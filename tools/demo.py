@@ -19,6 +19,7 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 import mmcv
 import numpy as np
+from demo_picture import Detections, draw_detections
 from mmengine.fileio import load
 from pycocotools.coco import COCO
 from rich.table import Table
@@ -26,7 +27,6 @@ from rich.table import Table
 from mmyolo_ema.cli.arguments import OneLineParser
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.tables import show
-from mmyolo_ema.plots import Detections, draw_detections
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'

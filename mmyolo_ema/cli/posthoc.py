@@ -22,6 +22,7 @@ from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, single_
 from mmyolo_ema.cli.arguments import OneLineParser, add_cfg_options, add_command, add_run_flags, check_new, count
 from mmyolo_ema.cli.config import build_model, read_config, read_plan
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.posthoc_picture import draw_horizons
 from mmyolo_ema.cli.posthoc_tables import (
     coefficients_table,
     fit_table,
@@ -34,7 +35,6 @@ from mmyolo_ema.cli.posthoc_tables import (
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.ema_config import averages_by_name, hooks_named
 from mmyolo_ema.files import replace
-from mmyolo_ema.plots import draw_horizons
 from mmyolo_ema.posthoc.batch_norm import reestimate
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from mmyolo_ema.posthoc.plan import advice, as_configured

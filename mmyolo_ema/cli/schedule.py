@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from mmyolo_ema.cli.arguments import OneLineParser, add_run_flags, check_new, count
 from mmyolo_ema.cli.config import read_config, read_plan
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.schedule_picture import ScheduleCurves, draw_schedules
 from mmyolo_ema.cli.schedule_tables import Setting, recipes_table, report
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import write_new
-from mmyolo_ema.plots import ScheduleCurves, draw_schedules
 from mmyolo_ema.printing import say
 from mmyolo_ema.run_plan import RunPlan
 from mmyolo_ema.schedules import Ramp, in_updates, of_age, profile, rescaled, rounded, three_digits

@@ -10,8 +10,8 @@ from mmengine.model import BaseAveragedModel
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from mmyolo_ema.hooks.average_picture import AverageCurves
 from mmyolo_ema.hooks.average_record import AverageRecord
-from mmyolo_ema.plots import AverageCurves
 
 __all__ = ['AverageLog', 'drift']
 

@@ -23,6 +23,7 @@ from mmyolo_ema.ema_config import ema_type_of
 from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
+from mmyolo_ema.hooks.average_picture import draw_average_curves
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
@@ -37,7 +38,6 @@ from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.tensor_references import unwrap
-from mmyolo_ema.plots import draw_average_curves
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, verify
 from mmyolo_ema.checkpoint.weights import averaged_weights
 from mmyolo_ema.files import replace
-from mmyolo_ema.plots import HorizonCurve
 from mmyolo_ema.posthoc.bootstrap import Comparison, Matches, compare, mean_average_precision
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.evaluation import Evaluation
@@ -17,7 +16,7 @@ from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction, recon
 from mmyolo_ema.posthoc.snapshots import StoredRun
 from mmyolo_ema.posthoc.targets import horizons
 
-__all__ = ['RAW', 'RUN_EMA', 'Candidate', 'Sweep']
+__all__ = ['RAW', 'RUN_EMA', 'Candidate', 'HorizonCurve', 'Sweep']
 
 #: The run's EMA and its raw weights in the file of what was measured, and in the names of the files beside it.
 RUN_EMA, RAW = 'shipped', 'raw'
@@ -44,6 +43,19 @@ class Candidate(NamedTuple):
     mean_age: float
     metrics: dict[str, float]
     score: float
+
+
+class HorizonCurve(NamedTuple):
+    """What averages of one run reach, by their mean age in updates.
+
+    ``points`` holds (mean age, metric, error of the reconstruction, name), and ``levels`` the metric of weights that
+    have no age, such as the raw ones, by their names. ``own`` is the point of the run's own average.
+    """
+
+    metric: str
+    points: list[tuple[float, float, float, str]]
+    own: tuple[float, float]
+    levels: dict[str, float]
 
 
 class Sweep:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from mmyolo_ema import checkpoint
@@ -22,7 +23,8 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_p
     assert saved['ema_state_dict']['steps'] == 480
 
 
-def test_mismatch_fails_the_demo(load_tool, monkeypatch, capsys):
+def test_mismatch_fails_the_demo(load_tool, root, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(root / 'tools'))
     demo = load_tool('demo')
     metrics = dict.fromkeys(demo.METRICS, 0.5)
     monkeypatch.setattr(demo, 'run', lambda *args: None)
@@ -36,3 +38,15 @@ def test_mismatch_fails_the_demo(load_tool, monkeypatch, capsys):
         demo.main()
     assert stopped.value.code == 2
     assert 'the file does not give what was measured in training' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('count', [1, 4, 5])
+def test_boxes_are_drawn_over_each_image(load_tool, tmp_path, count):
+    picture = load_tool('demo_picture')
+    box = np.array([[2.0, 2.0, 10.0, 10.0]])
+    image = np.zeros((16, 16), np.uint8)
+    picture.draw_detections([picture.Detections(image, box, np.zeros((0, 4)))] * count, 'title', tmp_path / 'true.png')
+    picture.draw_detections([picture.Detections(image, box, box)] * count, 'title', tmp_path / 'both.png')
+    true, both = (matplotlib.image.imread(tmp_path / f'{name}.png') for name in ('true', 'both'))
+    assert true.shape == both.shape
+    assert not np.array_equal(true, both)

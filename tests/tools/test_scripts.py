@@ -101,8 +101,9 @@ _base_ = 'small.py'
 custom_imports = dict(imports='stopping')
 custom_hooks = [*_base_.custom_hooks, dict(type='mmengine.Stop')]
 """)
+    path = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
     done = subprocess.run([sys.executable, root / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
-                          capture_output=True, env=dict(os.environ, PYTHONPATH=f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'))
+                          capture_output=True, env=dict(os.environ, PYTHONPATH=path))
     assert done.returncode == status
     assert done.stderr.endswith(said)
     assert 'Traceback' not in done.stderr

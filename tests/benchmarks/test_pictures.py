@@ -1,19 +1,7 @@
 import matplotlib.image
 import numpy as np
-import pytest
 
-from mmyolo_ema.plots import Detections, Growth, StepTimes, draw_detections, draw_growth, draw_step_times
-
-
-@pytest.mark.parametrize('count', [1, 4, 5])
-def test_boxes_are_drawn_over_each_image(tmp_path, count):
-    box = np.array([[2.0, 2.0, 10.0, 10.0]])
-    image = np.zeros((16, 16), np.uint8)
-    draw_detections([Detections(image, box, np.zeros((0, 4)))] * count, 'title', tmp_path / 'true.png')
-    draw_detections([Detections(image, box, box)] * count, 'title', tmp_path / 'both.png')
-    true, both = (matplotlib.image.imread(tmp_path / f'{name}.png') for name in ('true', 'both'))
-    assert true.shape == both.shape
-    assert not np.array_equal(true, both)
+from benchmarks.pictures import Growth, StepTimes, draw_growth, draw_step_times
 
 
 def test_each_class_has_a_bar_and_each_detector_a_panel(tmp_path):
