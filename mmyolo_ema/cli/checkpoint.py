@@ -1,4 +1,4 @@
-"""Tell what a checkpoint holds, and hand on its averaged or raw weights.
+"""Tell what a checkpoint holds, and export its averaged or raw weights.
 
 Examples:
     python tools/ema_checkpoint.py inspect work_dirs/run/epoch_*.pth
@@ -136,7 +136,7 @@ def publish(args: argparse.Namespace) -> None:
 
 
 def say_what_is_taken(args: argparse.Namespace) -> None:
-    """Tells which weights are handed on where that is not obvious, and what is wrong with them."""
+    """Tells which weights are exported where that is not obvious, and what is wrong with them."""
     found = checkpoint.inspect(args.file)
     kinds = [weights.kind for weights in found.weights]
     if len(kinds) == 1:

@@ -92,7 +92,7 @@ def set_latest_checkpoint(cfg: Config) -> Optional[str]:
 
 def choose_checkpoint(work_dir: str) -> tuple[Optional[str], Optional[str]]:
     """Returns the last checkpoint that is whole, as named from the work directory, and what there is to say."""
-    found, passed_over = checkpoint.latest_whole(work_dir)
+    found, passed_over = checkpoint.latest_complete(work_dir)
     broken = ', '.join(str(path) for path in passed_over)
     if found is None and passed_over:
         raise ValueError(f'cannot resume: no checkpoint in {work_dir} is whole; {broken} cut off or gone. Remove them '

@@ -366,11 +366,11 @@ class EMAHook(MMEngineEMAHook):
         found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
         if resumes:
             exchange(checkpoint)
-        misfits = next(filter(None, map(unfit, found)), '')
+        mismatches = next(filter(None, map(unfit, found)), '')
         if updates is None:
-            misfits += '; the count of updates (steps) is missing from the file, so the ramp starts again'
-        if misfits and self.strict_load:
-            raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{misfits}. Leave '
+            mismatches += '; the count of updates (steps) is missing from the file, so the ramp starts again'
+        if mismatches and self.strict_load:
+            raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{mismatches}. Leave '
                              'strict_load out to load what fits.')
         if self._mean_age is not None:
             self._mean_age.forget()
@@ -380,8 +380,8 @@ class EMAHook(MMEngineEMAHook):
         self._keep_record()
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
         said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0)
-        said += (f'; {found[0].remark}' if found[0].remark else '') + (misfits or hint)
-        _say(said, logging.WARNING if misfits or (resumed and not resumes) else logging.INFO)
+        said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
+        _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
 
     def _serve(self, runner: Runner, trains: bool) -> None:
         """Belongs to a runner from now on; makes the average if it trains, and sees to its loops."""

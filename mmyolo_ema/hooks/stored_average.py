@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmyolo_ema._upstream import add_own_state
 from mmyolo_ema.checkpoint import (
     PREFIX,
-    Misfits,
+    Mismatches,
     averaged_weights,
     has_ema,
     listed,
@@ -121,7 +121,7 @@ def origin(checkpoint: dict, resumes: bool) -> str:
 
 
 def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict, goes_on: bool,
-         updates: int) -> list[Misfits]:
+         updates: int) -> list[Mismatches]:
     """Loads what fits into an average, as the model would load it. What the file lacks is the model's.
 
     Args:
@@ -153,9 +153,9 @@ def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
                 own[name].copy_(value)
 
 
-def unfit(found: Misfits) -> str:
+def unfit(found: Mismatches) -> str:
     """Returns in words which tensors do not fit the model, or nothing."""
     return ''.join(
         listed(title, names, most=20)
-        for title, names in (('; not loaded, of another shape or kind: ', list(found.other.values())),
+        for title, names in (('; not loaded, of another shape or kind: ', list(found.shape.values())),
                              ('; missing from the file: ', found.missing), ('; not in the model: ', found.unexpected)))
