@@ -8,7 +8,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmengine.visualization import Visualizer
 from torch import distributed, nn
 
@@ -30,7 +30,9 @@ def _same_start():
     """Each test starts from the same random numbers, without what another one left behind."""
     torch.manual_seed(0)
     forget_runs()
+    loaders = dict(CheckpointLoader._schemes)
     yield
+    CheckpointLoader._schemes = loaders
     forget_runs()
 
 

@@ -265,7 +265,7 @@ def test_folder_with_other_wheels_is_not_filled(load_tool, monkeypatch, tmp_path
 
 def test_make_runs_no_second_time_without_a_gpu():
     options = dict(cwd=ENVIRONMENT.parents[1], capture_output=True, text=True)
-    recipe = subprocess.run(['make', '--just-print', 'test'], **options).stdout
+    recipe = subprocess.run(['make', '--just-print', '--no-print-directory', 'test'], **options).stdout
     command = recipe.splitlines()[-1].split()[1:]
     environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
     result = subprocess.run([sys.executable, *command], env=environment, **options)
