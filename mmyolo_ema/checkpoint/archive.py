@@ -2,11 +2,12 @@
 
 import os
 import pickletools
+import struct
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ['MOST_DEPTH', 'NotPlain', 'can_be_mapped', 'is_archive', 'most_bytes', 'verify']
 
@@ -14,7 +15,10 @@ __all__ = ['MOST_DEPTH', 'NotPlain', 'can_be_mapped', 'is_archive', 'most_bytes'
 MOST_DEPTH = 64
 
 # How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
-_MOST_ITEMS = 10**6
+_MOST_ITEMS = 10**4
+
+# The records at the end of an archive: of the format before and after files of 4 GB, and what points to the latter.
+_END, _LOCATOR, _END_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sIQI'), struct.Struct('<4sQ2H2I4Q')
 
 # Before torch 1.6 a file was five pickles one after the other.
 _LEGACY_PICKLES = 5
@@ -77,6 +81,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _verified(path: Path, identity: tuple[int, ...]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_one_directory(path, archive)
             damaged = archive.testzip()
     except Exception as error:  # the reader of archives raises what it comes across
         raise ValueError(f'{path} is damaged ({type(error).__name__}: {error!s:.80})') from error
@@ -92,20 +97,52 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
                 _check_nesting(file)
         return False
     with zipfile.ZipFile(path) as archive:
+        _check_one_directory(path, archive)
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > most_bytes(path):
             raise NotPlain('compressed data that is far larger than the file')
         for entry in entries:
-            if entry.filename.endswith('data.pkl'):
+            if entry.filename.lower().endswith('data.pkl'):  # torch finds it whatever its case
                 with archive.open(entry) as program:
                     _check_nesting(program)
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
-def _check_nesting(program: Any) -> None:
-    """Goes through a pickle without doing what it says, and raises if it makes a tuple that is too deep or too large.
+def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises BadZipFile unless the directory that zipfile read is the one that torch reads.
 
-    For each item on the pickle's stack there is its depth and the number of items in it.
+    zipfile takes the one that ends where the record of the end begins, torch the one that this record points to.
+    """
+    with path.open('rb') as file:
+        file.seek(-min(path.stat().st_size, _END.size + _LOCATOR.size), os.SEEK_END)
+        locator, end = file.read(_LOCATOR.size), file.read()
+        if len(end) != _END.size or not end.startswith(b'PK\5\6'):
+            raise zipfile.BadZipFile('the archive does not end with its directory')
+        offset = _END.unpack(end)[6]
+        if locator.startswith(b'PK\6\7'):
+            file.seek(_LOCATOR.unpack(locator)[2])
+            offset_64 = _END_64.unpack(file.read(_END_64.size))[9]
+            if offset not in (offset_64, 2**32 - 1):
+                raise zipfile.BadZipFile('the archive has two directories')
+            offset = offset_64
+    if offset != archive.start_dir:
+        raise zipfile.BadZipFile('the archive has two directories')
+
+
+class _Item(NamedTuple):
+    """What is known of an item on the stack of a pickle."""
+
+    depth: int = 0
+    items: int = 1
+    #: The name that it is or was made by, if a name made it.
+    name: str = ''
+
+
+def _check_nesting(program: Any) -> None:
+    """Goes through a pickle without doing what it says, and raises if it does what no checkpoint needs.
+
+    That is a tuple that is too deep or too large, a call of what is no name, and a new state for a tensor, which takes
+    what is in the memory.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -118,20 +155,29 @@ def _check_nesting(program: Any) -> None:
             continue
         taken = _take(stack, opcode)
         if 'TUPLE' in opcode.name:
-            depth, items = 1 + max((depth for depth, _ in taken), default=0), 1 + sum(items for _, items in taken)
-            if depth > MOST_DEPTH or items > _MOST_ITEMS:
+            item = _Item(1 + max((item.depth for item in taken), default=0), 1 + sum(item.items for item in taken))
+            if item.depth > MOST_DEPTH or item.items > _MOST_ITEMS:
                 raise NotPlain('tuples that are nested too deep')
-            stack.append((depth, items))
+            stack.append(item)
+        elif opcode.name == 'GLOBAL':
+            stack.append(_Item(name=str(argument)))
+        elif opcode.name in ('REDUCE', 'NEWOBJ', 'BUILD'):
+            called = taken[-1].name
+            if not called or (opcode.name == 'BUILD' and called.startswith('torch')):
+                raise NotPlain(f'a program that calls or changes {called or "what is no name"}')
+            stack.append(_Item(name=called))
+        elif opcode.name.startswith(('APPEND', 'SETITEM', 'ADDITEMS')):
+            stack.append(taken[-1])  # the container
         elif opcode.name == 'MARK':
             stack.append(None)
         else:
-            stack += [(0, 1)] * len(opcode.stack_after)
+            stack += [_Item()] * len(opcode.stack_after)
 
 
-def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
+def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[_Item]:
     """Takes what an opcode uses from the stack, down to a mark where it uses one."""
     before = opcode.stack_before
-    taken: list[tuple[int, int]] = []
+    taken: list[_Item] = []
     if pickletools.markobject in before:
         while (item := stack.pop()) is not None:
             taken.append(item)

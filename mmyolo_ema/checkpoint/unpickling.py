@@ -32,7 +32,7 @@ _NUMBERS_OR_TEXT = re.compile(r'[?biufcSU]\d*')
 # Of the names that torch's reader knows, besides dtypes and storages.
 _OF_TORCH = {
     '_codecs.encode', 'builtins.complex', 'builtins.set', 'collections.Counter', 'collections.OrderedDict',
-    'torch.Size', 'torch.device', 'torch.storage.UntypedStorage', 'torch._utils._rebuild_parameter',
+    'torch.Size', 'torch.device', 'torch._utils._rebuild_parameter',
     'torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3'
 }
 
@@ -249,7 +249,8 @@ def _built(value: _Recorded) -> tuple[Any, int]:
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UnpicklingError(f'GLOBAL {value.name} in a form that is unknown') from error
     arrays = built.data if isinstance(built, HistoryBuffer) else [built]
-    return built, sum(64 + array.nbytes + 8 * max(array.shape, default=0) for array in arrays
+    # As lists, an array without content may still have as many items as its other sizes make.
+    return built, sum(64 + array.nbytes + 8 * math.prod(max(size, 1) for size in array.shape) for array in arrays
                       if isinstance(array, (np.ndarray, np.generic)))
 
 

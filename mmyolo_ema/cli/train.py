@@ -22,7 +22,8 @@ from mmyolo_ema.cli.runner import build_runner, finish, join_processes
 from mmyolo_ema.ema_config import hooks_named
 from mmyolo_ema.ema_options import check_class, check_options
 from mmyolo_ema.files import use_whole_files
-from mmyolo_ema.printing import say
+from mmyolo_ema.hooks.own_files import OwnFilesOnly
+from mmyolo_ema.printing import printable, say
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS, MODELS
 
@@ -168,6 +169,7 @@ def main() -> None:
         stop(error)
     runner = build_runner(cfg, args.local_rank)
     if note is not None:
-        runner.logger.warning(note)
+        runner.logger.warning(printable(note))
+    runner.register_hook(OwnFilesOnly())
     runner.train()
     finish()

@@ -29,6 +29,7 @@ from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
+from mmyolo_ema.hooks.own_files import forget_other_files
 from mmyolo_ema.hooks.refusals import check_run
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import updates_at_end
@@ -354,6 +355,9 @@ class EMAHook(MMEngineEMAHook):
         resumed = is_resumed(runner)
         if resumed:
             check_no_program(checkpoint)
+            for path in forget_other_files(runner, checkpoint):
+                _say(f'the best checkpoint that the file names, {path!r}, is not in the folder of this run: it is left '
+                     'alone', logging.WARNING)
         # A runner of strategies loads before it calls before_run.
         self._serve(runner, trains=resumed or has_training_loop(runner))
         if not self._averages_for(runner):

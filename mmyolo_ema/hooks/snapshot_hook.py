@@ -34,6 +34,7 @@ from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run, updates_per_epoch
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
 from mmyolo_ema.models import schedule_of
+from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 from mmyolo_ema.schedules import in_updates
@@ -341,4 +342,4 @@ def _slim(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say(message: str, level: int = logging.INFO) -> None:
-    print_log(f'EMA snapshots: {message}', logger='current', level=level)
+    print_log(f'EMA snapshots: {printable(message)}', logger='current', level=level)
