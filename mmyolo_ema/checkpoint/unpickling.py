@@ -32,7 +32,7 @@ _NUMBERS_OR_TEXT = re.compile(r'[?biufcSU]\d*')
 # Of the names that torch's reader knows, besides dtypes and storages.
 _OF_TORCH = {
     '_codecs.encode', 'builtins.complex', 'builtins.set', 'collections.Counter', 'collections.OrderedDict',
-    'torch.Size', 'torch.device', 'torch._utils._rebuild_parameter',
+    'torch.Size', 'torch.device', 'torch.storage.UntypedStorage', 'torch._utils._rebuild_parameter',
     'torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3'
 }
 
