@@ -160,6 +160,7 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
         content = restored(content, most_bytes(path), of_user)
     except UnpicklingError as error:
         _check_is_no_text(path)
+        verify(path, must_have_checksums=False)  # a damaged file of one's own is no foreign one
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
         what = (f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else
                 str(error) if isinstance(error, NotPlain) else 'an unknown format')
