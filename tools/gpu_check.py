@@ -66,7 +66,7 @@ def parts(folder: Path, gpu: bool) -> dict[str, Part]:
 
 def run_part(python: Path, part: Part, gpu: bool) -> dict:
     """Runs a part in a process of its own and returns how it ended, how long it took and what it found."""
-    environment = os.environ if gpu else dict(os.environ, CUDA_VISIBLE_DEVICES='')
+    environment = os.environ if gpu else dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     start = time.perf_counter()
     process = subprocess.Popen([str(python), *part.arguments], cwd=ROOT, env=environment, text=True, errors='replace',
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
