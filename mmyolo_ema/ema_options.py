@@ -7,10 +7,10 @@ from typing import Any
 from mmengine.registry import Registry
 
 from mmyolo_ema.ema_config import class_name, ema_type_of
-from mmyolo_ema.schedules import three_digits
+from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
-__all__ = ['check_class', 'check_options', 'of_average']
+__all__ = ['check_class', 'check_mean_age_alone', 'check_options', 'of_average']
 
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
@@ -46,13 +46,19 @@ def check_options(hook: dict) -> None:
         named = ' and no option '.join(option + _hint(option, hook[option], known) for option in unknown)
         raise TypeError(f'{class_name(hook["type"])} has no option {named}: it takes '
                         f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
-    given = [name for name in ('momentum', 'gamma') if name in hook]
-    if hook.get('mean_age') is not None and given:
-        raise ValueError(f'mean_age={hook["mean_age"]!r} works momentum and gamma out for the run, but '
-                         f'{" and ".join(given)} is given too: name either that or these')
+    if hook.get('mean_age') is not None:
+        check_mean_age_alone(hook['mean_age'], hook)
     if hook.get('begin_iter') and hook.get('begin_epoch'):
         raise ValueError(f'begin_epoch={hook["begin_epoch"]} and begin_iter={hook["begin_iter"]} exclude each other')
     schedule_of_class(average, hook)
+
+
+def check_mean_age_alone(mean_age: Any, options: dict) -> None:
+    """Raises ValueError if the momentum or gamma that a mean age works out are among the options too."""
+    given = [f'{name}={options[name]!r}' for name in ('momentum', 'gamma') if name in options]
+    if given:
+        raise ValueError(f'mean_age={mean_age!r} works momentum and gamma out for the run, but {" and ".join(given)} '
+                         'is given too: name either that or these')
 
 
 def check_class(kind: Any, registry: Registry) -> None:
@@ -66,7 +72,7 @@ def check_class(kind: Any, registry: Registry) -> None:
 
 def _hint(option: str, value: Any, known: list[str]) -> str:
     if option == 'decay' and isinstance(value, (int, float)):
-        return f' (momentum is 1 - decay: write momentum={three_digits(1 - value):.12g})'
+        return f' ({instead_of_decay(value)})'
     if option in _of_average('ExpMomentumEMA'):
         return " (ema_type='mmyolo_ema.ExpMomentumEMA' has it)"
     near = get_close_matches(option, known, n=2)

@@ -22,7 +22,7 @@ ELSEWHERE = {
     '_parameters', '_buffers', '_modules',  # torch's documentation uses them
     '_metadata',  # written into files, where it cannot change
     '_replace', '_asdict', '_getframe', '_exit', '_run_exitfuncs',  # Python's own
-    '_val_loop', '_instance_dict', '_coco_api', '_BatchNorm',  # of what post-hoc averages are built and validated with
+    '_instance_dict', '_coco_api', '_BatchNorm',  # of what post-hoc averages are built and validated with
 }
 
 

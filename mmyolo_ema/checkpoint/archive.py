@@ -77,6 +77,7 @@ def _identity(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+# By what a file is now, so that another one of its name is looked at anew.
 @lru_cache(maxsize=256)
 def _verified(path: Path, identity: tuple[int, ...]) -> None:
     try:
@@ -94,7 +95,7 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
     if not is_archive(path):
         with path.open('rb') as file:
             for _ in range(_LEGACY_PICKLES):
-                _check_nesting(file)
+                _check_program(file)
         return False
     with zipfile.ZipFile(path) as archive:
         _check_one_directory(path, archive)
@@ -104,7 +105,7 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
         for entry in entries:
             if entry.filename.lower().endswith('data.pkl'):  # torch finds it whatever its case
                 with archive.open(entry) as program:
-                    _check_nesting(program)
+                    _check_program(program)
         return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
@@ -138,7 +139,7 @@ class _Item(NamedTuple):
     name: str = ''
 
 
-def _check_nesting(program: Any) -> None:
+def _check_program(program: Any) -> None:
     """Goes through a pickle without doing what it says, and raises if it does what no checkpoint needs.
 
     That is a tuple that is too deep or too large, a call of what is no name, and a new state for a tensor, which takes

@@ -28,7 +28,7 @@ from mmyolo_ema.cli.posthoc_tables import (
     fit_table,
     percent,
     plan_table,
-    remark_on_ramp,
+    remarks_on_ramp,
     sweep_table,
     verdict,
 )
@@ -119,7 +119,7 @@ def plan(args: argparse.Namespace) -> None:
     say(f'{planned.updates:,} updates, {planned.schedule}: {planned.origin}', '')
     show(plan_table(kept, wanted, planned.updates))
     say('', ERROR)
-    say_if_any(remark_on_ramp(wanted, planned.updates))
+    say(*remarks_on_ramp(wanted, planned.updates))
     if shared != {1}:
         say(BY_NAME)
     if len(kept) > 1:
@@ -134,7 +134,7 @@ def fit(args: argparse.Namespace) -> None:
     found = reconstruct_named(stored, args.horizon or horizons_around(stored.schedule, (0.25, 0.5, 2, 4)))
     show(fit_table(found))
     say('', ERROR, 'amplification: by how much rounding errors of the files grow.')
-    say_if_any(remark_on_ramp([one.target for one in found], stored.updates))
+    say(*remarks_on_ramp([one.target for one in found], stored.updates))
     if args.coefficients:
         say('')
         show(coefficients_table(stored, found))
@@ -170,12 +170,7 @@ def build(args: argparse.Namespace) -> None:
         if worst.reconstruction_error > USUAL_ERROR:
             say(f'warning: a reconstruction error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average '
                 'of the run')
-    say_if_any(remark_on_ramp([one.target for one in wanted.values()], stored.updates))
-
-
-def say_if_any(remark: str) -> None:
-    if remark:
-        say(remark)
+    say(*remarks_on_ramp([one.target for one in wanted.values()], stored.updates))
 
 
 def sweep(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from mmyolo_ema.posthoc.targets import Target
 from mmyolo_ema.schedules import Ramp, figures, is_raw, rounded
 
 __all__ = [
-    'coefficients_table', 'fit_table', 'percent', 'plan_table', 'remark_on_ramp', 'sweep_table', 'verdict'
+    'coefficients_table', 'fit_table', 'percent', 'plan_table', 'remarks_on_ramp', 'sweep_table', 'verdict'
 ]
 
 
@@ -49,15 +49,15 @@ def fit_table(reconstructions: Sequence[Reconstruction]) -> Table:
     return table
 
 
-def remark_on_ramp(wanted: Sequence[Target], updates: int) -> str:
-    """Returns which averages are nearly the raw weights because the run's ramp is not over, or nothing."""
-    ages = {target.name: figures(target.schedule, [updates])[0].mean_age for target in wanted
-            if isinstance(target.schedule, Ramp) and is_raw(target.schedule, figures(target.schedule, [updates])[0])}
-    if not ages:
-        return ''
-    named = ', '.join(f'{name} ({rounded(age)} updates old)' for name, age in ages.items())
-    return (f"warning: nearly the raw weights: {named}. They keep the run's gamma, whose ramp takes most of its "
-            f'{updates:,} updates. A horizon of last:LENGTH, the plain mean of the last updates, has no ramp.')
+def remarks_on_ramp(wanted: Sequence[Target], updates: int) -> list[str]:
+    """Returns a line on averages that are nearly the raw weights because the run's ramp is not over, if any are."""
+    at_end = {target: figures(target.schedule, [updates])[0] for target in wanted if isinstance(target.schedule, Ramp)}
+    raw = [f'{target.name} ({rounded(at.mean_age)} updates old)' for target, at in at_end.items()
+           if is_raw(target.schedule, at)]
+    if not raw:
+        return []
+    return [f"warning: nearly the raw weights: {', '.join(raw)}. They keep the run's gamma, whose ramp takes most of "
+            f'its {updates:,} updates. A horizon of last:LENGTH, the plain mean of the last updates, has no ramp.']
 
 
 def coefficients_table(run: StoredRun, reconstructions: Sequence[Reconstruction]) -> Table:

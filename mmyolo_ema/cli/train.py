@@ -45,7 +45,8 @@ def check_hooks(cfg: Config) -> None:
              'the other. Leave out that of the base config.')
     try:
         for hook in cfg.get('custom_hooks') or []:
-            check_class(hook.get('type'), HOOKS)
+            if isinstance(hook, dict):
+                check_class(hook.get('type'), HOOKS)
         for _, hook in found:
             check_class(hook.get('ema_type'), MODELS)
             check_options(hook)

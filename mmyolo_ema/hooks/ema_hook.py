@@ -355,9 +355,7 @@ class EMAHook(MMEngineEMAHook):
         resumed = is_resumed(runner)
         if resumed:
             check_no_program(checkpoint)
-            for path in forget_other_files(runner, checkpoint):
-                _say(f'the best checkpoint that the file names, {path!r}, is not in the folder of this run: it is left '
-                     'alone', logging.WARNING)
+            forget_other_files(runner, checkpoint)
         # A runner of strategies loads before it calls before_run.
         self._serve(runner, trains=resumed or has_training_loop(runner))
         if not self._averages_for(runner):

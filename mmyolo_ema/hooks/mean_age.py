@@ -8,6 +8,7 @@ from mmengine.model import BaseAveragedModel
 from mmengine.runner import Runner
 
 from mmyolo_ema.checkpoint.stored_schedule import stored_segments
+from mmyolo_ema.ema_options import check_mean_age_alone
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.run_length import updates_of_run, updates_per_epoch
 from mmyolo_ema.models import schedule_of
@@ -28,10 +29,7 @@ class MeanAge:
     """
 
     def __init__(self, wish: Union[int, float, str], options: dict[str, Any]) -> None:
-        numbers = [f'{name}={options[name]!r}' for name in ('momentum', 'gamma') if name in options]
-        if numbers:
-            raise ValueError(f'mean_age={wish!r} works momentum and gamma out for the run, but {" and ".join(numbers)} '
-                             'is given too: name either that or these')
+        check_mean_age_alone(wish, options)
         self._wish = wish
         # A form that is wrong in any run is told at once.
         self._named(lambda: in_updates(str(wish), updates=1, updates_per_epoch=1))

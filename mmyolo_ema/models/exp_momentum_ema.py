@@ -15,7 +15,7 @@ from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.registry import MODELS
-from mmyolo_ema.schedules import Ramp, Schedule, three_digits
+from mmyolo_ema.schedules import Ramp, Schedule, instead_of_decay
 
 __all__ = ['ExpMomentumEMA']
 
@@ -201,8 +201,7 @@ def _unexpected(name: str, value: object) -> str:
     said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
     if name != 'decay':
         return f'{said}; it takes model, momentum, gamma, interval, device and update_buffers'
-    instead = f'momentum={three_digits(1 - value):.12g}' if isinstance(value, (int, float)) else 'that'
-    return f'{said}; momentum is 1 - decay: write {instead}'
+    return f'{said}; {instead_of_decay(value)}'
 
 
 def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:

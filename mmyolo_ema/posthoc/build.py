@@ -78,15 +78,18 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
 
 def _check_sources(run: StoredRun, names: list[str], newest: Mapping[str, Any]) -> None:
     """Raises unless all files are what was written, and hold tensors of the newest's form."""
+    forms = {name: form_of(newest[name]) for name in names}
     for file in run.files:
         verify(file.path)
-    for file, kind in run.sources:
-        weights = KINDS[kind](read(file.path, mmap=True))
-        for name in names:
-            form, wanted = form_of(weights.get(name)), form_of(newest[name])
-            if form != wanted:
-                raise ValueError(f'{file.path} does not fit {run.files[-1].path}: {name} among its {kind} weights is '
-                                 f'{form.kind} of shape {form.shape} instead of {wanted.kind} of shape {wanted.shape}')
+        content = read(file.path, mmap=True)
+        for kind in file.kinds:
+            weights = KINDS[kind](content)
+            for name, wanted in forms.items():
+                form = form_of(weights.get(name))
+                if form != wanted:
+                    raise ValueError(f'{file.path} does not fit {run.files[-1].path}: {name} among its {kind} weights '
+                                     f'is {form.kind} of shape {form.shape} instead of {wanted.kind} of shape '
+                                     f'{wanted.shape}')
 
 
 def _has_numbers(value: Any) -> bool:

@@ -75,9 +75,8 @@ class Evaluation:
             self._runner = Runner.from_cfg(cfg)
             self._listener = _Listen(tell)
             self._runner.register_hook(self._listener)
-            self._runner._val_loop = self._runner.build_val_loop(self._runner._val_loop)
+            metrics = self._runner.val_loop.evaluator.metrics  # the loop is made when it is first asked for
             self._runner.call_hook('before_run')
-        metrics = self._runner.val_evaluator.metrics
         self._coco: Any = next((metric for metric in metrics if isinstance(metric, CocoMetric)), None)
 
     @property

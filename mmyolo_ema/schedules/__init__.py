@@ -4,6 +4,7 @@ from mmyolo_ema.schedules.advice import (
     SUITED_SHARE,
     USUAL_AGES,
     advice,
+    instead_of_decay,
     is_nearly_raw,
     is_raw,
     of_age,
@@ -35,7 +36,7 @@ from mmyolo_ema.schedules.recipes import RECIPES, Recipe
 __all__ = [
     'MOST_UPDATES', 'RECIPES', 'SUITED_SHARE', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power',
     'Profile', 'Ramp', 'Recipe', 'Recorded', 'Repeated', 'Restarted', 'Schedule', 'Segmented', 'Triangular',
-    'Uniform', 'advice', 'aged', 'figures', 'in_updates', 'is_nearly_raw',
-    'is_raw', 'mean_age', 'momentum_at', 'of_age', 'profile', 'ramp_of_age', 'rescaled', 'rounded',
+    'Uniform', 'advice', 'aged', 'figures', 'in_updates', 'instead_of_decay',
+    'is_nearly_raw', 'is_raw', 'mean_age', 'momentum_at', 'of_age', 'profile', 'ramp_of_age', 'rescaled', 'rounded',
     'suggested', 'suited', 'three_digits'
 ]

@@ -8,8 +8,8 @@ from mmyolo_ema.schedules.lengths import in_updates
 from mmyolo_ema.schedules.momenta import Ramp, Schedule
 
 __all__ = [
-    'SUITED_SHARE', 'USUAL_AGES', 'advice', 'is_nearly_raw', 'is_raw', 'of_age', 'ramp_of_age', 'rescaled', 'rounded',
-    'suggested', 'suited', 'three_digits'
+    'SUITED_SHARE', 'USUAL_AGES', 'advice', 'instead_of_decay', 'is_nearly_raw', 'is_raw', 'of_age', 'ramp_of_age',
+    'rescaled', 'rounded', 'suggested', 'suited', 'three_digits'
 ]
 
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
@@ -132,6 +132,17 @@ def three_digits(number: float) -> float:
         (0.0123, 1230.0)
     """
     return float(f'{number:.3g}')
+
+
+def instead_of_decay(decay: object) -> str:
+    """Returns what to write for an average that other packages name by its decay.
+
+    Example:
+        >>> instead_of_decay(0.9998)
+        'momentum is 1 - decay: write momentum=0.0002'
+    """
+    instead = f'momentum={three_digits(1 - decay):.12g}' if isinstance(decay, (int, float)) else 'that'
+    return f'momentum is 1 - decay: write {instead}'
 
 
 def rounded(number: float) -> str:

@@ -192,8 +192,7 @@ def test_torch_without_safe_globals_is_named(stored, path, monkeypatch):
         checkpoint.read(path)
 
 
-def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+def test_mmengine_reads_with_our_list(stored, path, net):
     checkpoint.use_safe_loader()
     torch.save(stored, path)
     load_checkpoint(net, str(path))
@@ -205,7 +204,6 @@ def test_mmengine_reads_with_our_list(stored, path, net, monkeypatch):
 
 
 def test_mmengine_reads_from_the_web_with_our_list(stored, path, net, monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(path.parent / 'hub'))
     checkpoint.use_safe_loader()
     torch.save(stored, path)
@@ -226,9 +224,8 @@ def test_mmengine_reads_from_the_web_with_our_list(stored, path, net, monkeypatc
     assert not os.path.exists('harm')
 
 
-def test_mmengine_still_reads_bare_weights(path, net, change, monkeypatch):
+def test_mmengine_still_reads_bare_weights(path, net, change):
     # As a backbone's init_cfg names them.
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     checkpoint.use_safe_loader()
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     torch.save(weights, path)

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmengine.runner import CheckpointLoader
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -32,7 +31,6 @@ def load_tool():
 def tool(monkeypatch, tmp_path, fresh_run):
     """Returns a function that runs a tool's main() in an empty folder with the given arguments."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
 
     def run(name, *arguments):
         module = load(name)
