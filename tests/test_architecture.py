@@ -5,6 +5,8 @@ from collections import defaultdict
 
 import pytest
 
+from tests.helpers import ROOT
+
 # What each room, or file of the top level, imports of the others. All may import `_upstream`.
 ARROWS = {
     'registry': set(),
@@ -33,9 +35,9 @@ FOR_SHOW = {'argparse', 'matplotlib', 'rich'}
 
 
 @pytest.fixture(scope='module')
-def imports(root):
+def imports():
     """Returns the modules that each room imports, by room."""
-    package = root / 'mmyolo_ema'
+    package = ROOT / 'mmyolo_ema'
     found = defaultdict(set)
     for path in package.rglob('*.py'):
         if '.mim' in path.parts:

@@ -20,6 +20,7 @@ from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.reconstruction import reconstruct
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.targets import target
+from tests.helpers import ROOT, assert_equal, small_config
 
 # Each process trains on its own part of the images, and stores its average and what it validated.
 PROGRAM = """
@@ -31,7 +32,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmyolo_ema.cli.runner import build_runner, finish
 
 sys.path.insert(0, sys.argv[1])
-from conftest import forget_runs
+from tests.helpers import forget_runs
 
 class Remember(Hook):
 
@@ -70,7 +71,7 @@ def launch(processes, program, folder, *arguments):
 
 
 @pytest.fixture(scope='module')
-def trained_in(tmp_path_factory, small_config, root):
+def trained_in(tmp_path_factory):
     """Returns a function that gives the folders of all runs in a number of processes; they share one launch."""
     folders = {}
 
@@ -80,7 +81,7 @@ def trained_in(tmp_path_factory, small_config, root):
             configs = [folder / f'{name}.py' for name in runs(processes, small_config)]
             for path, options in zip(configs, runs(processes, small_config).values()):
                 small_config(folder / path.stem, launcher='pytorch', **options).dump(path)
-            launch(processes, PROGRAM, folder, str(root / 'tests'), *map(str, configs))
+            launch(processes, PROGRAM, folder, str(ROOT), *map(str, configs))
         return folders[processes]
 
     return train
@@ -224,7 +225,7 @@ from torch import distributed
 from mmyolo_ema.cli.runner import finish
 
 sys.path.insert(0, sys.argv[1])
-from conftest import toy_hook, toy_runner
+from tests.hooks.toy import toy_hook, toy_runner
 
 distributed.init_process_group('gloo')
 wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -244,8 +245,8 @@ finish()
 
 
 @pytest.mark.slow
-def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path, root, assert_equal):
-    launch(2, STRATEGIES, tmp_path, str(root / 'tests' / 'hooks'))
+def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path):
+    launch(2, STRATEGIES, tmp_path, str(ROOT))
     usual, flexible, resumed = (checkpoint.read(tmp_path / name / 'epoch_2.pth')
                                 for name in ('usual', 'flexible', 'resumed'))
     assert 'out.weight' in usual['state_dict']
@@ -268,7 +269,7 @@ from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.runner import finish
 
 sys.path.insert(0, sys.argv[1])
-from conftest import toy_hook, toy_runner
+from tests.hooks.toy import toy_hook, toy_runner
 
 distributed.init_process_group('gloo')
 rank = distributed.get_rank()
@@ -302,7 +303,7 @@ finish()
 
 
 @pytest.mark.slow
-def test_what_differs_in_one_process_is_raised_by_all(tmp_path, root, monkeypatch):
+def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     asked = []
 
     class Count(SimpleHTTPRequestHandler):
@@ -315,7 +316,7 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, root, monkeypatc
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(Count, directory=tmp_path)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        launch(2, ONE_DIFFERS, tmp_path, str(root / 'tests' / 'hooks'), 'said',
+        launch(2, ONE_DIFFERS, tmp_path, str(ROOT), 'said',
                f'http://127.0.0.1:{server.server_port}/weights.pth')
         server.shutdown()
     assert asked == ['/weights.pth']

@@ -4,6 +4,8 @@ import ast
 
 import pytest
 
+from tests.helpers import ROOT
+
 DOORS = {
     'torch.load': ['mmyolo_ema/checkpoint/reading.py'],
     'CheckpointLoader.register_scheme': ['mmyolo_ema/checkpoint/reading.py'],
@@ -31,9 +33,9 @@ def calls(path):
 
 
 @pytest.fixture
-def sources(root):
-    paths = [path for folder in ('mmyolo_ema', 'tools', 'benchmarks') for path in (root / folder).rglob('*.py')]
-    return {path.relative_to(root).as_posix(): path for path in paths if '.mim' not in path.parts}
+def sources():
+    paths = [path for folder in ('mmyolo_ema', 'tools', 'benchmarks') for path in (ROOT / folder).rglob('*.py')]
+    return {path.relative_to(ROOT).as_posix(): path for path in paths if '.mim' not in path.parts}
 
 
 @pytest.mark.parametrize(('function', 'allowed'), DOORS.items(), ids=DOORS)

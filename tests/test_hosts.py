@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -86,8 +87,8 @@ def folder(tmp_path, trained, demo_config):
     return make
 
 
-def test_host_without_the_checkpoint_stops_all_with_one_error(hosts, folder, root):
-    assert all(statuses_of([host.start(root, folder(host.name, host.rank == 0), 'small.py', '--resume')
+def test_host_without_the_checkpoint_stops_all_with_one_error(hosts, folder):
+    assert all(statuses_of([host.start(ROOT, folder(host.name, host.rank == 0), 'small.py', '--resume')
                             for host in hosts]))
     errors = [line for host in hosts for line in host.said.read_text().splitlines() if line.startswith('error: ')]
     assert len(errors) == 2
@@ -97,14 +98,14 @@ def test_host_without_the_checkpoint_stops_all_with_one_error(hosts, folder, roo
     assert 'Each host needs it: share the folder, or copy it there' in errors[0]
 
 
-def test_hosts_that_share_a_folder_train_as_one_with_two_processes(hosts, folder, root):
+def test_hosts_that_share_a_folder_train_as_one_with_two_processes(hosts, folder):
     shared, alone = folder('shared', True), folder('alone', True)
-    statuses = statuses_of([host.start(root, shared, 'small.py', '--resume') for host in hosts])
+    statuses = statuses_of([host.start(ROOT, shared, 'small.py', '--resume') for host in hosts])
     assert statuses == [0, 0], [host.said.read_text()[-3000:] for host in hosts]
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = str(free.getsockname()[1])
-    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(root), PORT=port)
-    subprocess.run([root / 'tools' / 'dist_train.sh', 'small.py', '2', '--resume'], cwd=alone, env=env, check=True,
+    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PORT=port)
+    subprocess.run([ROOT / 'tools' / 'dist_train.sh', 'small.py', '2', '--resume'], cwd=alone, env=env, check=True,
                    capture_output=True)
     one, other = (checkpoint.read(path / 'work_dirs' / 'small' / 'epoch_5.pth') for path in (shared, alone))
     assert one['ema_state_dict']['steps'] == other['ema_state_dict']['steps'] == 9

@@ -6,14 +6,15 @@ from zipfile import ZipFile
 import pytest
 
 import mmyolo_ema
+from tests.helpers import ROOT
 
 
-def test_configs_and_tools_are_where_openmim_looks(root):
-    folder = root / 'mmyolo_ema' / '.mim'
+def test_configs_and_tools_are_where_openmim_looks():
+    folder = ROOT / 'mmyolo_ema' / '.mim'
     assert sorted(path.name for path in folder.iterdir()) == ['configs', 'demo', 'tools']
     for link in folder.iterdir():
-        assert link.resolve() == root / link.name
-    assert mmyolo_ema.__file__.startswith(str(root))
+        assert link.resolve() == ROOT / link.name
+    assert mmyolo_ema.__file__.startswith(str(ROOT))
 
 
 IN_THE_REPOSITORY_ONLY = ('benchmark_ema.py', 'gpu_check.py', 'gpu_chapter.py')
@@ -28,9 +29,9 @@ def test_documented_names_are_those_of_the_package():
 
 
 @pytest.mark.slow
-def test_wheel_holds_configs_tools_and_demo(root, tmp_path):
+def test_wheel_holds_configs_tools_and_demo(tmp_path):
     source = tmp_path / 'source'  # what setuptools has built before would go into the wheel
-    shutil.copytree(root, source, symlinks=True, ignore=shutil.ignore_patterns('.[a-ln-z]*', 'build', 'work_dirs'))
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns('.[a-ln-z]*', 'build', 'work_dirs'))
     build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', tmp_path]
     subprocess.run([*build, source], check=True)
     wheel, = tmp_path.glob('*.whl')
@@ -38,7 +39,7 @@ def test_wheel_holds_configs_tools_and_demo(root, tmp_path):
     with ZipFile(wheel) as content:
         names = set(content.namelist())
     for folder, pattern in (('configs', '**/*.py'), ('tools', '*.py'), ('tools', '*.sh'), ('demo', '**/*.json')):
-        files = {path for path in (root / folder).glob(pattern) if path.name not in IN_THE_REPOSITORY_ONLY}
+        files = {path for path in (ROOT / folder).glob(pattern) if path.name not in IN_THE_REPOSITORY_ONLY}
         assert files
-        assert {f'mmyolo_ema/.mim/{path.relative_to(root)}' for path in files} <= names
+        assert {f'mmyolo_ema/.mim/{path.relative_to(ROOT)}' for path in files} <= names
     assert not any('__pycache__' in name or name.endswith(IN_THE_REPOSITORY_ONLY) for name in names)

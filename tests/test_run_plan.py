@@ -4,6 +4,7 @@ from mmengine.runner import Runner
 
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Constant, Ramp
+from tests.helpers import ROOT
 
 OURS, MMENGINES = 'mmyolo_ema.EMAHook', 'EMAHook'
 
@@ -103,8 +104,8 @@ def test_config_that_does_not_tell_is_refused(options, said):
         plan_run(config(**options), dataset_size=100)
 
 
-def test_shipped_configs_are_understood(root):
-    files = sorted(path for path in (root / 'configs').glob('*/*.py') if path.parent.name != '_base_')
+def test_shipped_configs_are_understood():
+    files = sorted(path for path in (ROOT / 'configs').glob('*/*.py') if path.parent.name != '_base_')
     assert len(files) > 6
     for path in files:
         assert plan_run(Config.fromfile(path), dataset_size=1000).updates > 0, path

@@ -7,6 +7,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
+from tests.helpers import assert_equal
 
 
 def predictions(path):
@@ -24,7 +25,7 @@ def options(request):
     return {'custom_hooks.0.update_buffers': request.param}
 
 
-def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path, assert_equal):
+def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path):
     measured, reloaded, raw = (tmp_path / f'{name}.pkl' for name in ('measured', 'reloaded', 'raw'))
     Runner.from_cfg(dumping(demo_config('train', **options), 'val', measured)).train()
     saved = str(tmp_path / 'train' / 'epoch_4.pth')
@@ -41,7 +42,7 @@ def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path,
                for boxes, other in zip(expected, predictions(raw)))
 
 
-def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path, assert_equal):
+def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path):
     Runner.from_cfg(demo_config('whole', **options)).train()
     checkpoint.use_safe_loader()
     half = str(tmp_path / 'whole' / 'epoch_2.pth')
@@ -52,7 +53,7 @@ def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp
         assert_equal(whole[part], resumed[part], part)
 
 
-def test_model_gets_its_raw_weights_back_after_validation(demo_config, assert_equal):
+def test_model_gets_its_raw_weights_back_after_validation(demo_config):
     runner = Runner.from_cfg(demo_config(**{'train_cfg.val_interval': 1, 'train_cfg.max_epochs': 1}))
     runner.train()
     hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))

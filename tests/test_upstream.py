@@ -16,6 +16,7 @@ from torch.serialization import safe_globals
 from torch.utils.data import DataLoader
 
 from mmyolo_ema import _upstream
+from tests.helpers import ROOT, forget_runs
 
 # Private names that other files may use.
 ELSEWHERE = {
@@ -39,11 +40,11 @@ class Empty(BaseModel):
 
 
 @pytest.fixture
-def make_runner(tmp_path, fresh_run):
+def make_runner(tmp_path):
     """Returns a function that makes a runner with all three loops, for a model without weights."""
 
     def make(**options):
-        fresh_run()
+        forget_runs()
         loader = DataLoader([1])
         return Runner(
             Empty(), str(tmp_path), train_dataloader=loader, val_dataloader=loader, test_dataloader=loader,
@@ -68,8 +69,8 @@ def private_names(path):
             yield from [part for alias in node.names for part in [*node.module.split('.'), alias.name]]
 
 
-def test_no_other_file_uses_a_private_name(root):
-    used = {(path.name, name) for path in (root / 'mmyolo_ema').rglob('*.py') if path.name != '_upstream.py'
+def test_no_other_file_uses_a_private_name():
+    used = {(path.name, name) for path in (ROOT / 'mmyolo_ema').rglob('*.py') if path.name != '_upstream.py'
             for name in private_names(path) if name.startswith('_') and not name.startswith('__')}
     assert [pair for pair in used if pair[1] not in ELSEWHERE] == []
 

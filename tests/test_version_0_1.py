@@ -15,6 +15,7 @@ from mmyolo_ema import checkpoint
 from mmyolo_ema.posthoc.reconstruction import reconstruct_named, write
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedules import Ramp
+from tests.helpers import assert_equal
 
 STORED = Path(__file__).parent / 'data' / 'version_0_1'
 HOOKS = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=2,
@@ -39,7 +40,7 @@ def test_files_are_understood(folder):
         ('epoch_3.pth', 'second')]
 
 
-def test_other_averages_are_made_of_them(folder, tmp_path, assert_equal):
+def test_other_averages_are_made_of_them(folder, tmp_path):
     run = read_run(folder)
     own, = reconstruct_named(run, ['10'])
     assert own.worst.error < 1e-6

@@ -5,9 +5,10 @@ import copy
 import torch
 
 from benchmarks.contenders import averaged_pairs, bare_update, limit_update
+from tests.helpers import change
 
 
-def test_bare_update_moves_each_distinct_tensor_once(detector, change):
+def test_bare_update_moves_each_distinct_tensor_once(detector):
     average = copy.deepcopy(detector)
     before = copy.deepcopy(average).state_dict()
     change(detector)

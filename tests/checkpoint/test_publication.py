@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint import extract, publish
+from tests.helpers import assert_equal
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def weights(trained):
 
 
 @pytest.mark.parametrize('kind', ['ema', 'raw'])
-def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector, demo_config, assert_equal, kind):
+def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector, demo_config, kind):
     out = tmp_path / 'new' / f'{kind}.pth'
     extract(trained, out, kind)
     # torch's safe reader, in a process that knows no other package.
@@ -47,7 +48,7 @@ def test_extracted_file_shares_what_the_model_shares(trained, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['ema', 'raw'])
-def test_safetensors_hold_each_tensor_and_the_meta(trained, weights, tmp_path, assert_equal, kind):
+def test_safetensors_hold_each_tensor_and_the_meta(trained, weights, tmp_path, kind):
     out = tmp_path / 'a.safetensors'
     extract(trained, out, kind)
     stored = load_file(out)
@@ -80,7 +81,7 @@ def test_extra_state_keeps_its_precision(tmp_path):
     assert (stored['a'].dtype, stored['a._extra_state'].dtype) == (torch.float16, torch.float32)
 
 
-def test_published_name_tells_the_content(trained, weights, tmp_path, assert_equal):
+def test_published_name_tells_the_content(trained, weights, tmp_path):
     with pytest.raises(ValueError, match=r'a published file is a \.pth file, but got .*rtmdet\.safetensors'):
         publish(trained, tmp_path / 'rtmdet.safetensors')
     done = publish(trained, tmp_path / 'rtmdet.pth')

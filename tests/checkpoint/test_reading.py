@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
+from tests.helpers import assert_equal, change
 
 
 class Harmful:
@@ -27,7 +28,7 @@ class Harmful:
 
 
 @pytest.fixture
-def stored(net, change):
+def stored(net):
     """What MMEngine's runner and its EMAHook put into a checkpoint."""
     averaged = ExpMomentumEMA(net)
     averaged.update_parameters(change(net))
@@ -130,7 +131,7 @@ def zipped_again(path, compression=zipfile.ZIP_DEFLATED, change=lambda name, con
 
 
 @pytest.mark.parametrize('mmap', [True, False])
-def test_compressed_archive_gives_the_same_weights(stored, path, assert_equal, mmap):
+def test_compressed_archive_gives_the_same_weights(stored, path, mmap):
     torch.save(stored, path)
     content = checkpoint.read(zipped_again(path), mmap=mmap)
     assert_equal(dict(content['state_dict']), dict(stored['state_dict']))
@@ -224,7 +225,7 @@ def test_mmengine_reads_from_the_web_with_our_list(stored, path, net, monkeypatc
     assert not os.path.exists('harm')
 
 
-def test_mmengine_still_reads_bare_weights(path, net, change):
+def test_mmengine_still_reads_bare_weights(path, net):
     # As a backbone's init_cfg names them.
     checkpoint.use_safe_loader()
     weights = {name: value.clone() for name, value in net.state_dict().items()}

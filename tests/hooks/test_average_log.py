@@ -15,6 +15,7 @@ from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.hooks.average_log import drift
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.schedules import momentum_at
+from tests.helpers import change
 
 
 @pytest.mark.parametrize(('make', 'expected'), [
@@ -30,7 +31,7 @@ def test_schedule_of_a_known_class_is_the_weight_of_the_source(net, make, expect
     assert [found(step) for step in (1, 7, 1000)] == pytest.approx([expected(step) for step in (1, 7, 1000)])
 
 
-def test_drift_is_the_relative_distance_of_all_parameters(net, change):
+def test_drift_is_the_relative_distance_of_all_parameters(net):
     model, averaged = change(net).double(), change(copy.deepcopy(net)).double()
     ours, theirs = (torch.cat([p.flatten() for p in m.parameters()]) for m in (averaged, model))
     assert drift(averaged, model) == pytest.approx(((ours - theirs).norm() / theirs.norm()).item(), rel=1e-6)

@@ -11,6 +11,8 @@ from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.checkpoint_tables import inspection_lines
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedules import Ramp, Segmented
+from tests.helpers import weights_of
+from tests.hooks.toy import average_of, scalars, toy_hook
 
 BEFORE, AFTER = Ramp(0.5, 2), Ramp(0.01, 2)
 
@@ -26,11 +28,11 @@ class Remember(Hook):
 
 
 @pytest.fixture
-def changed(toy, hook_config, tmp_path):
+def changed(toy, tmp_path):
     """Returns a run of 48 updates with one momentum and 12 with another, its raw weights, and its folder."""
     remember = Remember()
     for epochs, schedule in ((8, BEFORE), (10, AFTER)):
-        hook = dict(hook_config(), momentum=schedule.momentum)
+        hook = dict(toy_hook(), momentum=schedule.momentum)
         runner = toy(hook=hook, cfg=Config(dict(custom_hooks=[hook])), resume=True,
                      train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000))
         runner.register_hook(remember)
@@ -38,7 +40,7 @@ def changed(toy, hook_config, tmp_path):
     return runner, remember.raw, tmp_path / 'run'
 
 
-def test_schedule_that_was_changed_on_the_way_is_stored(changed, scalars, weights_of, messages):
+def test_schedule_that_was_changed_on_the_way_is_stored(changed, messages):
     runner, raw, folder = changed
     segmented = Segmented(((0, BEFORE), (48, AFTER)))
     weights = weights_of(segmented, 60)
@@ -63,13 +65,13 @@ def test_schedule_that_was_changed_on_the_way_is_stored(changed, scalars, weight
     assert read_run(folder).schedule == Segmented(((0, BEFORE), (48, AFTER)))
 
 
-def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, hook_config, tmp_path, scalars, messages):
+def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, tmp_path, messages):
     toy().train()
     path = tmp_path / 'run' / 'epoch_1.pth'
     content = checkpoint.read(path)
     content['meta'].update(cfg='', mmyolo_ema={})
     torch.save(content, path)
-    runner = toy('resumed', cfg=Config(dict(custom_hooks=[hook_config()])), load_from=str(path), resume=True)
+    runner = toy('resumed', cfg=Config(dict(custom_hooks=[toy_hook()])), load_from=str(path), resume=True)
     runner.train()
     assert 'EMA: resumed at update 6; the file does not tell which schedule made it, so its mean age is not known' in \
         messages
@@ -78,7 +80,7 @@ def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, hook_config, tmp
         read_run(tmp_path / 'resumed')
 
 
-def test_momentum_that_is_changed_in_mid_run_is_stored(toy, average_of, tmp_path, scalars, weights_of):
+def test_momentum_that_is_changed_in_mid_run_is_stored(toy, tmp_path):
 
     class Change(Hook):
 

@@ -5,6 +5,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from tests.hooks.toy import average_of, toy_hook
+
 Toy = MODELS.get('Toy')
 
 
@@ -62,8 +64,8 @@ class Cached(Toy):
     'mmyolo_ema.EMAHook',
     pytest.param('mmengine.EMAHook', marks=pytest.mark.defect(AssertionError, 'Tensor-likes are not close')),
 ])
-def test_weights_that_are_merged_for_evaluation_are_split_again(toy, hook_config, average_of, hook_type):
-    runner = toy(model=dict(type='LowRank'), hook=dict(hook_config(), type=hook_type))
+def test_weights_that_are_merged_for_evaluation_are_split_again(toy, hook_type):
+    runner = toy(model=dict(type='LowRank'), hook=dict(toy_hook(), type=hook_type))
     frozen = runner.model.linear.weight.detach().clone()
     runner.train()
     runner.model.train()
@@ -72,10 +74,10 @@ def test_weights_that_are_merged_for_evaluation_are_split_again(toy, hook_config
 
 
 @pytest.mark.parametrize('model', ['LowRank', 'Cached'])
-def test_average_is_validated_as_if_the_raw_weights_had_not_been(toy, hook_config, model):
+def test_average_is_validated_as_if_the_raw_weights_had_not_been(toy, model):
     measured = []
     for both in (False, True):
-        runner = toy(f'both-{both}', model=dict(type=model), hook=hook_config(evaluate_on_origin=both))
+        runner = toy(f'both-{both}', model=dict(type=model), hook=toy_hook(evaluate_on_origin=both))
         runner.train()
         measured.append(runner.message_hub.get_scalar('val/mean').current())
     assert measured[0] == pytest.approx(measured[1], rel=1e-6)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
 
 from mmyolo_ema.schedules import momentum_at
+from tests.helpers import assert_equal
+from tests.hooks.toy import average_of, toy_hook
 
 Toy = MODELS.get('Toy')
 
@@ -63,8 +65,8 @@ class Formula(Hook):
 
 
 @pytest.mark.parametrize(('persistent', 'both'), [(False, False), (True, True)])
-def test_table_may_grow_in_training_and_in_validation(toy, hook_config, average_of, persistent, both):
-    runner = toy(hook=hook_config(evaluate_on_origin=both), model=dict(type='Tabled', persistent=persistent),
+def test_table_may_grow_in_training_and_in_validation(toy, persistent, both):
+    runner = toy(hook=toy_hook(evaluate_on_origin=both), model=dict(type='Tabled', persistent=persistent),
                  train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=2))
     formula, tables = Formula(), []
 
@@ -99,7 +101,7 @@ class Quantized(Toy):
         return super().forward(list(self.conv(torch.stack(inputs)[:, None, None]).sum((1, 2))), mode)
 
 
-def test_observers_of_quantization_follow_the_model_and_resume(toy, average_of, assert_equal, tmp_path):
+def test_observers_of_quantization_follow_the_model_and_resume(toy, tmp_path):
     options = dict(model=dict(type='Quantized'), default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
     whole = toy('whole', train_cfg=dict(by_epoch=True, max_epochs=2), **options)
     whole.train()

@@ -9,6 +9,8 @@ from mmengine.runner import FlexibleRunner, Runner, ValLoop
 
 from mmyolo_ema import EMAHook, checkpoint
 from mmyolo_ema.checkpoint.weights import second_weights
+from tests.helpers import assert_equal, copy_of
+from tests.hooks.toy import average_of, toy_hook
 
 Toy = MODELS.get('Toy')
 
@@ -23,7 +25,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
 
 
-def test_average_is_there_after_before_run_by_hand(toy, average_of):
+def test_average_is_there_after_before_run_by_hand(toy):
     runner = toy(hook=dict(type='mmyolo_ema.EMAHook'))
     hook = average_of(runner)
     hook.before_run(runner)
@@ -31,7 +33,7 @@ def test_average_is_there_after_before_run_by_hand(toy, average_of):
     assert hook.src_model is runner.model
 
 
-def test_training_can_begin_without_before_run(toy, average_of):
+def test_training_can_begin_without_before_run(toy):
     runner = toy(hook=dict(type='mmyolo_ema.EMAHook', begin_epoch=3))
     with pytest.raises(AssertionError, match=r'self\.begin_epoch should be smaller'):
         average_of(runner).before_train(runner)
@@ -40,7 +42,7 @@ def test_training_can_begin_without_before_run(toy, average_of):
     assert same(average_of(runner).ema_model.module, runner.model)
 
 
-def test_updates_by_hand_follow_the_formula(toy, average_of):
+def test_updates_by_hand_follow_the_formula(toy):
     runner = toy()
     hook = average_of(runner)
     hook.before_run(runner)
@@ -71,7 +73,7 @@ def test_checkpoints_are_saved_and_loaded_by_hand(toy):
         assert torch.equal(hook.ema_model.module.out.weight, loaded['out.weight'])
 
 
-def test_validation_by_hand_has_the_averaged_weights_in_the_model(toy, average_of, copy_of, assert_equal):
+def test_validation_by_hand_has_the_averaged_weights_in_the_model(toy):
     runner = toy()
     runner.train()
     hook = average_of(runner)
@@ -98,7 +100,7 @@ def assert_same_files(tmp_path, assert_equal, *names):
 FOUR = dict(train_cfg=dict(by_epoch=True, max_epochs=4))
 
 
-def test_run_that_was_resumed_before_its_training_goes_on(toy, tmp_path, assert_equal):
+def test_run_that_was_resumed_before_its_training_goes_on(toy, tmp_path):
     toy('whole', **FOUR).train()
     runner = toy('resumed', **FOUR)
     runner.resume(str(tmp_path / 'whole' / 'epoch_2.pth'))
@@ -114,14 +116,14 @@ class LateLoops(Runner):
         return super().train()
 
 
-def test_runner_that_builds_its_loops_later_resumes(toy, tmp_path, assert_equal):
+def test_runner_that_builds_its_loops_later_resumes(toy, tmp_path):
     toy('whole', **FOUR).train()
     half = dict(load_from=str(tmp_path / 'whole' / 'epoch_2.pth'), resume=True)
     toy('resumed', kind=LateLoops, **half, **FOUR).train()
     assert_same_files(tmp_path, assert_equal, 'whole', 'resumed')
 
 
-def test_checkpoint_that_is_resumed_from_in_a_validation_leaves_the_average_to_itself(toy, copy_of, assert_equal):
+def test_checkpoint_that_is_resumed_from_in_a_validation_leaves_the_average_to_itself(toy):
 
     class GoBackAfterValidation(Hook):
 
@@ -158,7 +160,7 @@ class GoBack(Hook):
             self.average = average_in(runner)
 
 
-def test_checkpoint_that_a_hook_resumes_from_gives_both_kinds_back(toy, assert_equal):
+def test_checkpoint_that_a_hook_resumes_from_gives_both_kinds_back(toy):
     runner, seen = toy(**FOUR), {}
 
     def resume(runner, path):
@@ -193,7 +195,7 @@ class SilentLoop(ValLoop):
         super().run()
 
 
-def test_metrics_are_those_that_hooks_are_told(toy, hook_config, tmp_path):
+def test_metrics_are_those_that_hooks_are_told(toy, tmp_path):
     seen = {}
 
     class Remember(Hook):
@@ -205,7 +207,7 @@ def test_metrics_are_those_that_hooks_are_told(toy, hook_config, tmp_path):
 
     for name, loop in (('usual', {}), ('silent', dict(type='SilentLoop'))):
         saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
-        runner = toy(name, hook=hook_config(evaluate_on_origin=True), val_cfg=loop,
+        runner = toy(name, hook=toy_hook(evaluate_on_origin=True), val_cfg=loop,
                      default_hooks=dict(checkpoint=saving))
         runner.register_hook(Remember())
         runner.train()
@@ -229,8 +231,8 @@ def flexible(toy, name, **options):
     return toy(name, kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'), **FOUR, **options)
 
 
-def test_runner_of_strategies_trains_and_resumes_as_the_usual_one(toy, hook_config, tmp_path, assert_equal):
-    hook = hook_config(evaluate_on_origin=True)
+def test_runner_of_strategies_trains_and_resumes_as_the_usual_one(toy, tmp_path):
+    hook = toy_hook(evaluate_on_origin=True)
     toy('usual', hook=hook, **FOUR).train()
     runner = flexible(toy, 'flexible', hook=hook)
     runner.train()
@@ -256,7 +258,7 @@ def test_program_in_a_checkpoint_is_not_run_by_a_resumption(toy, tmp_path, make)
     assert not harm.exists()
 
 
-def test_runner_of_strategies_starts_from_averaged_weights(toy, tmp_path, average_of, messages):
+def test_runner_of_strategies_starts_from_averaged_weights(toy, tmp_path, messages):
     toy().train()
     runner = flexible(toy, 'next', load_from=str(tmp_path / 'run' / 'epoch_2.pth'))
     runner.train()
@@ -264,8 +266,8 @@ def test_runner_of_strategies_starts_from_averaged_weights(toy, tmp_path, averag
     assert any('starts anew from the averaged weights of 12 updates' in str(message) for message in messages)
 
 
-def test_runner_of_strategies_goes_on_with_a_second_average(toy, hook_config, tmp_path, assert_equal):
-    hooks = [hook_config(), dict(type='mmyolo_ema.SnapshotHook', interval='50%', second_horizon=5)]
+def test_runner_of_strategies_goes_on_with_a_second_average(toy, tmp_path):
+    hooks = [toy_hook(), dict(type='mmyolo_ema.SnapshotHook', interval='50%', second_horizon=5)]
     flexible(toy, 'whole', custom_hooks=hooks).train()
     flexible(toy, 'resumed', custom_hooks=hooks, load_from=str(tmp_path / 'whole' / 'epoch_2.pth'), resume=True).train()
     one, other = (tmp_path / name / 'snapshots' for name in ('whole', 'resumed'))

@@ -8,13 +8,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmyolo_ema import EMAHook, checkpoint
 from mmyolo_ema.schedules import mean_age, momentum_at
+from tests.helpers import assert_equal, copy_of
+from tests.hooks.toy import average_of, scalars, toy_hook
 
 UPSTREAM = 'mmengine.EMAHook'
 Toy = MODELS.get('Toy')
 
 
 @pytest.fixture
-def assert_same_state(assert_equal):
+def assert_same_state():
 
     def check(one, other):
         for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
@@ -45,16 +47,16 @@ def test_checkpoints_equal_those_of_mmengine(toy, tmp_path, average, begin, asse
 
 @pytest.mark.parametrize('first', [UPSTREAM, 'mmyolo_ema.EMAHook'])
 @pytest.mark.parametrize('second', [UPSTREAM, 'mmyolo_ema.EMAHook'])
-def test_a_run_resumes_with_either_hook(toy, hook_config, tmp_path, first, second, assert_same_state):
-    toy('whole', hook=dict(hook_config(), type=first)).train()
+def test_a_run_resumes_with_either_hook(toy, tmp_path, first, second, assert_same_state):
+    toy('whole', hook=dict(toy_hook(), type=first)).train()
     half = str(tmp_path / 'whole' / 'epoch_1.pth')
-    toy('resumed', hook=dict(hook_config(), type=second), load_from=half, resume=True).train()
+    toy('resumed', hook=dict(toy_hook(), type=second), load_from=half, resume=True).train()
     assert_same_state(*(checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed')))
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
 @pytest.mark.parametrize(('counts', 'updates'), [(1, 12), (4, 3), (5, 3)])
-def test_updates_are_optimizer_steps(toy, average_of, by_epoch, counts, updates):
+def test_updates_are_optimizer_steps(toy, by_epoch, counts, updates):
     runner = toy(by_epoch=by_epoch, optim_wrapper=dict(accumulative_counts=counts))
     runner.train()
     assert average_of(runner).ema_model.steps == updates
@@ -79,23 +81,23 @@ def validated(runner):
     return probe.metrics
 
 
-def test_both_kinds_of_weights_are_validated(toy, hook_config):
+def test_both_kinds_of_weights_are_validated(toy):
     averaged = validated(toy('ema'))
-    raw = validated(toy('raw', hook=hook_config(evaluate_on_ema=False)))
-    both = validated(toy('both', hook=hook_config(evaluate_on_origin=True)))
+    raw = validated(toy('raw', hook=toy_hook(evaluate_on_ema=False)))
+    both = validated(toy('both', hook=toy_hook(evaluate_on_origin=True)))
     assert averaged != raw
     assert both == [dict(**a, mean_origin=r['mean']) for a, r in zip(averaged, raw)]
 
 
-def test_metrics_of_both_kinds_are_in_the_log(toy, hook_config, scalars):
-    runner = toy(hook=hook_config(evaluate_on_origin=True))
+def test_metrics_of_both_kinds_are_in_the_log(toy):
+    runner = toy(hook=toy_hook(evaluate_on_origin=True))
     measured = validated(runner)
     logged = [line for line in scalars(runner) if 'mean' in line]
     assert [line['mean'] for line in logged] == [metrics['mean'] for metrics in measured]
     assert [line['mean_origin'] for line in logged] == [metrics['mean_origin'] for metrics in measured]
 
 
-def test_progress_of_both_passes_is_shown(toy, hook_config):
+def test_progress_of_both_passes_is_shown(toy):
     seen = []
 
     class Count(Hook):
@@ -103,17 +105,17 @@ def test_progress_of_both_passes_is_shown(toy, hook_config):
         def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             seen.append(batch_idx)
 
-    runner = toy(hook=hook_config(evaluate_on_origin=True))
+    runner = toy(hook=toy_hook(evaluate_on_origin=True))
     runner.register_hook(Count())
     runner.train()
     assert seen == [0, 1, 0, 1] * 2
 
 
 @pytest.mark.parametrize(('key', 'weights'), [('mean_origin', 'raw'), ('mean', 'averaged')])
-def test_best_checkpoint_is_chosen_by_either_metric(toy, hook_config, tmp_path, key, weights, assert_equal):
+def test_best_checkpoint_is_chosen_by_either_metric(toy, tmp_path, key, weights):
     saving = dict(type='CheckpointHook', save_best=key, rule='less', save_optimizer=False,
                   published_keys=['meta', 'state_dict'])
-    runner = toy(hook=hook_config(evaluate_on_origin=True), default_hooks=dict(checkpoint=saving))
+    runner = toy(hook=toy_hook(evaluate_on_origin=True), default_hooks=dict(checkpoint=saving))
     measured = validated(runner)
     best = min(range(2), key=lambda epoch: measured[epoch][key])
     content = checkpoint.read(tmp_path / 'run' / f'best_{key}_epoch_{best + 1}.pth')
@@ -141,12 +143,12 @@ class SeldomMean(METRICS.get('Mean')):
 
 @pytest.mark.parametrize('key', ['mean', 'mean_origin', 'auto'])
 @pytest.mark.parametrize('empty', ['raw', 'averaged'])
-def test_one_kind_of_weights_may_have_no_metrics(toy, hook_config, scalars, key, empty):
+def test_one_kind_of_weights_may_have_no_metrics(toy, key, empty):
     passes = dict(averaged=0, raw=1)  # the raw weights come first
     runner = toy(val_evaluator=dict(type='SeldomMean', empty=passes[empty]),
                  default_hooks=dict(logger=dict(type='LoggerHook'),
                                     checkpoint=dict(type='CheckpointHook', save_best=key, rule='less')),
-                 custom_hooks=[hook_config(evaluate_on_origin=True),
+                 custom_hooks=[toy_hook(evaluate_on_origin=True),
                                dict(type='EarlyStoppingHook', monitor='mean', rule='less', patience=9)])
     measured = validated(runner)
     assert len(measured) == 2
@@ -157,15 +159,15 @@ def test_one_kind_of_weights_may_have_no_metrics(toy, hook_config, scalars, key,
     assert logged == [{'mean'} if empty == 'raw' else {'mean_origin'}] * 2
 
 
-def test_best_by_a_metric_that_is_not_measured_is_announced(toy, hook_config, messages):
+def test_best_by_a_metric_that_is_not_measured_is_announced(toy, messages):
     saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
     with pytest.raises(KeyError, match='mean_origin'):
         toy(default_hooks=dict(checkpoint=saving)).train()
     assert any('save_best names mean_origin' in str(message) for message in messages)
 
 
-def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config, tmp_path, assert_equal):
-    measured = validated(toy(hook=hook_config(evaluate_on_origin=True, begin_epoch=2)))
+def test_before_the_start_the_model_is_validated_as_its_average(toy, tmp_path):
+    measured = validated(toy(hook=toy_hook(evaluate_on_origin=True, begin_epoch=2)))
     assert measured[0]['mean'] == measured[0]['mean_origin']
     assert measured[1]['mean'] != measured[1]['mean_origin']
     early = checkpoint.read(tmp_path / 'run' / 'epoch_1.pth')
@@ -174,24 +176,24 @@ def test_before_the_start_the_model_is_validated_as_its_average(toy, hook_config
 
 
 @pytest.mark.parametrize('begin', [dict(begin_iter=0), dict(begin_iter=1), dict(begin_epoch=0), dict(begin_epoch=1)])
-def test_begin_0_and_1_are_the_same(toy, hook_config, average_of, begin):
-    runner = toy(hook=hook_config(**begin))
+def test_begin_0_and_1_are_the_same(toy, begin):
+    runner = toy(hook=toy_hook(**begin))
     runner.train()
     assert average_of(runner).ema_model.steps == 12
 
 
-def test_average_starts_at_the_given_iteration_and_says_so(toy, hook_config, average_of, messages):
-    runner = toy(hook=hook_config(begin_iter=4))
+def test_average_starts_at_the_given_iteration_and_says_so(toy, messages):
+    runner = toy(hook=toy_hook(begin_iter=4))
     runner.train()
     assert average_of(runner).ema_model.steps == 9
     assert [message for message in messages if 'begins' in str(message)] == [
         'EMA: begins at iteration 4; until now the model stood for its average']
 
 
-def test_misspelt_option_is_named_beside_those_that_there_are(toy, hook_config):
+def test_misspelt_option_is_named_beside_those_that_there_are(toy):
     with pytest.raises(TypeError, match=r'no option evaluate_on_orgin \(did you mean evaluate_on_origin or .*: it '
                                         r'takes ema_type, .*, and its average ExpMomentumEMA takes momentum, gamma, '):
-        toy(hook=hook_config(evaluate_on_orgin=True)).train()
+        toy(hook=toy_hook(evaluate_on_orgin=True)).train()
 
 
 class Failing(Hook):
@@ -209,9 +211,8 @@ class Failing(Hook):
 @pytest.mark.parametrize('point', ['before_val_epoch', 'before_val_iter', 'after_val_iter', 'after_val_epoch'])
 @pytest.mark.parametrize('priority', ['VERY_HIGH', 'LOWEST'])
 @pytest.mark.parametrize('error', [KeyboardInterrupt('now'), ValueError('of a metric')], ids=['Ctrl-C', 'error'])
-def test_error_in_a_validation_leaves_the_raw_weights(toy, hook_config, average_of, copy_of, point, priority, error,
-                                                      assert_equal):
-    runner = toy(hook=hook_config(evaluate_on_origin=True))
+def test_error_in_a_validation_leaves_the_raw_weights(toy, point, priority, error):
+    runner = toy(hook=toy_hook(evaluate_on_origin=True))
     trained, averaged = {}, {}
 
     class Remember(Hook):
@@ -229,7 +230,7 @@ def test_error_in_a_validation_leaves_the_raw_weights(toy, hook_config, average_
     assert_equal(copy_of(average_of(runner).ema_model.module), averaged)
 
 
-def test_error_in_a_test_leaves_the_raw_weights(toy, copy_of, assert_equal):
+def test_error_in_a_test_leaves_the_raw_weights(toy):
     runner = toy()
     runner.train()
     trained = copy_of(runner.model)
@@ -273,15 +274,15 @@ def test_test_run_makes_no_average(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('model', [None, Toy()], ids=['other model', 'same model'])
-def test_hook_serves_a_second_runner(toy, hook_config, model):
-    hook = EMAHook(**{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+def test_hook_serves_a_second_runner(toy, model):
+    hook = EMAHook(**{key: value for key, value in toy_hook().items() if key not in ('type', 'priority')})
     for name in ('first', 'second'):
         toy(name, hook=hook, **({} if model is None else dict(model=model))).train()
         assert hook.ema_model.steps == 12
 
 
-def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, hook_config, tmp_path):
-    hook = EMAHook(**{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, tmp_path):
+    hook = EMAHook(**{key: value for key, value in toy_hook().items() if key not in ('type', 'priority')})
     first = toy('first', hook=hook)
     first.train()
     validated = first.val()
@@ -289,9 +290,9 @@ def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, hook
     assert first.val() == validated
 
 
-def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy, hook_config):
+def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy):
     hook = EMAHook(evaluate_on_origin=True, begin_epoch=2,
-                   **{key: value for key, value in hook_config().items() if key not in ('type', 'priority')})
+                   **{key: value for key, value in toy_hook().items() if key not in ('type', 'priority')})
     runner = toy('first', hook=hook, custom_hooks=[hook, Failing('after_val_iter', 'LOWEST', KeyboardInterrupt())])
     with pytest.raises(KeyboardInterrupt):
         runner.train()
@@ -299,27 +300,26 @@ def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy, hook_c
     assert first['mean'] == first['mean_origin']
 
 
-def test_validation_before_a_training_is_like_that_of_mmengine(toy, hook_config, tmp_path):
+def test_validation_before_a_training_is_like_that_of_mmengine(toy, tmp_path):
     toy().train()
     path = str(tmp_path / 'run' / 'epoch_2.pth')
-    for hook in (hook_config(evaluate_on_origin=True), dict(hook_config(), type=UPSTREAM)):
+    for hook in (toy_hook(evaluate_on_origin=True), dict(toy_hook(), type=UPSTREAM)):
         runner = toy('val', hook=hook, load_from=path, custom_hooks=[
             hook, dict(type='EarlyStoppingHook', monitor='mean', rule='less')])
         assert runner.val()['mean'] == toy('test', load_from=path).test()['mean']
 
 
 @pytest.mark.parametrize('workers', [{}, dict(num_workers=1, persistent_workers=True)], ids=['plain', 'persistent'])
-def test_validating_the_raw_weights_too_does_not_change_the_training(toy, hook_config, tmp_path, workers,
-                                                                     assert_same_state):
+def test_validating_the_raw_weights_too_does_not_change_the_training(toy, tmp_path, workers, assert_same_state):
     model = dict(type='Toy', dropout=0.5)
     for name, both in (('one', False), ('both', True)):
-        runner = toy(name, hook=hook_config(evaluate_on_origin=both), model=model)
+        runner = toy(name, hook=toy_hook(evaluate_on_origin=both), model=model)
         runner._val_dataloader.update(workers)
         runner.train()
     assert_same_state(*(checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('one', 'both')))
 
 
-def test_each_pass_begins_for_later_hooks(toy, hook_config):
+def test_each_pass_begins_for_later_hooks(toy):
     seen = []
 
     class Count(Hook):
@@ -331,7 +331,7 @@ def test_each_pass_begins_for_later_hooks(toy, hook_config):
             self.iterations += 1
             seen.append(self.iterations)
 
-    runner = toy(hook=hook_config(evaluate_on_origin=True), train_cfg=dict(by_epoch=True, max_epochs=1))
+    runner = toy(hook=toy_hook(evaluate_on_origin=True), train_cfg=dict(by_epoch=True, max_epochs=1))
     runner.register_hook(Count())
     runner.train()
     assert seen == [1, 2, 1, 2]
@@ -354,7 +354,7 @@ def test_hook_is_a_subclass_of_mmengine(toy):
     assert order.index('EMAHook') < min(order.index('LoggerHook'), order.index('CheckpointHook'))
 
 
-def test_scalars_are_logged_at_the_interval_of_the_logger(toy, scalars):
+def test_scalars_are_logged_at_the_interval_of_the_logger(toy):
     runner = toy(default_hooks=dict(logger=dict(type='LoggerHook', interval=3)))
     runner.train()
     lines = [line for line in scalars(runner) if 'loss' in line]
@@ -366,8 +366,8 @@ def test_scalars_are_logged_at_the_interval_of_the_logger(toy, scalars):
     assert len(runner.message_hub.get_scalar('train/ema_drift').data[0]) == 4
 
 
-def test_tensorboard_shows_the_scalars(toy, hook_config):
-    runner = toy(hook=hook_config(evaluate_on_origin=True),
+def test_tensorboard_shows_the_scalars(toy):
+    runner = toy(hook=toy_hook(evaluate_on_origin=True),
                  visualizer=dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]))
     runner.train()
     events = EventAccumulator(f'{runner.log_dir}/vis_data')
@@ -395,8 +395,8 @@ def test_curves_are_drawn_in_the_work_directory(toy, messages, tmp_path):
     assert any('in the place of an earlier one' in str(message) for message in messages)
 
 
-def test_schedule_that_does_not_suit_the_run_is_announced(toy, hook_config, messages):
-    toy(hook=dict(hook_config(), momentum=0.0002, gamma=2000)).train()
+def test_schedule_that_does_not_suit_the_run_is_announced(toy, messages):
+    toy(hook=dict(toy_hook(), momentum=0.0002, gamma=2000)).train()
     said = [message for message in messages if 'do not suit' in str(message)]
     assert len(said) == 2, 'at the start, and again at the end'
     assert said[0] == said[1]

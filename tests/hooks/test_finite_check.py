@@ -3,6 +3,8 @@ import torch
 from mmengine.hooks import Hook
 
 from mmyolo_ema.hooks.finite_check import FiniteCheck
+from tests.helpers import assert_equal
+from tests.hooks.toy import average_of, toy_hook
 
 BAD = [float('nan'), float('inf'), -float('inf')]
 
@@ -82,7 +84,7 @@ class Poison(Hook):
             bias.data.fill_(float('nan'))
 
 
-def test_bad_steps_are_left_out_counted_and_announced_seldom(toy, average_of, messages):
+def test_bad_steps_are_left_out_counted_and_announced_seldom(toy, messages):
     runner = toy()
     runner.register_hook(Poison())
     runner.train()
@@ -94,7 +96,7 @@ def test_bad_steps_are_left_out_counted_and_announced_seldom(toy, average_of, me
     assert 'the 10. such step' in said[1]
 
 
-def test_what_the_constructor_leaves_undefined_is_looked_at(toy, average_of, monkeypatch):
+def test_what_the_constructor_leaves_undefined_is_looked_at(toy, monkeypatch):
     runner = toy()
     with torch.no_grad():
         runner.model.out.bias.fill_(float('nan'))  # as torch.empty() may
@@ -104,8 +106,8 @@ def test_what_the_constructor_leaves_undefined_is_looked_at(toy, average_of, mon
     assert average_of(runner).skipped == 11
 
 
-def test_check_can_be_turned_off(toy, hook_config, average_of):
-    runner = toy(hook=hook_config(skip_nonfinite=False), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e30)))
+def test_check_can_be_turned_off(toy):
+    runner = toy(hook=toy_hook(skip_nonfinite=False), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e30)))
     runner.train()
     assert average_of(runner).ema_model.steps == 12
     assert not all(value.isfinite().all() for value in average_of(runner).ema_model.state_dict().values())
@@ -139,8 +141,7 @@ class RememberVariance(Hook):
 
 @pytest.mark.parametrize('update_buffers', [True, False])
 @pytest.mark.parametrize('kind', ['mmyolo_ema.ExpMomentumEMA', 'ExponentialMovingAverage'])
-def test_buffer_that_is_not_finite_keeps_its_average_and_stops_nothing_else(
-        toy, average_of, messages, assert_equal, kind, update_buffers):
+def test_buffer_that_is_not_finite_keeps_its_average_and_stops_nothing_else(toy, messages, kind, update_buffers):
     hook = dict(type='mmyolo_ema.EMAHook', ema_type=kind, momentum=0.1, update_buffers=update_buffers)
     whole = toy(hook=hook)
     whole.train()
@@ -161,8 +162,8 @@ def test_buffer_that_is_not_finite_keeps_its_average_and_stops_nothing_else(
     assert 'of the model: norm.running_var. ' in said[0]
 
 
-def test_second_average_keeps_the_buffer_too(toy, hook_config):
-    runner = toy(custom_hooks=[hook_config(), dict(type='mmyolo_ema.SnapshotHook', second_horizon=5)])
+def test_second_average_keeps_the_buffer_too(toy):
+    runner = toy(custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook', second_horizon=5)])
     runner.register_hook(PoisonBuffers())
     seen = []
 

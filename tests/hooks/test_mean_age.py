@@ -7,6 +7,7 @@ from mmyolo_ema import ExpMomentumEMA, checkpoint
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Ramp, mean_age, suggested
+from tests.hooks.toy import average_of, scalars, toy_hook
 
 
 def wish(age='4%', **options):
@@ -27,8 +28,7 @@ def told(messages):
     (dict(hook=wish('25%', interval=2)), '25%', 12, 3),
     (dict(kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy')), '25%', 12, 3),
 ])
-def test_average_is_as_old_at_the_end_as_was_wished_for(toy, average_of, messages, scalars, options, age, updates,
-                                                        in_updates):
+def test_average_is_as_old_at_the_end_as_was_wished_for(toy, messages, options, age, updates, in_updates):
     runner = toy(**{**dict(hook=wish(age)), **options})
     runner.train()
     average = average_of(runner).ema_model
@@ -60,7 +60,7 @@ def test_config_is_read_as_the_hook_does():
 
 
 @pytest.mark.parametrize('strategy', [{}, dict(kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))])
-def test_run_that_resumes_keeps_its_schedule(toy, average_of, messages, tmp_path, strategy):
+def test_run_that_resumes_keeps_its_schedule(toy, messages, tmp_path, strategy):
     hooks = dict(custom_hooks=[wish('25%'), dict(type='mmyolo_ema.SnapshotHook', second_horizon=3)])
     toy(**hooks, **strategy).train()
     chosen = Ramp(*numbers('25%'))
@@ -77,7 +77,7 @@ def test_run_that_resumes_keeps_its_schedule(toy, average_of, messages, tmp_path
     assert (run.updates, run.schedule, run.second) == (24, chosen, Ramp(1 / 3, chosen.gamma))
 
 
-def test_run_that_starts_from_an_average_chooses_anew(toy, average_of, tmp_path):
+def test_run_that_starts_from_an_average_chooses_anew(toy, tmp_path):
     toy(hook=wish('25%')).train()
     runner = toy('next', hook=wish('25%'), load_from=str(tmp_path / 'run' / 'epoch_2.pth'),
                  train_cfg=dict(by_epoch=True, max_epochs=4))
@@ -85,8 +85,8 @@ def test_run_that_starts_from_an_average_chooses_anew(toy, average_of, tmp_path)
     assert average_of(runner).ema_model.schedule == Ramp(*numbers('25%', 24))
 
 
-def test_run_with_numbers_goes_on_with_them_under_a_mean_age(toy, hook_config, average_of, tmp_path):
-    toy(cfg=Config(dict(custom_hooks=[hook_config()]))).train()
+def test_run_with_numbers_goes_on_with_them_under_a_mean_age(toy, tmp_path):
+    toy(cfg=Config(dict(custom_hooks=[toy_hook()]))).train()
     runner = toy('next', hook=wish('25%'), resume=True, load_from=str(tmp_path / 'run' / 'epoch_2.pth'),
                  train_cfg=dict(by_epoch=True, max_epochs=4))
     runner.train()
@@ -111,7 +111,7 @@ def test_epochs_are_for_runs_that_count_them(toy):
         toy(hook=wish('2epochs'), by_epoch=False).train()
 
 
-def test_class_of_the_average_is_ours_only_with_a_mean_age(toy, average_of):
+def test_class_of_the_average_is_ours_only_with_a_mean_age(toy):
     runner = toy(hook=dict(type='mmyolo_ema.EMAHook'))
     runner.train()
     assert type(average_of(runner).ema_model) is ExponentialMovingAverage

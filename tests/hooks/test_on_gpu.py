@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
+from tests.hooks.toy import average_of, toy_hook
 
 AMP = dict(type='AmpOptimWrapper', loss_scale=dict(init_scale=2.0**127, growth_interval=10**6))
 
@@ -40,7 +41,7 @@ def averaged_weights(hook):
 
 
 @pytest.mark.gpu
-def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy, average_of):
+def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy):
     # With this scale all gradients are infinite, until it has been halved often enough.
     runner = toy(optim_wrapper=AMP, train_cfg=dict(by_epoch=True, max_epochs=40), val_cfg=None, val_dataloader=None,
                  val_evaluator=None)
@@ -57,10 +58,10 @@ def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy, average_of):
 
 
 @pytest.mark.gpu
-def test_average_that_is_kept_on_the_cpu_is_that_of_the_gpu(toy, hook_config, average_of):
+def test_average_that_is_kept_on_the_cpu_is_that_of_the_gpu(toy):
     averages, metrics = [], []
     for place in ('cuda', 'cpu'):
-        runner = toy(place, hook=hook_config(device=place, evaluate_on_origin=True))
+        runner = toy(place, hook=toy_hook(device=place, evaluate_on_origin=True))
         recorder = Recorder(runner.model)
         runner.register_hook(recorder)
         runner.train()
@@ -84,9 +85,9 @@ def test_weights_in_bfloat16_on_the_gpu_warn(net, messages):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('skip_nonfinite', [True, False])
-def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, hook_config, average_of, skip_nonfinite):
+def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, skip_nonfinite):
     # Drift is worked out for the log only, with a wait of its own.
-    runner = toy(hook=hook_config(skip_nonfinite=skip_nonfinite), default_hooks=dict(
+    runner = toy(hook=toy_hook(skip_nonfinite=skip_nonfinite), default_hooks=dict(
         logger=dict(type='LoggerHook', interval=10**6)))
     runner.train()
     hook = average_of(runner)
@@ -108,8 +109,8 @@ def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, hook_config, 
     pytest.param({}, id='cuda', marks=pytest.mark.gpu),
     pytest.param(dict(mode='reduce-overhead'), id='cuda-graphs', marks=pytest.mark.gpu),
 ])
-def test_compiled_model_is_validated_with_the_weights_of_its_file(toy, hook_config, average_of, options):
-    runner = toy('compiled', hook=hook_config(evaluate_on_origin=True), cfg=dict(compile=options or True))
+def test_compiled_model_is_validated_with_the_weights_of_its_file(toy, options):
+    runner = toy('compiled', hook=toy_hook(evaluate_on_origin=True), cfg=dict(compile=options or True))
     # MMEngine compiles the training step alone. Graphs that read the raw weights' memory must not be replayed.
     runner.model.val_step = torch.compile(runner.model.val_step, **options)
     runner.train()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import optimizer
 
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps
+from tests.hooks.toy import average_of
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
@@ -34,7 +35,7 @@ class OverflowingOptimWrapper(AmpOptimWrapper):
 
 @pytest.mark.parametrize('kind', [dict(type='SGD', lr=0.1), dict(type='SGD', lr=0.1, fused=True)],
                          ids=['plain', 'fused'])
-def test_steps_that_the_gradient_scaler_skips_do_not_count(toy, average_of, monkeypatch, kind):
+def test_steps_that_the_gradient_scaler_skips_do_not_count(toy, monkeypatch, kind):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     runner = toy(optim_wrapper=dict(type='OverflowingOptimWrapper', optimizer=kind))
     runner.train()
@@ -77,7 +78,7 @@ class OneForEachPart:
         })
 
 
-def test_iterations_in_which_any_of_several_optimizers_steps_count_once(toy, average_of):
+def test_iterations_in_which_any_of_several_optimizers_steps_count_once(toy):
     runner = toy(model=dict(type='TwoParts'), optim_wrapper=dict(constructor='OneForEachPart'), param_scheduler=None)
     runner.train()
     # Of iterations 0 to 11, those that 2 or 3 divides.
@@ -92,7 +93,7 @@ class Replace(Hook):
             runner.optim_wrapper = OptimWrapper(torch.optim.SGD(runner.model.parameters(), lr=0.1))
 
 
-def test_replaced_optimizer_is_heard(toy, average_of):
+def test_replaced_optimizer_is_heard(toy):
     runner = toy(param_scheduler=None)
     runner.register_hook(Replace())
     runner.train()
@@ -175,13 +176,13 @@ class WrappingSeveral(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize('kind', ['Wrapping', 'WrappingSeveral'])
-def test_optimizer_is_heard_when_what_it_wraps_is(toy, average_of, kind):
+def test_optimizer_is_heard_when_what_it_wraps_is(toy, kind):
     runner = toy(optim_wrapper=dict(optimizer=dict(type=kind, lr=0.1), accumulative_counts=2), param_scheduler=None)
     runner.train()
     assert average_of(runner).ema_model.steps == 6
 
 
-def test_every_iteration_counts_for_an_optimizer_that_does_not_step_what_it_wraps(toy, average_of):
+def test_every_iteration_counts_for_an_optimizer_that_does_not_step_what_it_wraps(toy):
     runner = toy(optim_wrapper=dict(optimizer=dict(type='Wrapping', lr=0.1, steps_inner=False)), param_scheduler=None)
     runner.train()
     assert average_of(runner).ema_model.steps == 12

@@ -15,6 +15,8 @@ from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.sweep import Sweep
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Recorded, Schedule, figures
+from tests.helpers import assert_equal, change, weights_of
+from tests.hooks.toy import scalars
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='FallingEMA', momentum=0.25, upd
 
 
 @pytest.mark.parametrize('ema_class', [FallingEMA, ByMethodEMA])
-def test_average_follows_its_own_schedule(net, change, weights_of, ema_class):
+def test_average_follows_its_own_schedule(net, ema_class):
     averaged, sources = ema_class(net, momentum=0.25), []
     for _ in range(12):
         averaged.update_parameters(change(net))
@@ -79,7 +81,7 @@ def test_config_tells_the_schedule():
 
 @pytest.mark.parametrize('ema_type', ['FallingEMA', 'ByMethodEMA'])
 @pytest.mark.parametrize('hook', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
-def test_run_is_followed_and_other_averages_are_made_of_it(toy, scalars, assert_equal, hook, ema_type):
+def test_run_is_followed_and_other_averages_are_made_of_it(toy, hook, ema_type):
     hooks = [dict(HOOK, type=hook, ema_type=ema_type),
              dict(type='mmyolo_ema.SnapshotHook', interval=3, second_horizon=2)]
     for epochs in (3, 5):  # resumed on the way

@@ -6,19 +6,21 @@ from mmengine.registry import MODELS, STRATEGIES
 from mmengine.runner import FlexibleRunner
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+from tests.hooks.toy import toy_hook
+
 Toy = MODELS.get('Toy')
 
 
 @pytest.mark.parametrize('other', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
 @pytest.mark.parametrize('ours_first', [True, False])
-def test_two_averages_are_refused(toy, hook_config, other, ours_first):
-    hooks = [hook_config(), dict(hook_config(), type=other)]
+def test_two_averages_are_refused(toy, other, ours_first):
+    hooks = [toy_hook(), dict(toy_hook(), type=other)]
     with pytest.raises(ValueError, match='the run has 2 EMAHooks, and would save the average of one as the raw'):
         toy(custom_hooks=hooks if ours_first else hooks[::-1]).train()
 
 
-def test_two_averages_do_not_matter_to_a_test(toy, hook_config):
-    assert toy(custom_hooks=[hook_config(), hook_config()]).test() == toy().test()
+def test_two_averages_do_not_matter_to_a_test(toy):
+    assert toy(custom_hooks=[toy_hook(), toy_hook()]).test() == toy().test()
 
 
 def fsdp1():

@@ -14,14 +14,16 @@ from mmyolo_ema.posthoc.reconstruction import reconstruct
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.posthoc.targets import target
 from mmyolo_ema.schedules import Ramp
+from tests.helpers import assert_equal
+from tests.hooks.toy import toy_hook
 
 
 @pytest.fixture
-def run(toy, hook_config):
+def run(toy):
     """Returns a function that makes a run of 12 updates, 6 an epoch, with snapshots."""
 
     def make(name='run', average=None, toy_options=None, **options):
-        hooks = [average or hook_config(), dict(type='mmyolo_ema.SnapshotHook', **options)]
+        hooks = [average or toy_hook(), dict(type='mmyolo_ema.SnapshotHook', **options)]
         cfg = Config(dict(custom_hooks=[hooks[0]]))
         return toy(name, cfg=cfg, **dict(dict(custom_hooks=hooks), **(toy_options or {})))
 
@@ -56,8 +58,8 @@ def test_snapshots_come_at_their_updates_and_at_the_end(run, tmp_path, interval,
 
 
 @pytest.mark.parametrize('kind', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
-def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, assert_equal, hook_config, kind):
-    run(average=dict(hook_config(), type=kind)).train()
+def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, kind):
+    run(average=dict(toy_hook(), type=kind)).train()
     found = snapshots(tmp_path / 'run')['update_00000012.pth']
     whole = checkpoint.read(tmp_path / 'run' / 'epoch_2.pth')
     assert_equal(found['state_dict'], dict(whole['state_dict']))
@@ -68,7 +70,7 @@ def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, assert_equal, h
         12, dict(whole['meta'].get('mmyolo_ema', {}), updates_per_epoch=6, weights='ema', updates=12, buffers=buffers))
 
 
-def test_second_average_is_that_of_its_own_horizon(run, tmp_path, assert_equal):
+def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
     follow, runner = Follow(), run(interval=4, second_horizon=5)
     runner.register_hook(follow)
     runner.train()
@@ -87,7 +89,7 @@ def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
     assert list(snapshots(tmp_path / 'run')) == ['update_00000002.pth', 'update_00000004.pth']
 
 
-def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path, assert_equal):
+def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path):
     options = dict(interval=4, second_horizon=5)
     run('whole', **options).train()
     run('parts', **options).train()
@@ -104,7 +106,7 @@ def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path, assert_equal)
     assert (tmp_path / 'parts' / 'snapshots' / 'update_00000008.abandoned').is_file()
 
 
-def test_run_that_is_taken_back_writes_the_same_again(run, tmp_path, assert_equal):
+def test_run_that_is_taken_back_writes_the_same_again(run, tmp_path):
     runner = run(interval=4, second_horizon=5)
     runner.train()
     first = snapshots(tmp_path / 'run')
@@ -171,10 +173,10 @@ def test_what_cannot_work_is_refused_at_the_start(run, average, options, said):
 @pytest.mark.parametrize(('more', 'said'), [
     (dict(type='mmyolo_ema.SnapshotHook'), 'but custom_hooks has 2 and 1 of them'),
     (None, 'must come after the EMAHook, but its priority is VERY_HIGH')])
-def test_hooks_that_do_not_go_together_are_refused(toy, hook_config, more, said):
+def test_hooks_that_do_not_go_together_are_refused(toy, more, said):
     own = dict(type='mmyolo_ema.SnapshotHook', **({} if more else dict(priority='VERY_HIGH')))
     with pytest.raises(ValueError, match=said):
-        toy(custom_hooks=[hook_config(), own, *([more] if more else [])]).train()
+        toy(custom_hooks=[toy_hook(), own, *([more] if more else [])]).train()
 
 
 def test_validation_after_the_training_leaves_the_second_average(run):

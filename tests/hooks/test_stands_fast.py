@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.models.tensor_references import tensor_references
+from tests.helpers import ROOT
+from tests.hooks.toy import average_of
 
 
 def trained_run(cfg):
@@ -69,7 +71,7 @@ def test_activation_checkpointing_changes_no_average(one_epoch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('compile', [True, dict(backend='eager')], ids=str)
-def test_average_is_kept_of_a_compiled_model(toy, average_of, compile):
+def test_average_is_kept_of_a_compiled_model(toy, compile):
     torch._dynamo.reset()
     runner = toy(cfg=dict(compile=compile))
     runner.train()
@@ -104,8 +106,8 @@ def test_order_in_the_config_does_not_matter(one_epoch, other, first):
     assert_usual(*trained_run(cfg))
 
 
-def test_hook_comes_after_those_of_yolox_and_before_the_checkpoint(root, tmp_path):
-    cfg = Config.fromfile(root / 'configs' / 'yolox' / 'yolox_s_ema_8xb8-300e_coco.py')
+def test_hook_comes_after_those_of_yolox_and_before_the_checkpoint(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs' / 'yolox' / 'yolox_s_ema_8xb8-300e_coco.py')
     cfg.work_dir = str(tmp_path)
     order = [type(hook).__name__ for hook in Runner.from_cfg(cfg).hooks]
     places = [order.index(name) for name in ('YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'CheckpointHook')]

@@ -10,6 +10,7 @@ from torch import nn
 from mmyolo_ema import checkpoint
 from mmyolo_ema.hooks.stored_average import store
 from mmyolo_ema.models import ExpMomentumEMA
+from tests.hooks.toy import average_of, toy_hook
 
 
 def said(messages):
@@ -36,7 +37,7 @@ def test_resumed_run_says_at_which_update(toy, file, messages):
     assert said(messages) == ['EMA: resumed at update 12']
 
 
-def test_run_from_a_file_with_an_average_says_that_the_ramp_starts_again(toy, file, messages, average_of):
+def test_run_from_a_file_with_an_average_says_that_the_ramp_starts_again(toy, file, messages):
     runner = toy(load_from=str(file))
     runner.train()
     assert said(messages) == ['EMA: starts anew from the averaged weights of 12 updates in the file; its ramp starts '
@@ -52,7 +53,7 @@ def test_run_from_a_file_without_an_average_says_so(toy, file, messages, resume)
     assert said(messages) == ['EMA: starts from a file without EMA, from its weights']
 
 
-def test_loaded_average_is_that_of_the_file(toy, file, average_of):
+def test_loaded_average_is_that_of_the_file(toy, file):
     runner = toy(load_from=str(file), resume=True)
     runner.train()  # nothing is left to train
     content = checkpoint.read(file)
@@ -92,25 +93,25 @@ def test_strict_load_refuses_other_classes(other_classes):
         Runner.from_cfg(other_classes(**{'custom_hooks.0.strict_load': True})).train()
 
 
-def test_strict_load_accepts_what_fits(toy, hook_config, file, average_of):
+def test_strict_load_accepts_what_fits(toy, file):
     for options in (dict(resume=True), {}):
-        runner = toy(hook=hook_config(strict_load=True), load_from=str(file), **options)
+        runner = toy(hook=toy_hook(strict_load=True), load_from=str(file), **options)
         runner.train()
         assert average_of(runner).ema_model.steps == 12
 
 
 @pytest.mark.parametrize('kind', ['averaged', 'raw'])
-def test_strict_load_looks_at_both_kinds(toy, hook_config, file, kind):
+def test_strict_load_looks_at_both_kinds(toy, file, kind):
     content = checkpoint.read(file)
     part, name = dict(averaged=('state_dict', 'out.bias'), raw=('ema_state_dict', 'module.out.bias'))[kind]
     content[part][name] = torch.zeros(2)
     torch.save(content, file)
     with pytest.raises(ValueError, match=r'of another shape or kind: out\.bias \(checkpoint \(2,\), model \(1,\)\)'):
-        toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
+        toy(hook=toy_hook(strict_load=True), load_from=str(file), resume=True).train()
 
 
 @pytest.mark.parametrize(('steps', 'updates'), [(None, 6), (12, 18), (torch.tensor([12]), 18)], ids=str)
-def test_count_of_updates_may_be_of_another_kind_or_missing(toy, file, average_of, messages, steps, updates):
+def test_count_of_updates_may_be_of_another_kind_or_missing(toy, file, messages, steps, updates):
     content = checkpoint.read(file)
     content['ema_state_dict']['steps'] = steps
     torch.save(content, file)
@@ -120,20 +121,20 @@ def test_count_of_updates_may_be_of_another_kind_or_missing(toy, file, average_o
     assert any('the count of updates (steps) is missing' in line for line in said(messages)) == (steps is None)
 
 
-def test_strict_load_refuses_a_file_without_the_count_of_updates(toy, hook_config, file):
+def test_strict_load_refuses_a_file_without_the_count_of_updates(toy, file):
     content = checkpoint.read(file)
     del content['ema_state_dict']['steps']
     torch.save(content, file)
     with pytest.raises(ValueError, match=r'the count of updates \(steps\) is missing'):
-        toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True).train()
+        toy(hook=toy_hook(strict_load=True), load_from=str(file), resume=True).train()
 
 
-def test_names_with_the_prefix_of_a_wrapper_resume(toy, hook_config, file, average_of):
+def test_names_with_the_prefix_of_a_wrapper_resume(toy, file):
     content = checkpoint.read(file)
     averaged = content['state_dict']
     content['state_dict'] = {f'module.{name}': value for name, value in averaged.items()}
     torch.save(content, file)
-    runner = toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True)
+    runner = toy(hook=toy_hook(strict_load=True), load_from=str(file), resume=True)
     runner.train()
     for name, value in average_of(runner).ema_model.module.state_dict().items():
         assert torch.equal(value, averaged[name])
@@ -156,16 +157,16 @@ class Growing(nn.Module):
         self.states = len(state)
 
 
-def test_extra_states_and_odd_names_load(toy, hook_config, average_of, tmp_path):
+def test_extra_states_and_odd_names_load(toy, tmp_path):
 
     def model(width):
         toy_model = MODELS.build(dict(type='Toy'))
         toy_model.parts = nn.ModuleDict({'traffic light': nn.Linear(1, width), 'growing': Growing()})
         return toy_model
 
-    toy(hook=hook_config(strict_load=True), model=model(1)).train()
+    toy(hook=toy_hook(strict_load=True), model=model(1)).train()
     path = str(tmp_path / 'run' / 'epoch_1.pth')
-    runner = toy('resumed', hook=hook_config(strict_load=True), model=model(1), load_from=path, resume=True)
+    runner = toy('resumed', hook=toy_hook(strict_load=True), model=model(1), load_from=path, resume=True)
     runner.train()
     assert average_of(runner).ema_model.steps == 12
     toy('wider', model=model(2), load_from=path).train()
@@ -203,7 +204,7 @@ class Renaming(BaseModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def test_names_that_the_model_understands_when_it_loads_resume(toy, average_of, tmp_path, messages):
+def test_names_that_the_model_understands_when_it_loads_resume(toy, tmp_path, messages):
     toy(model=Renaming()).train()
     path = tmp_path / 'run' / 'epoch_1.pth'
     content = checkpoint.read(path)
@@ -219,13 +220,13 @@ def test_names_that_the_model_understands_when_it_loads_resume(toy, average_of, 
         assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
 
 
-def test_counts_of_batches_may_be_missing(toy, file, hook_config, average_of, messages):
+def test_counts_of_batches_may_be_missing(toy, file, messages):
     content = checkpoint.read(file)
     for part in ('state_dict', 'ema_state_dict'):
         for name in [name for name in content[part] if name.endswith('num_batches_tracked')]:
             del content[part][name]
     torch.save(content, file)
-    runner = toy(hook=hook_config(strict_load=True), load_from=str(file), resume=True)
+    runner = toy(hook=toy_hook(strict_load=True), load_from=str(file), resume=True)
     runner.train()
     assert said(messages) == ['EMA: resumed at update 12; the file lacks 1 num_batches_tracked of BatchNorm, and does '
                               'without']

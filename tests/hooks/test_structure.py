@@ -9,6 +9,8 @@ from torch.nn.utils import fuse_linear_bn_eval
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.hooks.structure import Structure
+from tests.helpers import assert_equal, copy_of
+from tests.hooks.toy import toy_hook
 
 Toy = MODELS.get('Toy')
 
@@ -52,8 +54,8 @@ def deployable(toy):
     pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(
         RuntimeError, 'match the broadcast shape')),
 ])
-def test_raw_model_is_back_after_a_test_that_fused_it(deployable, hook_config, hook, copy_of, assert_equal, tmp_path):
-    runner = deployable(hook=dict(hook_config(), type=hook))
+def test_raw_model_is_back_after_a_test_that_fused_it(deployable, hook, tmp_path):
+    runner = deployable(hook=dict(toy_hook(), type=hook))
     runner.train()
     raw, validated = copy_of(runner.model), runner.message_hub.get_scalar('val/mean').current()
     tested = runner.test()['mean']
@@ -70,9 +72,9 @@ def test_raw_model_is_back_after_a_test_that_fused_it(deployable, hook_config, h
         assert_equal(before[part], after[part], part)
 
 
-def test_training_goes_on_after_validations_that_fuse_the_model(toy, hook_config, tmp_path, assert_equal):
+def test_training_goes_on_after_validations_that_fuse_the_model(toy, tmp_path):
     for name, points in (('whole', ()), ('fused', ('before_val_epoch', ))):
-        runner = toy(name, hook=hook_config(evaluate_on_origin=True), model=dict(type='Deployable'))
+        runner = toy(name, hook=toy_hook(evaluate_on_origin=True), model=dict(type='Deployable'))
         runner.register_hook(Deploy(points))
         runner.train()
     one, other = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'fused'))

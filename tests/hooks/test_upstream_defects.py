@@ -11,12 +11,14 @@ from mmengine.runner import FlexibleRunner
 from torch import nn
 
 from mmyolo_ema import checkpoint
+from tests.helpers import assert_equal, copy_of
+from tests.hooks.toy import average_of, toy_hook
 
 
 @pytest.fixture
-def hook(request, hook_config):
+def hook(request):
     """Returns the class's part of a config."""
-    return dict(hook_config(), type=request.param)
+    return dict(toy_hook(), type=request.param)
 
 
 def fails_upstream(error, text):
@@ -28,7 +30,7 @@ def fails_upstream(error, text):
 
 
 @fails_upstream(AssertionError, r'assert tensor\(12\) == 3')
-def test_accumulated_gradients_make_one_update(toy, hook, average_of):
+def test_accumulated_gradients_make_one_update(toy, hook):
     runner = toy(hook=hook, optim_wrapper=dict(accumulative_counts=4))
     runner.train()
     assert average_of(runner).ema_model.steps == 3
@@ -43,7 +45,7 @@ class Interrupted(Hook):
 
 @fails_upstream(AssertionError, "'raw', 'linear.weight'")
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_interrupted_validation_leaves_the_raw_weights(toy, hook, average_of, copy_of, update_buffers):
+def test_interrupted_validation_leaves_the_raw_weights(toy, hook, update_buffers):
     before = {}
 
     class Remember(Hook):
@@ -63,7 +65,7 @@ def test_interrupted_validation_leaves_the_raw_weights(toy, hook, average_of, co
 
 
 @fails_upstream(AssertionError, r'where False = all\(')
-def test_nothing_is_copied_before_the_start(toy, hook, average_of, copy_of):
+def test_nothing_is_copied_before_the_start(toy, hook):
     runner = toy(hook=dict(hook, begin_epoch=3), train_cfg=dict(by_epoch=True, max_epochs=3))
     seen = []
 
@@ -83,7 +85,7 @@ def test_nothing_is_copied_before_the_start(toy, hook, average_of, copy_of):
 
 
 @fails_upstream(AssertionError, r'== \[set\(\), set\(\)\]')
-def test_saved_weights_share_no_memory_with_the_live_ones(toy, hook, average_of):
+def test_saved_weights_share_no_memory_with_the_live_ones(toy, hook):
     addresses = []
 
     class Look(Hook):
@@ -102,7 +104,7 @@ def test_saved_weights_share_no_memory_with_the_live_ones(toy, hook, average_of)
 
 
 @fails_upstream(KeyError, 'out.bias')
-def test_resumed_file_may_lack_a_tensor(toy, hook, average_of, tmp_path):
+def test_resumed_file_may_lack_a_tensor(toy, hook, tmp_path):
     toy().train()
     path = tmp_path / 'run' / 'epoch_2.pth'
     content = torch.load(path, weights_only=False)
@@ -115,7 +117,7 @@ def test_resumed_file_may_lack_a_tensor(toy, hook, average_of, tmp_path):
 
 
 @fails_upstream(KeyError, 'state_dict')
-def test_file_of_bare_weights_can_be_started_from(toy, hook, average_of, tmp_path):
+def test_file_of_bare_weights_can_be_started_from(toy, hook, tmp_path):
     state = toy('other').model.state_dict()
     torch.save(state, tmp_path / 'bare.pth')
     runner = toy(hook=hook, load_from=str(tmp_path / 'bare.pth'))
@@ -124,7 +126,7 @@ def test_file_of_bare_weights_can_be_started_from(toy, hook, average_of, tmp_pat
 
 
 @fails_upstream(AssertionError, r'where False = all\(')
-def test_average_stays_finite(toy, hook, average_of):
+def test_average_stays_finite(toy, hook):
     runner = toy(hook=hook)
 
     class Poison(Hook):
@@ -147,7 +149,7 @@ def test_average_stays_finite(toy, hook, average_of):
 
 @fails_upstream(AssertionError, r'where False = all\(')
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_buffer_that_is_not_finite_leaves_the_average_finite(toy, hook, average_of, update_buffers):
+def test_buffer_that_is_not_finite_leaves_the_average_finite(toy, hook, update_buffers):
     runner = toy(hook=dict(hook, update_buffers=update_buffers))
 
     class Poison(Hook):
@@ -194,7 +196,7 @@ def test_two_averages_are_refused(toy, hook):
 
 
 @fails_upstream(AttributeError, "'EMAHook' object has no attribute 'ema_model'")
-def test_runner_of_strategies_resumes(toy, hook, average_of, tmp_path):
+def test_runner_of_strategies_resumes(toy, hook, tmp_path):
     options = dict(hook=hook, kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))
     toy('first', **options).train()
     runner = toy('next', load_from=str(tmp_path / 'first' / 'epoch_1.pth'), resume=True, **options)
@@ -203,7 +205,7 @@ def test_runner_of_strategies_resumes(toy, hook, average_of, tmp_path):
 
 
 @fails_upstream(AssertionError, 'linear.weight')
-def test_runner_that_a_hook_resumes_has_the_raw_weights(toy, hook, assert_equal):
+def test_runner_that_a_hook_resumes_has_the_raw_weights(toy, hook):
     seen = []
 
     class GoBack(Hook):
@@ -244,7 +246,7 @@ class Adapted(BaseModel):
 
 
 @fails_upstream(AssertionError, 'assert None == 6')
-def test_state_that_holds_the_trained_layers_only_resumes(toy, hook, average_of, tmp_path):
+def test_state_that_holds_the_trained_layers_only_resumes(toy, hook, tmp_path):
     whole = toy(hook=hook, model=Adapted())
     whole.train()
     path = tmp_path / 'run' / 'epoch_1.pth'

@@ -6,6 +6,7 @@ from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.hooks.weight_swap import WeightSwap
+from tests.helpers import change
 
 
 def state_of(model):
@@ -17,7 +18,7 @@ def assert_same(one, other):
 
 
 @pytest.fixture
-def averaged(net, change):
+def averaged(net):
     return change(copy.deepcopy(net)).requires_grad_(False)
 
 
@@ -83,7 +84,7 @@ def test_paused_swap_shows_the_raw_weights(net, averaged):
     assert_same(state_of(net), average)
 
 
-def test_shared_tensors_are_swapped_together(change):
+def test_shared_tensors_are_swapped_together():
     model = nn.Module()
     model.first, model.second = nn.Linear(2, 2), nn.Linear(2, 2)
     model.second.weight = model.first.weight
@@ -136,7 +137,7 @@ def test_buffer_that_grows_meanwhile_is_the_models(net, averaged, lent_length):
     assert averaged.cache.shape == (lent_length,)
 
 
-def test_plan_of_the_average_survives_a_swap(net, change):
+def test_plan_of_the_average_survives_a_swap(net):
     averaged = ExpMomentumEMA(net)
     averaged.update_parameters(change(net))
     plan = averaged._plan

@@ -12,11 +12,12 @@ from torch import nn
 
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.schedules import momentum_at
+from tests.helpers import change
 
 
 @pytest.mark.parametrize('interval', [1, 3])
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_average_is_the_closed_form_sum_over_all_steps(net, change, interval, update_buffers):
+def test_average_is_the_closed_form_sum_over_all_steps(net, interval, update_buffers):
     momentum, gamma, last = 0.03, 7, 40
     net = net.double()
     averaged = ExpMomentumEMA(net, momentum, gamma, interval, update_buffers=update_buffers)
@@ -43,7 +44,7 @@ def test_constant_model_stays_constant(net):
 
 
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_first_update_copies(net, change, update_buffers):
+def test_first_update_copies(net, update_buffers):
     averaged = ExpMomentumEMA(net, update_buffers=update_buffers)
     averaged.update_parameters(change(net))
     for name, value in net.state_dict().items():
@@ -51,7 +52,7 @@ def test_first_update_copies(net, change, update_buffers):
     assert averaged.steps == 1
 
 
-def test_equals_the_loop_over_lerp_bit_for_bit(detector, change):
+def test_equals_the_loop_over_lerp_bit_for_bit(detector):
     averaged = ExpMomentumEMA(detector, gamma=3, update_buffers=True)
     expected = deepcopy(detector)
     for step in range(4):
@@ -67,7 +68,7 @@ def test_equals_the_loop_over_lerp_bit_for_bit(detector, change):
 
 
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_numbers_equal_the_parent_where_it_is_right(change, update_buffers):
+def test_numbers_equal_the_parent_where_it_is_right(update_buffers):
     # No shared tensors, no integers: what is left is where MMDetection's class is right.
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Linear(2, 2)).double()
     mine = ExpMomentumEMA(model, 0.1, 4, interval=2, update_buffers=update_buffers)
@@ -82,7 +83,7 @@ def test_numbers_equal_the_parent_where_it_is_right(change, update_buffers):
 
 
 @pytest.mark.parametrize(('first', 'second'), [(ExpMomentumEMA, Parent), (Parent, ExpMomentumEMA)])
-def test_checkpoint_of_either_class_continues_in_the_other(change, first, second):
+def test_checkpoint_of_either_class_continues_in_the_other(first, second):
     model = nn.Linear(3, 3).double()
     uninterrupted, before = first(model, 0.1, 4), first(model, 0.1, 4)
     for _ in range(3):
@@ -99,7 +100,7 @@ def test_checkpoint_of_either_class_continues_in_the_other(change, first, second
     torch.testing.assert_close(after.module.weight, uninterrupted.module.weight, rtol=0, atol=1e-14)
 
 
-def test_momentum_set_in_mid_run_takes_effect(net, change):
+def test_momentum_set_in_mid_run_takes_effect(net):
     averaged = ExpMomentumEMA(net)
     averaged.update_parameters(net)
     averaged.momentum, averaged.gamma = 0.5, 1e-3
@@ -108,7 +109,7 @@ def test_momentum_set_in_mid_run_takes_effect(net, change):
     torch.testing.assert_close(averaged.module.linear.weight, (before + net.linear.weight) / 2)
 
 
-def test_step_count_follows_whoever_writes_it(net, change):
+def test_step_count_follows_whoever_writes_it(net):
     averaged = ExpMomentumEMA(net, momentum=0.1, gamma=1e-3)
     averaged.update_parameters(net)
     for write in (torch.Tensor.zero_, lambda steps: steps.data.zero_()):
@@ -135,7 +136,7 @@ def test_compiled_average_can_be_pickled(net):
     assert torch.equal(pickle.loads(pickle.dumps(averaged)).module.linear.weight, averaged.module.linear.weight)
 
 
-def test_attributes_made_up_by_the_model_are_not_shared(change):
+def test_attributes_made_up_by_the_model_are_not_shared():
 
     class MadeUp(nn.Linear):
 
@@ -146,7 +147,7 @@ def test_attributes_made_up_by_the_model_are_not_shared(change):
     assert ExpMomentumEMA(model).module is not model
 
 
-def test_forward_is_the_averaged_model(net, change):
+def test_forward_is_the_averaged_model(net):
     averaged = ExpMomentumEMA(net).eval()
     inputs = torch.rand(2, 3)
     expected = net.eval()(inputs)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.models import exp_momentum_ema
+from tests.helpers import change
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def copying(model, **options):
     return averaged
 
 
-def test_tensors_are_looked_up_once(net, change, plans):
+def test_tensors_are_looked_up_once(net, plans):
     averaged = copying(net, update_buffers=True)
     for _ in range(5):
         averaged.update_parameters(change(net))
@@ -54,7 +55,7 @@ def test_tensors_are_looked_up_once(net, change, plans):
     lambda net: net.norm.double(),
     lambda net: setattr(net.norm.bias, 'data', net.norm.bias.data.double()),
 ], ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to', 'linear', 'norm', 'one parameter'])
-def test_replaced_tensors_are_noticed(net, change, replace, plans):
+def test_replaced_tensors_are_noticed(net, replace, plans):
     averaged = copying(net)
     replace(net)
     averaged.update_parameters(change(net))
@@ -64,7 +65,7 @@ def test_replaced_tensors_are_noticed(net, change, replace, plans):
 
 
 @pytest.mark.parametrize('name', ['norm.weight', 'norm.running_mean', 'linear.bias'])
-def test_average_whose_tensor_is_pointed_at_the_models_memory_gets_its_own(net, change, name):
+def test_average_whose_tensor_is_pointed_at_the_models_memory_gets_its_own(net, name):
     averaged = ExpMomentumEMA(net, momentum=0.1, gamma=1e-3, update_buffers=True)
     averaged.update_parameters(net)
     mine, theirs = averaged.module.state_dict(keep_vars=True)[name], net.state_dict(keep_vars=True)[name]
@@ -75,7 +76,7 @@ def test_average_whose_tensor_is_pointed_at_the_models_memory_gets_its_own(net, 
     torch.testing.assert_close(mine.detach(), before + 0.1 * (theirs.detach() - before))
 
 
-def test_child_that_calls_itself_equal_to_the_one_it_replaces_is_noticed(change):
+def test_child_that_calls_itself_equal_to_the_one_it_replaces_is_noticed():
 
     class Equal(nn.Linear):
         __hash__ = nn.Module.__hash__
@@ -126,7 +127,7 @@ def test_buffer_of_another_shape_stays_in_the_dtype_of_the_average(net):
     assert torch.equal(averaged.module.cache, torch.ones(5).double())
 
 
-def test_buffer_outside_the_checkpoint_may_come_and_go(net, change):
+def test_buffer_outside_the_checkpoint_may_come_and_go(net):
     averaged = copying(net, update_buffers=True)
     net.cache = None
     net.register_buffer('late', torch.ones(3), persistent=False)
@@ -134,7 +135,7 @@ def test_buffer_outside_the_checkpoint_may_come_and_go(net, change):
     assert torch.equal(averaged.module.linear.weight, net.linear.weight)
 
 
-def test_module_whose_only_buffer_is_an_integer_is_followed_through_conversion(net, change, plans):
+def test_module_whose_only_buffer_is_an_integer_is_followed_through_conversion(net, plans):
     # As the attention of Swin, whose index stays the same object when the module is converted.
     net.linear.register_buffer('index', torch.arange(3))
     averaged = copying(net)
@@ -165,7 +166,7 @@ def test_average_that_was_given_the_tensors_of_the_model_gets_its_own(net):
 
 @pytest.mark.parametrize('convert', [lambda module: module.double(), lambda module: module.linear.double()],
                          ids=['all', 'one'])
-def test_change_of_the_averaged_module_is_noticed(net, change, convert):
+def test_change_of_the_averaged_module_is_noticed(net, convert):
     averaged = copying(net)
     convert(averaged.module)
     averaged.module.norm = nn.BatchNorm1d(4)
@@ -191,7 +192,7 @@ def test_parametrisation_that_renames_tensors_is_named(net):
 
 @pytest.mark.parametrize('wrap', [torch.compile, DataParallel, DistributedDataParallel,
                                   lambda model: torch.compile(DistributedDataParallel(model))])
-def test_wrappers_are_seen_through(net, change, process_group, wrap):
+def test_wrappers_are_seen_through(net, process_group, wrap):
     wrapped = wrap(net)
     averaged = ExpMomentumEMA(wrapped, update_buffers=True)
     assert list(averaged.module.state_dict()) == list(net.state_dict())
@@ -243,7 +244,7 @@ def test_views_of_one_memory_are_refused(view):
     assert averaged.steps == 0
 
 
-def test_parts_of_one_memory_that_do_not_overlap_are_averaged(change):
+def test_parts_of_one_memory_that_do_not_overlap_are_averaged():
     # As the weights of a recurrent layer on a GPU.
     flat = torch.zeros(4)
     model = nn.Module()
@@ -261,7 +262,7 @@ def exchange(model, averaged):
     hook._swap_ema_parameters()
 
 
-def test_tensors_tied_after_the_average_was_made(change):
+def test_tensors_tied_after_the_average_was_made():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     averaged = copying(model)
     model[1].weight = model[0].weight

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmyolo_ema import ExpMomentumEMA
+from tests.helpers import change
 
 ours = pytest.param(ExpMomentumEMA, id='ours')
 also_upstream = pytest.mark.parametrize('ema_class', [ours, pytest.param(Parent, id='mmdet')])
@@ -46,7 +47,7 @@ def moved(before, source):
 
 
 @also_upstream
-def test_buffers_follow_the_model_without_update_buffers(ema_class, net, change):
+def test_buffers_follow_the_model_without_update_buffers(ema_class, net):
     averaged = make(ema_class, net)
     for _ in range(3):
         averaged.update_parameters(change(net))
@@ -79,7 +80,7 @@ def test_shared_tensor_is_averaged_once(ema_class):
 
 
 @fails_upstream(AssertionError, 'Tensor-likes are not close')
-def test_shared_convolutions_of_rtmdet_are_averaged_once(ema_class, detector, change):
+def test_shared_convolutions_of_rtmdet_are_averaged_once(ema_class, detector):
     detector = detector.double()
     averaged = make(ema_class, detector, update_buffers=True)
     before = averaged.module.bbox_head.cls_convs[0][0].conv.weight.clone()
@@ -90,7 +91,7 @@ def test_shared_convolutions_of_rtmdet_are_averaged_once(ema_class, detector, ch
 
 
 @also_upstream
-def test_the_given_model_is_averaged(ema_class, net, change):
+def test_the_given_model_is_averaged(ema_class, net):
     averaged = make(ema_class, net)
     before = averaged.module.linear.weight.clone()
     other = change(copy.deepcopy(net))
@@ -100,7 +101,7 @@ def test_the_given_model_is_averaged(ema_class, net, change):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(('model_on', 'average_on'), [('cuda', 'cpu'), ('cpu', 'cuda')])
-def test_average_on_another_device(net, change, model_on, average_on):
+def test_average_on_another_device(net, model_on, average_on):
     averaged = make(ExpMomentumEMA, net.to(model_on), device=average_on, update_buffers=True)
     before = averaged.module.linear.weight.clone()
     averaged.update_parameters(change(net))
@@ -110,7 +111,7 @@ def test_average_on_another_device(net, change, model_on, average_on):
 
 @also_upstream
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_reassigned_tensors_are_followed(ema_class, net, change, update_buffers):
+def test_reassigned_tensors_are_followed(ema_class, net, update_buffers):
     averaged = make(ema_class, net, update_buffers=update_buffers)
     before = copy.deepcopy(averaged.module)
     net.linear.weight = nn.Parameter(torch.full((4, 3), 3.0))
@@ -124,7 +125,7 @@ def test_reassigned_tensors_are_followed(ema_class, net, change, update_buffers)
 
 
 @fails_with_lerp(RuntimeError, 'expected dtype float for `end` but got dtype double')
-def test_model_in_another_dtype_is_followed(ema_class, net, change):
+def test_model_in_another_dtype_is_followed(ema_class, net):
     averaged = make(ema_class, net, update_buffers=True)
     before = averaged.module.linear.weight.clone()
     averaged.update_parameters(change(net.double()))
@@ -140,7 +141,7 @@ def unpickled(averaged):
 
 @fails_upstream((AssertionError, RuntimeError), 'Tensor-likes are not close|expected dtype float for `end`')
 @pytest.mark.parametrize('convert', [nn.Module.double, copy.deepcopy, unpickled], ids=['double', 'deepcopy', 'pickle'])
-def test_average_is_followed_through_conversion_and_copy(ema_class, net, change, convert):
+def test_average_is_followed_through_conversion_and_copy(ema_class, net, convert):
     averaged = convert(make(ema_class, net, update_buffers=True))
     before = copy.deepcopy(averaged.module)
     change(net)
@@ -153,7 +154,7 @@ def test_average_is_followed_through_conversion_and_copy(ema_class, net, change,
 
 @also_upstream
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, unpickled])
-def test_copy_of_an_average_is_independent(ema_class, net, change, duplicate):
+def test_copy_of_an_average_is_independent(ema_class, net, duplicate):
     averaged = make(ema_class, net)
     twin = duplicate(averaged)
     before = averaged.module.linear.weight.clone()
@@ -163,7 +164,7 @@ def test_copy_of_an_average_is_independent(ema_class, net, change, duplicate):
 
 
 @fails_with_lerp(AssertionError, r'\(tensor\(\[0\., nan\]\), tensor\(\[0\., -inf\]\)\)')
-def test_mask_with_infinities_is_copied(ema_class, net, change):
+def test_mask_with_infinities_is_copied(ema_class, net):
     net.register_buffer('mask', torch.tensor([0., -float('inf')]))
     averaged = make(ema_class, net, update_buffers=True)
     averaged.update_parameters(net)
@@ -171,7 +172,7 @@ def test_mask_with_infinities_is_copied(ema_class, net, change):
 
 
 @fails_upstream(AssertionError, r'assert tensor\(0\) == tensor\(1\)')
-def test_integers_and_flags_are_copied_at_each_update(ema_class, net, change):
+def test_integers_and_flags_are_copied_at_each_update(ema_class, net):
     averaged = make(ema_class, net, update_buffers=True)
     averaged.update_parameters(change(net))
     assert averaged.module.norm.num_batches_tracked == net.norm.num_batches_tracked == 1
@@ -179,7 +180,7 @@ def test_integers_and_flags_are_copied_at_each_update(ema_class, net, change):
 
 
 @fails_upstream(AssertionError, r'equal .*\(tensor\(\[0\., 0\.\]\), ')
-def test_buffers_outside_the_checkpoint_are_copied_at_each_update(ema_class, net, change):
+def test_buffers_outside_the_checkpoint_are_copied_at_each_update(ema_class, net):
     averaged = make(ema_class, net, update_buffers=True)
     averaged.update_parameters(change(net))
     assert torch.equal(averaged.module.cache, net.cache)
@@ -188,7 +189,7 @@ def test_buffers_outside_the_checkpoint_are_copied_at_each_update(ema_class, net
 @fails_upstream((AssertionError, RuntimeError), r"equal .*\(tensor\(\[0\.\]\), |match the broadcast shape \[5\]")
 @pytest.mark.parametrize('persistent', [True, False])
 @pytest.mark.parametrize('update_buffers', [True, False])
-def test_buffer_that_changes_its_shape_is_followed(ema_class, net, change, persistent, update_buffers):
+def test_buffer_that_changes_its_shape_is_followed(ema_class, net, persistent, update_buffers):
     net.register_buffer('table', torch.zeros(1), persistent=persistent)
     averaged = make(ema_class, net, update_buffers=update_buffers)
     before = averaged.module.linear.weight.clone()

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mmyolo_ema.checkpoint import averaged_weights, read
 from mmyolo_ema.checkpoint.difference import is_statistic
 from mmyolo_ema.posthoc.batch_norm import reestimate
+from tests.helpers import assert_equal
 
 NORM_CFG = 'model.{}.norm_cfg'
 
@@ -37,7 +38,7 @@ def with_norm(**norm_cfg):
 
 
 @pytest.mark.parametrize('frozen', [False, True])
-def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, weights, tmp_path, assert_equal, frozen):
+def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, weights, tmp_path, frozen):
     options = {'model.backbone.norm_eval': frozen, 'randomness.seed': 3}
     estimated = reestimate(weights, demo_config(**options), batches=2)
     # Such a BatchNorm takes the mean over all batches of a training, whose order is that of the seed too.
@@ -86,7 +87,7 @@ def random_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
 
 
-def test_same_seed_gives_the_same_and_leaves_no_trace(demo_config, weights, assert_equal):
+def test_same_seed_gives_the_same_and_leaves_no_trace(demo_config, weights):
     cfg = demo_config()
     # The pipeline with random flips.
     cfg.train_dataloader.dataset.pipeline = cfg.train_pipeline
@@ -110,7 +111,7 @@ def test_names_of_a_tensor_go_on_sharing_it(demo_config, weights):
     assert len({estimated[f'{name}.bn.running_mean'].data_ptr() for name in head}) == 3
 
 
-def test_sync_batch_norm_is_estimated_on_the_cpu(demo_config, weights, assert_equal, process_group):
+def test_sync_batch_norm_is_estimated_on_the_cpu(demo_config, weights, process_group):
     estimated = reestimate(weights, demo_config(**with_norm(type='SyncBN')), batches=1)
     assert_equal(estimated, reestimate(weights, demo_config(), batches=1))
 

@@ -9,6 +9,7 @@ from mmyolo_ema.posthoc import fit
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedules import Ramp
+from tests.helpers import assert_equal, weights_of
 
 HORIZON, GAMMA = 10, 2
 
@@ -63,7 +64,7 @@ def half(run, target):
 
 @pytest.mark.parametrize(('interval', 'average'), [
     (1, {}), (3, {}), (3, dict(type='EMAHook', ema_type='mmdet.ExpMomentumEMA'))])
-def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, weights_of, interval, average):
+def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval, average):
     cfg = config(interval=interval, **average)
     track = train(cfg)
     run = read_run(cfg.work_dir)
@@ -84,14 +85,14 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, weights
     assert apart < 0.5 * nearest
 
 
-def test_stored_snapshot_is_given_back_bit_for_bit(config, assert_equal):
+def test_stored_snapshot_is_given_back_bit_for_bit(config):
     cfg = config()
     train(cfg)
     run = read_run(cfg.work_dir)
     assert_equal(half(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
 
 
-def test_resumed_run_gives_the_same(config, assert_equal):
+def test_resumed_run_gives_the_same(config):
     target = Ramp(2 / HORIZON, GAMMA)
     complete, parts = config('complete', interval=3), config('parts', interval=3)
     train(complete)

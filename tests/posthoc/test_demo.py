@@ -12,11 +12,12 @@ from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from mmyolo_ema.posthoc.reconstruction import reconstruct_named
 from mmyolo_ema.posthoc.snapshots import read_run
+from tests.helpers import ROOT
 
 
 @pytest.mark.slow
-def test_half_the_horizon_detects_as_the_average_that_was_tracked(root, tmp_path):
-    cfg = Config.fromfile(root / 'configs' / 'demo' / 'rtmdet_nuclei.py')
+def test_half_the_horizon_detects_as_the_average_that_was_tracked(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
     kept = dict(type='mmyolo_ema.SnapshotHook', interval=4, second_horizon=10)
     cfg.update(work_dir=str(tmp_path / 'run'), custom_hooks=[cfg.custom_hooks[0], kept], log_level='WARNING')
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs

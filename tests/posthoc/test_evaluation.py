@@ -3,6 +3,7 @@ from mmengine.runner import ValLoop
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.posthoc.evaluation import Evaluation
+from tests.helpers import forget_runs
 
 
 @LOOPS.register_module(force=True)
@@ -13,10 +14,10 @@ class UnreturningLoop(ValLoop):
         super().run()
 
 
-def test_metrics_are_those_that_hooks_are_told(trained, demo_config, tmp_path, fresh_run):
+def test_metrics_are_those_that_hooks_are_told(trained, demo_config, tmp_path):
     weights, measured = checkpoint.read(trained)['state_dict'], []
     for name, loop in (('usual', 'ValLoop'), ('silent', 'UnreturningLoop')):
-        fresh_run()
+        forget_runs()
         cfg = demo_config(name, **{'val_cfg.type': loop, 'model.test_cfg.score_thr': 0.0})
         measured.append(Evaluation(cfg, tmp_path / name).measure(weights, 'ema'))
     assert measured[0] == measured[1]

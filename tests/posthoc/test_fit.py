@@ -5,6 +5,7 @@ import pytest
 
 from mmyolo_ema.posthoc import Snapshot, fit
 from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Triangular, Uniform
+from tests.helpers import weights_of
 
 EPOCH, RUN = 924, 277_200
 
@@ -27,7 +28,7 @@ def stored():
 
 
 @pytest.mark.parametrize('target', TARGETS)
-def test_error_is_that_of_the_explicit_weights(stored, weights_of, target):
+def test_error_is_that_of_the_explicit_weights(stored, target):
     result = fit(stored, target, updates=1000)
     made = result.coefficients @ np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])
     wanted = weights_of(target, 1000, 1000)
@@ -39,7 +40,7 @@ def test_error_is_that_of_the_explicit_weights(stored, weights_of, target):
 
 
 @pytest.mark.parametrize('target', TARGETS)
-def test_what_is_constant_or_drifts_evenly_is_reproduced(stored, weights_of, target):
+def test_what_is_constant_or_drifts_evenly_is_reproduced(stored, target):
     result = fit(stored, target, updates=1000)
     drift = 3 + 0.5 * np.arange(1000)
     held = np.array([weights_of(TRACK, snapshot.updates, 1000) @ drift for snapshot in stored])
@@ -47,7 +48,7 @@ def test_what_is_constant_or_drifts_evenly_is_reproduced(stored, weights_of, tar
     assert result.coefficients @ held == pytest.approx(weights_of(target, 1000, 1000) @ drift, rel=1e-9)
 
 
-def test_no_other_coefficients_are_nearer(stored, weights_of):
+def test_no_other_coefficients_are_nearer(stored):
     target = Constant(0.02)
     best = fit(stored, target, updates=1000)
     held = np.array([weights_of(TRACK, snapshot.updates, 1000) for snapshot in stored])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc import Snapshot, fit, gram
 from mmyolo_ema.schedules import Annealing, Constant, Power, Ramp, Repeated, Restarted, Triangular, Uniform
+from tests.helpers import weights_of
 
 UPDATES = 200
 
@@ -43,7 +44,7 @@ def far_apart(held):
 
 
 @given(runs())
-def test_products_and_times_are_those_of_the_explicit_weights(weights_of, run):
+def test_products_and_times_are_those_of_the_explicit_weights(run):
     snapshots, _ = run
     inner = gram(snapshots)
     held, _ = explicit(weights_of, *run)
@@ -60,7 +61,7 @@ def test_constant_is_reproduced(run):
 
 @given(runs())
 @example(([Snapshot(Constant(0.020001), updates) for updates in (190, 200)], Constant(0.02)))
-def test_drift_is_reproduced(weights_of, run):
+def test_drift_is_reproduced(run):
     held, wanted = explicit(weights_of, *run)
     result = fit(*run, UPDATES)
     # One mean time can only be itself, and a snapshot that is the target but for rounding is taken as it is.
@@ -71,7 +72,7 @@ def test_drift_is_reproduced(weights_of, run):
 
 
 @given(runs())
-def test_what_is_told_of_a_fit_is_that_of_the_explicit_weights(weights_of, run):
+def test_what_is_told_of_a_fit_is_that_of_the_explicit_weights(run):
     held, wanted = explicit(weights_of, *run)
     result = fit(*run, UPDATES)
     made, ages = result.coefficients @ held, np.arange(UPDATES)[::-1]
@@ -83,7 +84,7 @@ def test_what_is_told_of_a_fit_is_that_of_the_explicit_weights(weights_of, run):
 
 
 @given(runs())
-def test_no_change_that_keeps_the_sum_and_the_mean_time_is_nearer(weights_of, run):
+def test_no_change_that_keeps_the_sum_and_the_mean_time_is_nearer(run):
     held, wanted = explicit(weights_of, *run)
     result = fit(*run, UPDATES)
     lacking = result.coefficients @ held - wanted
@@ -95,7 +96,7 @@ def test_no_change_that_keeps_the_sum_and_the_mean_time_is_nearer(weights_of, ru
 
 
 @given(runs(), st.integers(0, 8))
-def test_snapshot_of_the_target_is_taken_as_it_is(weights_of, run, place):
+def test_snapshot_of_the_target_is_taken_as_it_is(run, place):
     snapshots, target = run
     stored = [*snapshots[:place], Snapshot(target, UPDATES), *snapshots[place:]]
     result = fit(stored, target, UPDATES)
@@ -106,7 +107,7 @@ def test_snapshot_of_the_target_is_taken_as_it_is(weights_of, run, place):
 
 
 @given(runs(), st.integers(1, 7))
-def test_more_snapshots_make_no_larger_error(weights_of, run, fewer):
+def test_more_snapshots_make_no_larger_error(run, fewer):
     snapshots, target = run
     held, wanted = explicit(weights_of, *run)
     # Where all mean times are the same, that of the target is not asked for.

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc.targets import target
 from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
+from tests.helpers import weights_of
 
 
 @pytest.mark.parametrize(('text', 'schedule'), [
@@ -29,7 +30,7 @@ def test_power_function_has_the_age_deviation_that_it_is_named_by(deviation, exp
 
 
 @given(st.integers(1, 200), st.data())
-def test_windows_have_the_weights_that_they_are_named_by(weights_of, updates, data):
+def test_windows_have_the_weights_that_they_are_named_by(updates, data):
     length = data.draw(st.integers(1, updates))
     last, triangle = (weights_of(target(f'{kind}:{length}', Ramp(), updates).schedule, updates)
                       for kind in ('last', 'triangle'))

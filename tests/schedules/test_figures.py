@@ -20,6 +20,7 @@ from mmyolo_ema.schedules import (
     rescaled,
     suited,
 )
+from tests.helpers import weights_of
 
 momenta = st.floats(1e-6, 0.5)
 gammas = st.floats(1, 1e5)
@@ -54,7 +55,7 @@ def test_mean_age_of_the_yolov5_defaults(last_step, age):
 
 
 @pytest.mark.parametrize('interval', [1, 3])
-def test_mean_age_equals_the_age_under_the_weights_of(weights_of, interval):
+def test_mean_age_equals_the_age_under_the_weights_of(interval):
     weights = weights_of(Ramp(0.02, 30, interval), 300)
     expected = (weights * np.arange(300)[::-1]).sum()
     assert mean_age(300, 0.02, 30, interval) == pytest.approx(expected, rel=1e-12)
@@ -69,7 +70,7 @@ def test_suited_schedule_makes_the_average_as_old_as_asked(updates, share):
 
 
 @given(schedules, st.integers(1, 300), st.integers(1, 300))
-def test_figures_are_those_of_the_weights_of(weights_of, schedule, updates, start):
+def test_figures_are_those_of_the_weights_of(schedule, updates, start):
     weights, ages = weights_of(schedule, updates), np.arange(updates)[::-1]
     at_end, = figures(schedule, [updates], start)
     age = (weights * ages).sum()
@@ -100,7 +101,7 @@ def test_figures_come_in_order_and_once():
 
 
 @given(schedules, st.integers(1, 300), st.integers(1, 50))
-def test_profile_holds_the_weights_of(weights_of, schedule, updates, groups):
+def test_profile_holds_the_weights_of(schedule, updates, groups):
     profiled, weights = profile(schedule, updates, groups), weights_of(schedule, updates)
     groups = min(groups, updates)
     ends = [updates * (group + 1) // groups for group in range(groups)]
@@ -114,7 +115,7 @@ def test_profile_holds_the_weights_of(weights_of, schedule, updates, groups):
     ('ExponentialMovingAverage', Constant(0.1, interval=2)), ('MomentumAnnealingEMA', Annealing(0.1, 5, interval=2)),
     ('StochasticWeightAverage', Uniform(interval=2)), ('mmyolo_ema.ExpMomentumEMA', Ramp(0.1, 5, interval=2)),
     ('mmdet.ExpMomentumEMA', Ramp(0.1, 5))])
-def test_schedules_are_those_of_the_classes(weights_of, name, schedule):
+def test_schedules_are_those_of_the_classes(name, schedule):
     model = nn.Linear(1, 1, bias=False).double()
     averaged = MODELS.build(dict(type=name, **vars(schedule)), default_args=dict(model=model))
     updates = 30

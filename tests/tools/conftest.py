@@ -1,41 +1,21 @@
-import importlib
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-
-
-COMMANDS = dict(train='train', test='test', ema_schedule='schedule', ema_checkpoint='checkpoint', posthoc_ema='posthoc')
-
-
-def load(name):
-    """Returns the module of a tool, named by its path under tools/, or of the command that it starts."""
-    if name in COMMANDS:
-        return importlib.import_module(f'mmyolo_ema.cli.{COMMANDS[name]}')
-    spec = importlib.util.spec_from_file_location(Path(name).name, TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.helpers import forget_runs, load_tool
 
 
 @pytest.fixture
-def load_tool():
-    return load
-
-
-@pytest.fixture
-def tool(monkeypatch, tmp_path, fresh_run):
+def tool(monkeypatch, tmp_path):
     """Returns a function that runs a tool's main() in an empty folder with the given arguments."""
     monkeypatch.chdir(tmp_path)
 
     def run(name, *arguments):
-        module = load(name)
+        module = load_tool(name)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-        fresh_run()
+        forget_runs()
         return module.main()
 
     return run

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mmyolo_ema import cli
+from tests.helpers import ROOT
 
 # MMDetection's mAP of VOC closes its pools only, so that they are terminated when they are collected.
 POOL = """
@@ -51,7 +52,7 @@ def test_commands_are_listed_and_helped(monkeypatch, capsys, arguments, status, 
     assert said in ''.join(capsys.readouterr())
 
 
-def test_tool_says_what_python_lacks(root, tmp_path):
+def test_tool_says_what_python_lacks(tmp_path):
     (tmp_path / 'without.py').write_text("""
 import sys
 sys.modules['mmyolo_ema'] = None
@@ -59,7 +60,7 @@ sys.path.insert(0, sys.argv[1])
 from _start import start
 start('train')
 """)
-    done = subprocess.run([sys.executable, 'without.py', root / 'tools'], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'without.py', ROOT / 'tools'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith('error: ')
     assert done.stderr.count('\n') == 1

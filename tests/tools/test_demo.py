@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT, load_tool
 
 
 @pytest.mark.slow
-def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_path):
-    done = subprocess.run([sys.executable, root / 'tools' / 'demo.py'], cwd=tmp_path, capture_output=True, text=True)
+def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / 'tools' / 'demo.py'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'The file gives what was measured in training, in every digit.' in done.stdout
     rows = [line for line in done.stdout.splitlines() if 'in training' in line]
@@ -23,8 +24,8 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(root, tmp_p
     assert saved['ema_state_dict']['steps'] == 480
 
 
-def test_mismatch_fails_the_demo(load_tool, root, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(root / 'tools'))
+def test_mismatch_fails_the_demo(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     demo = load_tool('demo')
     metrics = dict.fromkeys(demo.METRICS, 0.5)
     monkeypatch.setattr(demo, 'run', lambda *args: None)
@@ -41,7 +42,7 @@ def test_mismatch_fails_the_demo(load_tool, root, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('count', [1, 4, 5])
-def test_boxes_are_drawn_over_each_image(load_tool, tmp_path, count):
+def test_boxes_are_drawn_over_each_image(tmp_path, count):
     picture = load_tool('demo_picture')
     box = np.array([[2.0, 2.0, 10.0, 10.0]])
     image = np.zeros((16, 16), np.uint8)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT
 
 
 class Harmful:
@@ -167,10 +168,10 @@ def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, 
 @pytest.mark.parametrize('command', [['extract', '-o', 'out/a.pth'], ['extract', '-o', 'out/a.safetensors'],
                                      ['publish', '-o', 'out/a', '--dtype', 'bfloat16']])
 @pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path, root):
+def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path):
     stored = {f'{index}': torch.rand(2, 10**6) for index in range(40)}
     torch.save(dict(state_dict=stored), tmp_path / 'large.pth')
-    program = [sys.executable, root / 'tools' / 'ema_checkpoint.py', command[0], 'large.pth', *command[1:]]
+    program = [sys.executable, ROOT / 'tools' / 'ema_checkpoint.py', command[0], 'large.pth', *command[1:]]
     for _ in range(5):
         # What runs the tests may ignore interrupts, as a shell does for what it runs in the background.
         process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
@@ -186,8 +187,8 @@ def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path, root):
     assert list((tmp_path / 'out').iterdir()) == []
 
 
-def test_reader_that_closes_the_pipe_gets_no_traceback(checkpoint_file, root):
-    command = f'{sys.executable} {root}/tools/ema_checkpoint.py inspect {checkpoint_file} {checkpoint_file} | head -1'
+def test_reader_that_closes_the_pipe_gets_no_traceback(checkpoint_file):
+    command = f'{sys.executable} {ROOT}/tools/ema_checkpoint.py inspect {checkpoint_file} {checkpoint_file} | head -1'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.count('\n') == 1
     assert done.stderr == ''

@@ -6,11 +6,12 @@ import pytest
 from mmengine.config import Config
 
 from mmyolo_ema.schedules import mean_age
+from tests.helpers import ROOT
 
 
 @pytest.fixture
-def config(root):
-    return root / 'configs' / 'demo' / 'rtmdet_nuclei.py'
+def config():
+    return ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'
 
 
 def rows(said, first):
@@ -90,16 +91,16 @@ custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma
     assert (hook['type'], hook['ema_type']) == ('mmyolo_ema.EMAHook', 'mmyolo_ema.ExpMomentumEMA')
 
 
-def test_narrow_terminal_gets_whole_numbers(root):
-    command = f'COLUMNS=60 {sys.executable} {root}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
+def test_narrow_terminal_gets_whole_numbers():
+    command = f'COLUMNS=60 {sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
     assert '…' not in said
     assert '| 277,235 |' in said
 
 
 @pytest.mark.parametrize('redirection', ['>&-', '>/dev/full'])
-def test_output_that_cannot_be_written_gets_no_traceback(root, redirection):
-    command = f'{sys.executable} {root}/tools/ema_schedule.py --momentum 0.1 --iters 100 {redirection}'
+def test_output_that_cannot_be_written_gets_no_traceback(redirection):
+    command = f'{sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.1 --iters 100 {redirection}'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert 'Traceback' not in done.stderr
 
@@ -116,8 +117,8 @@ def test_settings_are_drawn_side_by_side(tool, config, tmp_path, capsys):
     assert capsys.readouterr().out.endswith('new/schedule.png  the picture\n')
 
 
-def test_terminal_gets_tables_with_lines(root, config):
-    command = f'COLUMNS=200 {sys.executable} {root}/tools/ema_schedule.py {config}'
+def test_terminal_gets_tables_with_lines(config):
+    command = f'COLUMNS=200 {sys.executable} {ROOT}/tools/ema_schedule.py {config}'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
     assert '┃' in said
 

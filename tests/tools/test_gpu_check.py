@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT, load_tool
+
 
 @pytest.fixture
-def gpu_check(load_tool, monkeypatch, tmp_path, root):
-    monkeypatch.syspath_prepend(str(root / 'tools'))
+def gpu_check(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     tool = load_tool('gpu_check')
     monkeypatch.setattr(tool, 'ROOT', tmp_path)
     return tool
@@ -109,7 +111,7 @@ def content():
                 parts=parts)
 
 
-def test_chapter_tells_which_aims_were_met(load_tool, content):
+def test_chapter_tells_which_aims_were_met(content):
     chapter = load_tool('gpu_chapter')
     page = f'before\n{chapter.BEGIN}\nold\n{chapter.END}\nafter\n'
     written = chapter.with_chapter(page, content)
@@ -123,7 +125,7 @@ def test_chapter_tells_which_aims_were_met(load_tool, content):
     assert chapter.with_chapter(written, content) == written
 
 
-def test_check_without_a_gpu_or_page_without_a_place_is_refused(load_tool, content):
+def test_check_without_a_gpu_or_page_without_a_place_is_refused(content):
     chapter = load_tool('gpu_chapter')
     with pytest.raises(ValueError, match='without a GPU'):
         chapter.with_chapter(f'{chapter.BEGIN}{chapter.END}', dict(content, card=''))
@@ -132,8 +134,8 @@ def test_check_without_a_gpu_or_page_without_a_place_is_refused(load_tool, conte
 
 
 @pytest.mark.parametrize('text', [None, 'no JSON', '{}', '[]'])
-def test_file_without_numbers_for_the_chapter_is_refused(refused, tmp_path, root, monkeypatch, text):
-    monkeypatch.syspath_prepend(str(root / 'tools'))
+def test_file_without_numbers_for_the_chapter_is_refused(refused, tmp_path, monkeypatch, text):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     path = tmp_path / 'numbers.json'
     if text is not None:
         path.write_text(text)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT, assert_equal
 
 # Imports once, then forks a training for each attempt: kills it at a random moment, or while it writes a checkpoint.
 PROGRAM = """
@@ -51,12 +52,12 @@ assert os.waitpid(train(), 0)[1] == 0
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, tool, root, tmp_path, assert_equal):
+def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, tool, tmp_path):
     options = {'train_cfg.max_epochs': 16, 'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': 1}
     cfg = demo_config(**options)
     cfg.dump(tmp_path / 'config.py')
     tool('train', 'config.py', '--work-dir', 'whole')
-    done = subprocess.run([sys.executable, '-c', PROGRAM, str(root / 'tools' / 'train.py'), 'config.py', '20'],
+    done = subprocess.run([sys.executable, '-c', PROGRAM, str(ROOT / 'tools' / 'train.py'), 'config.py', '20'],
                           cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     print((tmp_path / 'kills.txt').read_text())

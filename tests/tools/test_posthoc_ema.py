@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.posthoc.evaluation import Evaluation
+from tests.helpers import assert_equal, load_tool
 
 OPTIONS = {'default_hooks.checkpoint.max_keep_ckpts': -1, 'custom_hooks.0.momentum': 0.1, 'custom_hooks.0.gamma': 2}
 
@@ -52,7 +53,7 @@ def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys
     assert 'testing: EMA weights of 8 updates\n' in capsys.readouterr().out
 
 
-def test_horizon_of_the_run_gives_its_average(tool, work_dir, assert_equal):
+def test_horizon_of_the_run_gives_its_average(tool, work_dir):
     tool('posthoc_ema', 'build', work_dir, '--horizon', '10', '-o', 'a.pth')
     built, kept = (checkpoint.read(path)['state_dict'] for path in ('a.pth', work_dir / 'epoch_4.pth'))
     assert_equal(dict(built), dict(kept))
@@ -189,7 +190,7 @@ def test_file_that_no_sweep_wrote_is_not_replaced(refused, work_dir, config_file
     (dict(save_best=['error', 'coco/bbox_mAP'], rule=['less', 'greater']), None, ('error', True)),
     (dict(save_best='loss'), None, ('loss', True)),
 ])
-def test_best_is_what_the_config_calls_best(load_tool, hook, named, chosen):
+def test_best_is_what_the_config_calls_best(hook, named, chosen):
     cfg = Config(dict(default_hooks=dict(checkpoint=hook)))
     assert load_tool('posthoc_ema').metric_of(cfg, named) == chosen
 

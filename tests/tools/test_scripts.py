@@ -9,6 +9,7 @@ import pytest
 from mmengine.fileio import load
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT
 
 
 def free_port():
@@ -18,12 +19,12 @@ def free_port():
 
 
 @pytest.fixture
-def script(root, tmp_path):
+def script(tmp_path):
     """Returns a function that runs a script in an empty folder."""
 
     def run(name, *arguments, check=True, **environment):
         ours = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', PORT=free_port())
-        done = subprocess.run([root / 'tools' / name, *map(str, arguments)], cwd=tmp_path, text=True,
+        done = subprocess.run([ROOT / 'tools' / name, *map(str, arguments)], cwd=tmp_path, text=True,
                               env={**os.environ, **ours, **environment}, capture_output=True)
         assert done.returncode == 0 or not check, done.stderr[-3000:]
         return done
@@ -86,7 +87,7 @@ def test_forgotten_number_of_processes_gets_one_line(script, arguments):
     ('KeyboardInterrupt()', 130, 'interrupted\n'),
     ("OSError(28, 'No space left on device')", 2, 'error: [Errno 28] No space left on device\n'),
 ])
-def test_training_that_is_stopped_ends_in_one_line(config_file, root, tmp_path, error, status, said):
+def test_training_that_is_stopped_ends_in_one_line(config_file, tmp_path, error, status, said):
     (tmp_path / 'stopping.py').write_text(f"""
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -102,7 +103,7 @@ custom_imports = dict(imports='stopping')
 custom_hooks = [*_base_.custom_hooks, dict(type='mmengine.Stop')]
 """)
     path = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
-    done = subprocess.run([sys.executable, root / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
+    done = subprocess.run([sys.executable, ROOT / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
                           capture_output=True, env=dict(os.environ, PYTHONPATH=path))
     assert done.returncode == status
     assert done.stderr.endswith(said)

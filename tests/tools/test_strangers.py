@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmyolo_ema import checkpoint
+from tests.helpers import assert_equal, load_tool
 
 SECONDS, KILOBYTES = 10, 10**6
 
@@ -56,7 +57,7 @@ def files(trained, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(load_tool, monkeypatch, capsys, tmp_path):
+def command(monkeypatch, capsys, tmp_path):
     """Returns a function that runs a command on files, and returns its status: that of a refusal in one line is 2."""
     tools = {name: load_tool(name) for name in ('ema_checkpoint', 'posthoc_ema')}
 
@@ -123,7 +124,7 @@ def zipped_again(path, choose):
 
 
 @pytest.mark.slow
-def test_damaged_file_gives_the_right_result_or_one_line(files, command, assert_equal, tmp_path):
+def test_damaged_file_gives_the_right_result_or_one_line(files, command, tmp_path):
     choose = random.Random(0)
     older, _ = files
     whole = older.read_bytes()

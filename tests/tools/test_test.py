@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 
 from mmyolo_ema import checkpoint
+from tests.helpers import ROOT
 
 
 def drop(config_file, *keys):
@@ -135,8 +136,8 @@ def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
     assert '--show and --show-dir: they need a default_hooks.visualization' in said
 
 
-def test_bad_input_to_the_real_command(config_file, root):
-    done = subprocess.run([sys.executable, root / 'tools' / 'test.py', config_file, 'nowhere.pth'],
+def test_bad_input_to_the_real_command(config_file):
+    done = subprocess.run([sys.executable, ROOT / 'tools' / 'test.py', config_file, 'nowhere.pth'],
                           capture_output=True, text=True, cwd=config_file.parent)
     assert (done.returncode, done.stderr) == (2, 'error: there is no checkpoint nowhere.pth\n')
 

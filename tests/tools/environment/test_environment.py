@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers import load_tool
+
 ENVIRONMENT = Path(__file__).resolve().parents[3] / 'tools' / 'environment'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
 # The name of a GPU, its architecture, and the CUDA compiler.
@@ -25,7 +27,7 @@ def _modules_beside_the_scripts(monkeypatch):
 
 
 @pytest.fixture
-def build_mmcv(load_tool, monkeypatch, tmp_path):
+def build_mmcv(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setattr(sys, 'argv', ['build_mmcv.py', 'mmcv==2.1.0'])
     return load_tool('environment/build_mmcv')
@@ -50,14 +52,14 @@ def test_torch_is_the_only_hard_dependency():
     assert needs == ['torch']
 
 
-def test_both_families_are_refused(load_tool, monkeypatch):
+def test_both_families_are_refused(monkeypatch):
     verify = load_tool('environment/verify')
     monkeypatch.setattr(verify, 'installed', lambda packages: [f'{packages[0]} 1.0'])
     with pytest.raises(SystemExit, match=r'both package families present: onedl-mmengine 1\.0 and mmengine 1\.0'):
         verify.main()
 
 
-def test_mmcv_without_ops_is_refused(load_tool, monkeypatch):
+def test_mmcv_without_ops_is_refused(monkeypatch):
     verify = load_tool('environment/verify')
     monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
     with pytest.raises(SystemExit, match=r'mmcv has no working ops: ModuleNotFoundError: '):
@@ -104,14 +106,14 @@ def test_wheel_is_kept_and_reused(monkeypatch, build_mmcv, capsys):
     assert len(list(Path(first).parent.iterdir())) == 1
 
 
-def test_failed_step_stops_the_set_up_with_its_reason(load_tool):
+def test_failed_step_stops_the_set_up_with_its_reason():
     create = load_tool('environment/create')
     with pytest.raises(SystemExit, match=r'(?s)the reason\nset-up stopped at: '):
         create.call(sys.executable, '-c', 'import sys; sys.exit("the reason")')
     assert create.call(sys.executable, '-c', 'print(1)') == '1\n'
 
 
-def test_environment_that_was_broken_off_is_not_taken_for_whole(load_tool, tmp_path):
+def test_environment_that_was_broken_off_is_not_taken_for_whole(tmp_path):
     create = load_tool('environment/create')
     version = f'Python {sys.version_info[0]}.{sys.version_info[1]}'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
@@ -122,7 +124,7 @@ def test_environment_that_was_broken_off_is_not_taken_for_whole(load_tool, tmp_p
 
 
 @pytest.mark.parametrize(('stack', 'mmcv'), [('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')])
-def test_pins_of_a_stack_are_read(load_tool, stack, mmcv):
+def test_pins_of_a_stack_are_read(stack, mmcv):
     create = load_tool('environment/create')
     lines = (ENVIRONMENT / f'{stack}.txt').read_text().splitlines()
     assert create.requirement(lines, 'mmcv') == mmcv
@@ -209,7 +211,7 @@ def test_operators_share_the_cpp_library_of_torch(build_mmcv, tmp_path):
     ('cuda', GPU_WITHOUT_COMPILER, True, ('cuda', 'CUDA compiler: none')),
     ('auto', GPU, False, ('cpu', r'training runs there, but mmcv has CPU operators only\. .*\(mim install mmcv')),
 ])
-def test_device_is_chosen_and_said_in_one_line(load_tool, monkeypatch, wanted, machine, operators, expected):
+def test_device_is_chosen_and_said_in_one_line(monkeypatch, wanted, machine, operators, expected):
     device = load_tool('environment/device')
     monkeypatch.setattr(device, 'has_cuda_operators', lambda: operators)
     chosen, line = device.choose(wanted, machine)
@@ -219,14 +221,14 @@ def test_device_is_chosen_and_said_in_one_line(load_tool, monkeypatch, wanted, m
 
 
 @pytest.mark.parametrize('machine', [NO_GPU, GPU])
-def test_gpu_that_cannot_be_used_is_refused_if_it_is_asked_for(load_tool, monkeypatch, machine):
+def test_gpu_that_cannot_be_used_is_refused_if_it_is_asked_for(monkeypatch, machine):
     device = load_tool('environment/device')
     monkeypatch.setattr(device, 'has_cuda_operators', lambda: False)
     with pytest.raises(SystemExit, match='DEVICE=cuda is not possible here'):
         device.choose('cuda', machine)
 
 
-def test_environment_sees_the_packages_of_the_python_that_made_it(load_tool, tmp_path):
+def test_environment_sees_the_packages_of_the_python_that_made_it(tmp_path):
     create = load_tool('environment/create')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
     python = tmp_path / 'bin' / 'python'
@@ -235,27 +237,27 @@ def test_environment_sees_the_packages_of_the_python_that_made_it(load_tool, tmp
     assert create.installed_torch(python) == f'torch=={metadata.version("torch")}'
 
 
-def test_python_without_torch_is_refused_as_one_to_take_it_from(load_tool, tmp_path):
+def test_python_without_torch_is_refused_as_one_to_take_it_from(tmp_path):
     create = load_tool('environment/create')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
     with pytest.raises(SystemExit, match=r'TORCH=installed: .* cannot import torch \(ModuleNotFoundError'):
         create.installed_torch(tmp_path / 'bin' / 'python')
 
 
-def test_step_that_a_signal_ends_is_told(load_tool):
+def test_step_that_a_signal_ends_is_told():
     create = load_tool('environment/create')
     with pytest.raises(SystemExit, match='ended by SIGSEGV'):
         create.call(sys.executable, '-c', 'import os; os.kill(os.getpid(), 11)')
 
 
-def test_empty_folder_of_wheels_is_refused(load_tool, monkeypatch, tmp_path):
+def test_empty_folder_of_wheels_is_refused(monkeypatch, tmp_path):
     create = load_tool('environment/create')
     monkeypatch.setattr(sys, 'argv', ['create.py', 'onedl', '.venv', '--wheels', str(tmp_path)])
     with pytest.raises(SystemExit, match=r'there are no wheels in this folder. Fill it with make wheels'):
         create.main()
 
 
-def test_folder_with_other_wheels_is_not_filled(load_tool, monkeypatch, tmp_path):
+def test_folder_with_other_wheels_is_not_filled(monkeypatch, tmp_path):
     wheels = load_tool('environment/wheels')
     write_wheel(tmp_path / WHEEL)
     monkeypatch.setattr(sys, 'argv', ['wheels.py', 'onedl', str(tmp_path), '3.12'])
