@@ -161,7 +161,7 @@ def benchmark_training_run(args: argparse.Namespace) -> Results:
     return Results(costs, [report.run_table(costs)])
 
 
-def progress(cases: list) -> Iterable:
+def progress(cases: list[Any]) -> Iterable[Any]:
     return tqdm(cases, disable=None, leave=False)
 
 

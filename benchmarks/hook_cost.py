@@ -91,7 +91,7 @@ def measure_hook_cost(detector: str, model: BaseDetector, batch_size: int, image
     return turns.cost(detector, batch_size, image_size)
 
 
-def _samples(number: int, image_size: int) -> list[dict]:
+def _samples(number: int, image_size: int) -> list[dict[str, Any]]:
     """Returns random images with their boxes, as a data set yields them."""
     batch = random_batch(number, image_size)
     return [dict(inputs=image, data_samples=sample) for image, sample in zip(batch['inputs'], batch['data_samples'])]
@@ -135,7 +135,7 @@ class Turns(Hook):
         self._start_block()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+                         outputs: Optional[dict[str, Any]] = None) -> None:
         """Lets the hook whose turn it is do its work; ends a block, a round or the training."""
         name = self._order[self._turn]
         hook = self._hooks[name]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmdet.models import BaseDetector
@@ -62,7 +63,7 @@ def measure_training_step(model: BaseDetector, rounds: int, device: str = 'cpu')
     return TrainingStepCost(batch_size, image_size, steps['without'], steps['with'], updates['update'])
 
 
-def random_batch(batch_size: int, image_size: int) -> dict:
+def random_batch(batch_size: int, image_size: int) -> dict[str, Any]:
     """Returns random images with ten boxes each, as a data loader yields them."""
     batch = demo_mm_inputs(batch_size, [(3, image_size, image_size)] * batch_size, num_items=[10] * batch_size)
     for sample in batch['data_samples']:

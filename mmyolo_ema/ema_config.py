@@ -17,7 +17,7 @@ _LONGEST = 10**6
 _MOST_BITS = 64
 
 
-def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict]]:
+def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict[str, Any]]]:
     """Returns the places of the hooks of a class in a config's ``custom_hooks``, and their options.
 
     Raises:
@@ -29,7 +29,7 @@ def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict]]:
             if isinstance(hook, dict) and class_name(hook.get('type')) == name]
 
 
-def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
+def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict[str, Any]]]:
     """Returns the place of the EMAHook in a config's ``custom_hooks``, and its options; None if there is none.
 
     Raises:
@@ -41,7 +41,7 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict]]:
     return found[0] if found else None
 
 
-def schedule_of(hook: dict) -> Schedule:
+def schedule_of(hook: dict[str, Any]) -> Schedule:
     """Returns the schedule of the average that an EMAHook makes, of a class that is known.
 
     Args:
@@ -60,18 +60,18 @@ def schedule_of(hook: dict) -> Schedule:
     return schedule_of_class(class_name(ema_type_of(hook)), hook)
 
 
-def ema_type_of(hook: dict) -> Any:
+def ema_type_of(hook: dict[str, Any]) -> Any:
     """Returns the class of the average that an EMAHook makes: with a mean age this package's, unless one is named."""
     usual = 'ExponentialMovingAverage' if hook.get('mean_age') is None else 'mmyolo_ema.ExpMomentumEMA'
     return hook.get('ema_type') or usual
 
 
-def averages_by_name(hook: dict) -> bool:
+def averages_by_name(hook: dict[str, Any]) -> bool:
     """Whether the average of an EMAHook averages a tensor once for each of its names: those of all classes but ours."""
     return hook.get('update_buffers') is True and not str(ema_type_of(hook)).startswith('mmyolo_ema.')
 
 
-def stored_hook(meta: dict) -> dict[str, Any]:
+def stored_hook(meta: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the EMAHook in the config that a checkpoint holds; empty if there is none.
 
     Raises:
@@ -81,7 +81,7 @@ def stored_hook(meta: dict) -> dict[str, Any]:
     return found[1] if found else {}
 
 
-def hooks_in_text(text: str) -> list:
+def hooks_in_text(text: str) -> list[Any]:
     """Returns the ``custom_hooks`` of a config's text, which is read and not run.
 
     Args:

@@ -19,7 +19,7 @@ _OF_HOOK = dict(mmengine=_OF_MMENGINE,
 _OF_ANY = ('type', 'priority', '_scope_')
 
 
-def check_options(hook: dict) -> None:
+def check_options(hook: dict[str, Any]) -> None:
     """Raises if an EMAHook, ours or MMEngine's, has an option that neither the hook nor its average takes.
 
     An average of a class that is not known is not looked at.
@@ -53,7 +53,7 @@ def check_options(hook: dict) -> None:
     schedule_of_class(average, hook)
 
 
-def check_mean_age_alone(mean_age: Any, options: dict) -> None:
+def check_mean_age_alone(mean_age: Any, options: dict[str, Any]) -> None:
     """Raises ValueError if the momentum or gamma that a mean age works out are among the options too."""
     given = [f'{name}={options[name]!r}' for name in ('momentum', 'gamma') if name in options]
     if given:
@@ -79,7 +79,7 @@ def _hint(option: str, value: Any, known: list[str]) -> str:
     return f' (did you mean {" or ".join(near)}?)' if near else ''
 
 
-def of_average(hook: dict) -> dict[str, Any]:
+def of_average(hook: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the average that an EMAHook makes, and its ``type``.
 
     Args:

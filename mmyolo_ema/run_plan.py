@@ -34,7 +34,7 @@ class RunPlan(NamedTuple):
         origin: How the number of updates comes about, in words.
     """
 
-    hook: dict
+    hook: dict[str, Any]
     place: Optional[int]
     schedule: Schedule
     updates: int
@@ -102,7 +102,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         origin=origin)
 
 
-def _schedule(hook: dict, updates: int, updates_per_epoch: Optional[float]) -> Schedule:
+def _schedule(hook: dict[str, Any], updates: int, updates_per_epoch: Optional[float]) -> Schedule:
     """Returns the schedule of the average that a hook makes; a class that is not known is asked for it."""
     if hook.get('mean_age') is not None:
         try:
@@ -124,7 +124,7 @@ def _schedule(hook: dict, updates: int, updates_per_epoch: Optional[float]) -> S
     return schedule
 
 
-def _listens_to_optimizer(hook: dict) -> bool:
+def _listens_to_optimizer(hook: dict[str, Any]) -> bool:
     """Whether the hook is ours: MMEngine's counts iterations."""
     kind = hook['type']
     return (kind if isinstance(kind, str) else kind.__module__).startswith('mmyolo_ema.')
@@ -166,7 +166,7 @@ def _dataset_length(cfg: Config) -> int:
                          '--dataset-size, or --iters') from error
 
 
-def _iterations_per_epoch(loader: dict, images: int, gpus: int) -> int:
+def _iterations_per_epoch(loader: dict[str, Any], images: int, gpus: int) -> int:
     """Returns how many batches each process gets, as MMEngine's samplers and torch's loader divide."""
     told = _count(loader, 'num_batch_per_epoch')
     if told:
@@ -176,7 +176,7 @@ def _iterations_per_epoch(loader: dict, images: int, gpus: int) -> int:
     return of_process // batch if drops_last else -(-of_process // batch)
 
 
-def _accumulative_counts(optim_wrapper: dict) -> int:
+def _accumulative_counts(optim_wrapper: dict[str, Any]) -> int:
     wrappers = [optim_wrapper]
     if 'constructor' in optim_wrapper and 'type' not in optim_wrapper:
         # A wrapper for each of several optimizers: the average follows the first that steps.
@@ -184,7 +184,7 @@ def _accumulative_counts(optim_wrapper: dict) -> int:
     return min((_count(wrapper, 'accumulative_counts') or 1 for wrapper in wrappers), default=1)
 
 
-def _begin(hook: dict, per_epoch: Optional[float], by_epoch: bool) -> int:
+def _begin(hook: dict[str, Any], per_epoch: Optional[float], by_epoch: bool) -> int:
     """Returns the number of iterations before the average begins."""
     begin_epoch, begin_iter = (_count(hook, name, least=0) or 0 for name in ('begin_epoch', 'begin_iter'))
     if begin_epoch and not by_epoch:
@@ -192,7 +192,7 @@ def _begin(hook: dict, per_epoch: Optional[float], by_epoch: bool) -> int:
     return round((begin_epoch - 1) * (per_epoch or 0)) if begin_epoch > 1 else max(begin_iter - 1, 0)
 
 
-def _section(cfg: Any, name: str) -> dict:
+def _section(cfg: Any, name: str) -> dict[str, Any]:
     """Returns a dictionary of a config, empty if there is none."""
     section = cfg.get(name)
     if section is None:
@@ -202,7 +202,7 @@ def _section(cfg: Any, name: str) -> dict:
     return section
 
 
-def _count(section: dict, name: str, least: int = 1) -> Optional[int]:
+def _count(section: dict[str, Any], name: str, least: int = 1) -> Optional[int]:
     """Returns a number of things that a config names, None if it does not."""
     value = section.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):

@@ -1,6 +1,7 @@
 import hypothesis
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
@@ -77,6 +78,20 @@ def messages(monkeypatch):
     monkeypatch.setattr(MMLogger, 'get_current_instance', classmethod(lambda cls: logger))
     monkeypatch.setattr(logger, 'log', lambda level, message, *args, **kwargs: collected.append(message))
     return collected
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Collects the figures that are written to a file."""
+    drawn = []
+    save = Figure.savefig
+
+    def collect(figure, path, **options):
+        drawn.append(figure)
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, 'savefig', collect)
+    return drawn
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """The picture of the demo: predicted boxes over the true ones."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 __all__ = ['Detections', 'draw_detections']
 
@@ -17,9 +17,9 @@ TRUE_COLOUR, PREDICTED_COLOUR = 'limegreen', 'orangered'
 class Detections(NamedTuple):
     """An image with its boxes, as arrays of (x1, y1, x2, y2) in pixels: shapes (n, 4) and (m, 4)."""
 
-    image: np.ndarray
-    true: np.ndarray
-    predicted: np.ndarray
+    image: NDArray[Any]
+    true: NDArray[Any]
+    predicted: NDArray[Any]
 
 
 def draw_detections(detections: list[Detections], title: str, path: Path) -> None:
@@ -49,7 +49,7 @@ def draw_detections(detections: list[Detections], title: str, path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def _draw_boxes(axis: Axes, boxes: np.ndarray, colour: str, linewidth: float) -> None:
+def _draw_boxes(axis: Axes, boxes: NDArray[Any], colour: str, linewidth: float) -> None:
     for left, top, right, bottom in boxes:
         axis.add_patch(
             Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=linewidth))

@@ -1,12 +1,13 @@
 """The chapter of docs/performance.md that a GPU's numbers make: tables, and the aims that were met and missed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 BEGIN, END = '<!-- written by tools/gpu_check.py --chapter -->', '<!-- end of what is written -->'
 OURS, LIMIT, NO_HOOK = 'mmyolo_ema', 'limit', 'no hook'
 
 
-def with_chapter(page: str, content: dict) -> str:
+def with_chapter(page: str, content: dict[str, Any]) -> str:
     """Returns a page with the numbers of a check in the place of those between its two marks.
 
     Raises:
@@ -20,7 +21,7 @@ def with_chapter(page: str, content: dict) -> str:
     return f'{before}{BEGIN}\n\n{chapter(content)}\n{END}{rest.split(END)[1]}'
 
 
-def chapter(content: dict) -> str:
+def chapter(content: dict[str, Any]) -> str:
     """Returns a check's numbers in Markdown."""
     parts = content['parts']
     lines = [f'`make gpu-check` on one {content["card"]} (driver {content["driver"]}, torch {content["torch"]}, '
@@ -39,13 +40,13 @@ def chapter(content: dict) -> str:
     return '\n'.join(lines)
 
 
-def ended(part: dict) -> str:
+def ended(part: dict[str, Any]) -> str:
     """Returns how a part ended; of the tests, with their count."""
     counts = [line for line in part['said'] if ' passed' in line]
     return f'{part["ended"]}: {counts[-1]}' if counts else part['ended']
 
 
-def step_tables(steps: list[dict]) -> list[str]:
+def step_tables(steps: list[dict[str, Any]]) -> list[str]:
     """Returns the time of a step on the GPU and on its host, by detector and class."""
     rows = [[f'{cost["detector"]}, update_buffers={cost["update_buffers"]}', name, us(one['host']), us(one['gpu']),
              us(one['check']), us(one['swap'])]
@@ -54,7 +55,7 @@ def step_tables(steps: list[dict]) -> list[str]:
             *table(['detector', 'class', 'host', 'GPU', 'check', 'swap'], rows)]
 
 
-def hook_tables(hooks: list[dict]) -> list[str]:
+def hook_tables(hooks: list[dict[str, Any]]) -> list[str]:
     """Returns what hooks add to a training step."""
     rows = []
     for cost in hooks:
@@ -67,7 +68,7 @@ def hook_tables(hooks: list[dict]) -> list[str]:
             *table(['detector', 'hook', 'step', 'added', 'of a step'], rows)]
 
 
-def step_aims(steps: list[dict]) -> Iterable[list[str]]:
+def step_aims(steps: list[dict[str, Any]]) -> Iterable[list[str]]:
     """Yields the aims for a step, with what was measured."""
     for cost in steps:
         one = cost['costs']
@@ -81,7 +82,7 @@ def step_aims(steps: list[dict]) -> Iterable[list[str]]:
                    'host and GPU together', f'{theirs / ours:.1f}', verdict(theirs >= 20 * ours)]
 
 
-def hook_aims(hooks: list[dict]) -> Iterable[list[str]]:
+def hook_aims(hooks: list[dict[str, Any]]) -> Iterable[list[str]]:
     """Yields the aim for a training step, with what was measured."""
     for cost in hooks:
         met = cost['added'][OURS]['median'] <= 0.005 * cost['step'][NO_HOOK]['median']
@@ -93,17 +94,17 @@ def verdict(met: bool) -> str:
     return 'met' if met else '**missed**'
 
 
-def share(cost: dict, name: str) -> str:
+def share(cost: dict[str, Any], name: str) -> str:
     """Returns what a hook adds as a share of a step without one."""
     return f'{cost["added"][name]["median"] / cost["step"][NO_HOOK]["median"]:.2%}' if name in cost['added'] else ''
 
 
-def us(timing: dict) -> str:
+def us(timing: dict[str, Any]) -> str:
     """Returns a median in microseconds."""
     return f'{timing["median"] * 1e6:.0f}' if timing else ''
 
 
-def ms(timing: dict) -> str:
+def ms(timing: dict[str, Any]) -> str:
     """Returns median and quartiles in milliseconds."""
     if not timing:
         return ''

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / 'tools' / 'environment'
@@ -64,7 +64,7 @@ def parts(folder: Path, gpu: bool) -> dict[str, Part]:
     }
 
 
-def run_part(python: Path, part: Part, gpu: bool) -> dict:
+def run_part(python: Path, part: Part, gpu: bool) -> dict[str, Any]:
     """Runs a part in a process of its own and returns how it ended, how long it took and what it found."""
     environment = os.environ if gpu else dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     start = time.perf_counter()
@@ -89,7 +89,7 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def machine(python: Path) -> dict:
+def machine(python: Path) -> dict[str, Any]:
     """Returns what the numbers depend on; ``card`` is empty where torch sees no GPU."""
     program = ('import json, torch; gpu = torch.cuda.is_available()\n'
                'print(json.dumps(dict(card=torch.cuda.get_device_name() if gpu else "", torch=torch.__version__)))')
@@ -113,7 +113,7 @@ class SetUp:
         self._folder = Path(args.folder)
         self.python = (ROOT / self._folder / 'bin' / 'python').absolute()
         self._source = ['--wheels', args.wheels] if args.wheels else []
-        self._build: Optional[subprocess.Popen] = None
+        self._build: Optional[subprocess.Popen[bytes]] = None
 
     def create(self, device: str) -> bool:
         """Makes the environment, or puts other operators into it; returns whether that worked."""
@@ -160,7 +160,7 @@ def check(args: argparse.Namespace) -> None:
     if args.device == 'cuda' and not gpu:
         sys.exit(f'DEVICE=cuda: torch {found["torch"]} sees no NVIDIA GPU here.')
     set_up_seconds = round(time.perf_counter() - start, 1)
-    content = dict(found, card=found['card'] if gpu else '', set_up_seconds=set_up_seconds, parts={})
+    content: dict[str, Any] = dict(found, card=found['card'] if gpu else '', set_up_seconds=set_up_seconds, parts={})
     print(f'device: {content["card"] or "the CPU, at the size of a toy"}', flush=True)
     if gpu and not set_up.has_cuda_operators():
         set_up.start_to_build()
@@ -168,7 +168,7 @@ def check(args: argparse.Namespace) -> None:
         if name == 'step':
             set_up.pause_build()
         if name == 'demo' and gpu and not set_up.finish_build():
-            result = dict(ended='left out: mmcv has no working CUDA operators', seconds=0, said=[])
+            result: dict[str, Any] = dict(ended='left out: mmcv has no working CUDA operators', seconds=0, said=[])
         else:
             result = run_part(set_up.python, part, gpu)
         content['parts'][name] = result

@@ -1,7 +1,7 @@
 """The lines and tables that describe a checkpoint."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from rich.table import Table
 
@@ -100,7 +100,7 @@ def problems(inspection: Inspection) -> list[str]:
     return lines
 
 
-def _ema_type(hook: dict) -> str:
+def _ema_type(hook: dict[str, Any]) -> str:
     return str(ema_type_of(hook))
 
 

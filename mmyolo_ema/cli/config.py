@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -19,7 +19,7 @@ from mmyolo_ema.schedules import MOST_UPDATES
 __all__ = ['build_model', 'load_config', 'read_config', 'read_plan']
 
 
-def read_config(path: str, options: Optional[dict]) -> Config:
+def read_config(path: str, options: Optional[dict[str, Any]]) -> Config:
     """Returns a config with overrides; stops if it cannot be read."""
     if not os.path.isfile(path):
         stop(f'there is no config {path}')

@@ -135,7 +135,7 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
             for reason, (momentum, gamma) in found]
 
 
-def has_mean_age(hook: dict) -> bool:
+def has_mean_age(hook: dict[str, Any]) -> bool:
     return hook.get('mean_age') is not None
 
 

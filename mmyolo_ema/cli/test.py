@@ -8,7 +8,7 @@ Example:
 import argparse
 from copy import deepcopy
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.registry import METRICS
@@ -68,7 +68,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
     return tested(content, args.weights)
 
 
-def tested(content: dict, kind: Optional[str]) -> str:
+def tested(content: dict[str, Any], kind: Optional[str]) -> str:
     """Returns in words which weights of a file are tested."""
     stored, updates = checkpoint.state_dict_kind(content), checkpoint.updates_in(content)
     if stored == 'ema' and kind != 'raw':

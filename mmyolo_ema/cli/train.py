@@ -8,7 +8,7 @@ Example:
 import argparse
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_musa_available, is_npu_available
@@ -127,7 +127,7 @@ def check_checkpoint(cfg: Config) -> None:
             raise ValueError(f'cannot start from {start}: {error}{hint}') from error
 
 
-def check_resumable(content: dict, cfg: Config) -> None:
+def check_resumable(content: dict[str, Any], cfg: Config) -> None:
     """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
     checkpoint.check_no_program(content)
     missing = [part for part in ('meta', 'message_hub', 'optimizer')
@@ -143,7 +143,7 @@ def check_resumable(content: dict, cfg: Config) -> None:
         checkpoint.load_all(checkpoint.raw_weights(content), model)
 
 
-def print_if_done(meta: dict, train_cfg: dict) -> None:
+def print_if_done(meta: dict[str, Any], train_cfg: dict[str, Any]) -> None:
     for counted, planned in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
         wanted, done = train_cfg.get(planned), meta.get(counted)
         if isinstance(wanted, int) and isinstance(done, int) and done >= wanted and is_main_process():

@@ -43,7 +43,7 @@ def draw_predictions(cfg: Config, show: bool, wait_time: float, folder: Optional
         _set_folder(cfg, hook, next((name for name in _FOLDERS if name in taken), None), folder)
 
 
-def _options(hook: dict, scope: str) -> Any:
+def _options(hook: dict[str, Any], scope: str) -> Any:
     kind = hook.get('type')
     if isinstance(kind, str):
         with HOOKS.switch_scope_and_registry(scope) as registry:
@@ -54,7 +54,7 @@ def _options(hook: dict, scope: str) -> Any:
     return signature(kind).parameters
 
 
-def _set_folder(cfg: Config, hook: dict, option: Optional[str], folder: str) -> None:
+def _set_folder(cfg: Config, hook: dict[str, Any], option: Optional[str], folder: str) -> None:
     if option is not None:
         hook[option] = folder
     elif (cfg.get('visualizer') or {}).get('vis_backends'):

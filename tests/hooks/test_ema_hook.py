@@ -386,10 +386,20 @@ def test_resumed_run_goes_on_with_the_mean_age_and_the_curves(toy, tmp_path):
     assert positions == pytest.approx([(step + 1) / 6 for step in range(12)])
 
 
-def test_curves_are_drawn_in_the_work_directory(toy, messages, tmp_path):
-    toy().train()
-    picture = tmp_path / 'run' / 'ema_curves.png'
-    assert picture.read_bytes().startswith(b'\x89PNG')
+def test_curves_are_drawn_in_the_work_directory(toy, messages, figures, tmp_path):
+    runner = toy(hook=toy_hook(evaluate_on_origin=True))
+    runner.train()
+    assert (tmp_path / 'run' / 'ema_curves.png').exists()
+    metric, momentum, drift = figures[0].axes
+    assert [axis.get_ylabel() for axis in (metric, momentum)] == ['mean', 'momentum']
+    assert drift.get_ylabel() == 'drift: distance / norm of the model'
+    values = {line.get_label(): list(line.get_ydata()) for line in metric.lines}
+    logged = scalars(runner)
+    assert values == {'average': [line['mean'] for line in logged if 'mean' in line],
+                      'raw': [line['mean_origin'] for line in logged if 'mean_origin' in line]}
+    assert list(momentum.lines[0].get_ydata()) == [line['ema_momentum'] for line in logged if 'ema_momentum' in line]
+    assert list(drift.lines[0].get_xdata()) == pytest.approx([(step + 1) / 6 for step in range(12)])
+    assert metric.get_xlabel() == 'epoch'
     assert not any('in the place of an earlier one' in str(message) for message in messages)
     toy().train()
     assert any('in the place of an earlier one' in str(message) for message in messages)

@@ -42,12 +42,13 @@ def test_mismatch_fails_the_demo(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('count', [1, 4, 5])
-def test_boxes_are_drawn_over_each_image(tmp_path, count):
+def test_boxes_are_drawn_over_each_image(figures, tmp_path, count):
     picture = load_tool('demo_picture')
     box = np.array([[2.0, 2.0, 10.0, 10.0]])
     image = np.zeros((16, 16), np.uint8)
-    picture.draw_detections([picture.Detections(image, box, np.zeros((0, 4)))] * count, 'title', tmp_path / 'true.png')
-    picture.draw_detections([picture.Detections(image, box, box)] * count, 'title', tmp_path / 'both.png')
-    true, both = (matplotlib.image.imread(tmp_path / f'{name}.png') for name in ('true', 'both'))
-    assert true.shape == both.shape
-    assert not np.array_equal(true, both)
+    picture.draw_detections([picture.Detections(image, box, box + 1)] * count, 'title', tmp_path / 'both.png')
+    assert (tmp_path / 'both.png').exists()
+    drawn = [axis for axis in figures[0].axes if axis.images]
+    assert len(drawn) == count
+    for axis in drawn:
+        assert [patch.get_bbox().extents.tolist() for patch in axis.patches] == [[2, 2, 10, 10], [3, 3, 11, 11]]

@@ -5,7 +5,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mmyolo_ema.schedules import mean_age
+from mmyolo_ema.schedules import Ramp, mean_age
 from tests.helpers import ROOT
 
 
@@ -111,9 +111,14 @@ def test_settings_beside_a_config_differ_in_what_is_given_only(tool, config_file
     assert 'setting 2: ramp momentum=0.03, gamma=40, interval=2\n' in said
 
 
-def test_settings_are_drawn_side_by_side(tool, config, tmp_path, capsys):
+def test_settings_are_drawn_side_by_side(tool, config, figures, tmp_path, capsys):
     tool('ema_schedule', config, '--momentum', '0.0002', '--plot', 'new/schedule.png')
-    assert (tmp_path / 'new' / 'schedule.png').read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'new' / 'schedule.png').exists()
+    momentum, weight = figures[0].axes
+    assert [axis.get_ylabel() for axis in (momentum, weight)] == ['momentum', 'weight in the final average']
+    assert len(momentum.lines) == len(weight.lines) == 2
+    step, value = (values[-1] for values in momentum.lines[1].get_data())
+    assert value == pytest.approx(Ramp(0.0002, 39.9).momentum_at(step), rel=1e-3)
     assert capsys.readouterr().out.endswith('new/schedule.png  the picture\n')
 
 

@@ -69,7 +69,7 @@ def check_compiler() -> str:
     return compiler
 
 
-def run(command: list, log: Path, what: str, **kwargs) -> None:
+def run(command: list[str], log: Path, what: str, **kwargs) -> None:
     """Runs a command with its output in a log; raises BuildError with the log's end if it fails."""
     with log.open('a') as stream:
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, **kwargs).returncode

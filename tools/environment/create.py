@@ -38,7 +38,7 @@ def call(*command: object) -> str:
     return done.stdout
 
 
-def requirement(lines: list, package: str) -> str:
+def requirement(lines: list[str], package: str) -> str:
     """Returns the line of a requirements file that pins a package of either family."""
     return next(line for line in lines if re.match(rf'(onedl-)?{package}==', line))
 

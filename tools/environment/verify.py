@@ -14,13 +14,13 @@ FAMILIES = {
 }
 
 
-def installed(packages: tuple) -> list:
+def installed(packages: tuple[str, ...]) -> list[str]:
     """Returns those of the named packages that are installed, with their versions."""
     names = {distribution.metadata['Name'].lower(): distribution.version for distribution in metadata.distributions()}
     return [f'{package} {names[package]}' for package in packages if package in names]
 
 
-def devices_with_operators() -> list:
+def devices_with_operators() -> list[str]:
     """Returns the devices that mmcv has operators for, and that are here."""
     import torch
     from device import has_cuda_operators
