@@ -1,3 +1,4 @@
+import ast
 import shutil
 import subprocess
 import sys
@@ -43,3 +44,16 @@ def test_wheel_holds_configs_tools_and_demo(tmp_path):
         assert files
         assert {f'mmyolo_ema/.mim/{path.relative_to(ROOT)}' for path in files} <= names
     assert not any('__pycache__' in name or name.endswith(IN_THE_REPOSITORY_ONLY) for name in names)
+
+
+def test_every_package_that_is_imported_is_declared():
+    imported = set()
+    for path in {*(ROOT / 'mmyolo_ema').rglob('*.py')} - {*(ROOT / 'mmyolo_ema' / '.mim').rglob('*.py')}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                     else [node.module] if isinstance(node, ast.ImportFrom) else [])
+            imported |= {name.split('.')[0] for name in names}
+    project = pytest.importorskip('tomllib').loads((ROOT / 'pyproject.toml').read_text())['project']
+    by_family = {'mmengine', 'mmdet'}
+    optional = {'safetensors'}
+    assert imported - sys.stdlib_module_names - {'mmyolo_ema'} - by_family - optional == set(project['dependencies'])
