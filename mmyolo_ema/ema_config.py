@@ -35,10 +35,10 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: If there are several, or ``custom_hooks`` is no list.
     """
-    found = hooks_named(hooks, 'EMAHook')
-    if len(found) > 1:
-        raise ValueError(f'it has {len(found)} EMAHooks in custom_hooks, which undo each other\'s work')
-    return found[0] if found else None
+    placed = hooks_named(hooks, 'EMAHook')
+    if len(placed) > 1:
+        raise ValueError(f'it has {len(placed)} EMAHooks in custom_hooks, which undo each other\'s work')
+    return placed[0] if placed else None
 
 
 def schedule_of(hook: dict[str, Any]) -> Schedule:
@@ -77,8 +77,8 @@ def stored_hook(meta: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If there are several.
     """
-    found = ema_hook_in(hooks_in_text(str(meta.get('cfg') or '')))
-    return found[1] if found else {}
+    _, hook = ema_hook_in(hooks_in_text(str(meta.get('cfg') or ''))) or (None, {})
+    return hook
 
 
 def hooks_in_text(text: str) -> list[Any]:

@@ -168,9 +168,9 @@ def _dataset_length(cfg: Config) -> int:
 
 def _iterations_per_epoch(loader: dict[str, Any], images: int, gpus: int) -> int:
     """Returns how many batches each process gets, as MMEngine's samplers and torch's loader divide."""
-    told = _count(loader, 'num_batch_per_epoch')
-    if told:
-        return told
+    given = _count(loader, 'num_batch_per_epoch')
+    if given:
+        return given
     of_process, batch = -(-images // gpus), loader['batch_size']
     drops_last = loader.get('drop_last') or _section(loader, 'batch_sampler').get('drop_last')
     return of_process // batch if drops_last else -(-of_process // batch)
