@@ -37,6 +37,7 @@ def test_torch_without_the_fused_calls_is_named(monkeypatch):
 OF_CONFIG = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmyolo_ema.EMAHook'))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('blocked', 'user', 'said'), [
     ('mmcv._ext', OF_CONFIG, 'mmcv is installed without its compiled ops'),
     ('mmdet', OF_CONFIG, 'mmdet is not installed: pip install '),

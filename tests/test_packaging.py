@@ -21,6 +21,7 @@ def test_configs_and_tools_are_where_openmim_looks():
 IN_THE_REPOSITORY_ONLY = ('benchmark_ema.py', 'gpu_check.py', 'gpu_chapter.py')
 
 
+@pytest.mark.slow
 def test_documented_names_are_those_of_the_package():
     code = ('import mmyolo_ema; print(mmyolo_ema.schedule.mean_age(1), mmyolo_ema.checkpoint.inspect.__name__, '
             'mmyolo_ema.posthoc.fit.__name__, all(hasattr(mmyolo_ema, name) for name in mmyolo_ema.__all__))')

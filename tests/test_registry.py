@@ -40,6 +40,7 @@ def test_registry_is_a_child_of_mmengines():
     assert mmyolo_ema.ExpMomentumEMA is OUR_MODELS.get('ExpMomentumEMA')
 
 
+@pytest.mark.slow
 def test_prefix_is_enough_in_a_fresh_process():
     program = """
 import sys

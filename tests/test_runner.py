@@ -25,6 +25,7 @@ def options(request):
     return {'custom_hooks.0.update_buffers': request.param}
 
 
+@pytest.mark.slow
 def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path):
     measured, reloaded, raw = (tmp_path / f'{name}.pkl' for name in ('measured', 'reloaded', 'raw'))
     Runner.from_cfg(dumping(demo_config('train', **options), 'val', measured)).train()
@@ -42,6 +43,7 @@ def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path)
                for boxes, other in zip(expected, predictions(raw)))
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path):
     Runner.from_cfg(demo_config('whole', **options)).train()
     checkpoint.use_safe_loader()
@@ -53,6 +55,7 @@ def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp
         assert_equal(whole[part], resumed[part], part)
 
 
+@pytest.mark.slow
 def test_model_gets_its_raw_weights_back_after_validation(demo_config):
     runner = Runner.from_cfg(demo_config(**{'train_cfg.val_interval': 1, 'train_cfg.max_epochs': 1}))
     runner.train()

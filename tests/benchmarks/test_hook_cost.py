@@ -6,6 +6,7 @@ from benchmarks.hook_cost import NO_HOOK, measure_hook_cost
 HOOKS = ['mmengine', f'{OURS} without check', OURS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_hooks_take_turns_in_one_training(detector, device):
     before = detector.bbox_head.rtm_reg[0].weight.detach().clone()

@@ -17,6 +17,7 @@ def file(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_files_of_the_same_weights_are_equal(trained, tmp_path):
     checkpoint.extract(trained, tmp_path / 'ema.pth')
     assert compare(trained, trained).are_equal

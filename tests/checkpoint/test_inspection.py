@@ -43,6 +43,7 @@ def test_distance_is_the_drift_that_the_hook_logs(trained, detector):
     assert {'backbone', 'neck', 'bbox_head', 'backbone: running statistics', 'neck: counts of batches'} <= parts
 
 
+@pytest.mark.slow
 def test_statistics_that_stopped_are_stale(frozen_statistics, train):
     inspection = inspect(train(ema_type='FrozenStatistics'))
     assert len(inspection.stale) == 76
@@ -53,6 +54,7 @@ def test_statistics_that_stopped_are_stale(frozen_statistics, train):
     assert inspection.average.mean_age is None, 'the schedule of a foreign class is not known'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('update_buffers', [False, True])
 def test_statistics_of_mmdetections_class_are_not_stale(train, update_buffers):
     inspection = inspect(train(ema_type='ExpMomentumEMA', update_buffers=update_buffers))

@@ -21,6 +21,7 @@ def weights(trained):
     return dict(ema=content['state_dict'], raw=checkpoint.raw_weights(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['ema', 'raw'])
 def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector, demo_config, kind):
     out = tmp_path / 'new' / f'{kind}.pth'

@@ -97,6 +97,7 @@ def with_attributes(kind, **attributes):
     return instance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('make', 'what'), [
     (circle, 'a container that holds itself'),
     (lambda: shared_tuples(40), 'tuples that are nested too deep'),

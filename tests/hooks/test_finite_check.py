@@ -106,6 +106,7 @@ def test_what_the_constructor_leaves_undefined_is_looked_at(toy, monkeypatch):
     assert average_of(runner).skipped == 11
 
 
+@pytest.mark.slow
 def test_check_can_be_turned_off(toy):
     runner = toy(hook=toy_hook(skip_nonfinite=False), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e30)))
     runner.train()

@@ -18,6 +18,7 @@ def told(messages):
     return [message for message in map(str, messages) if message.startswith('EMA: ') and 'mean_age=' in message]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('options', 'age', 'updates', 'in_updates'), [
     (dict(), '25%', 12, 3), (dict(), '0.5epochs', 12, 3), (dict(), 3, 12, 3), (dict(), '3', 12, 3),
     (dict(optim_wrapper=dict(accumulative_counts=2)), '25%', 6, 1.5),
@@ -59,6 +60,7 @@ def test_config_is_read_as_the_hook_does():
     assert numbers('4%', 480) == suggested(480) == (0.0495, 39.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strategy', [{}, dict(kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))])
 def test_run_that_resumes_keeps_its_schedule(toy, messages, tmp_path, strategy):
     hooks = dict(custom_hooks=[wish('25%'), dict(type='mmyolo_ema.SnapshotHook', second_horizon=3)])

@@ -104,6 +104,7 @@ def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, skip_nonfinit
     hook.after_train(runner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [
     pytest.param({}, id='cpu'),
     pytest.param({}, id='cuda', marks=pytest.mark.gpu),

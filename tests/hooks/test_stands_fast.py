@@ -51,6 +51,7 @@ def assert_usual(runner, hook, updates=4):
     assert isinstance(raw_metric(runner), float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('option', [
     dict(activation_checkpointing=['backbone.stage1']),
     dict(efficient_conv_bn_eval=['backbone']),
@@ -60,6 +61,7 @@ def test_average_is_kept_beside(one_epoch, option):
     assert_usual(*trained_run(one_epoch(**option)))
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_average(one_epoch):
     saving = dict(activation_checkpointing=['backbone.stage1'])
     plain, saved = (trained_run(one_epoch(name, **options))[1].ema_model.state_dict()
@@ -82,6 +84,7 @@ def test_average_is_kept_of_a_compiled_model(toy, compile):
         torch.testing.assert_close(value, average_of(runner).ema_model.state_dict()[name], msg=name)
 
 
+@pytest.mark.slow
 def test_average_is_kept_of_a_wrapped_model(one_epoch, process_group, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     cfg = one_epoch(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
@@ -95,6 +98,7 @@ def test_average_is_kept_of_a_wrapped_model(one_epoch, process_group, monkeypatc
     assert_usual(runner, hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [
     dict(type='SyncNormHook', priority=48),
     dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP_origin', patience=5),

@@ -76,6 +76,7 @@ def other_classes(trained, demo_config):
     return make
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_other_classes_loads_what_fits_and_names_the_rest(other_classes, messages):
     checkpoint.use_safe_loader()
     Runner.from_cfg(other_classes()).train()

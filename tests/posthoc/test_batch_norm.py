@@ -37,6 +37,7 @@ def with_norm(**norm_cfg):
     return {NORM_CFG.format(part): norm_cfg for part in ('backbone', 'neck', 'bbox_head')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('frozen', [False, True])
 def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, weights, tmp_path, frozen):
     options = {'model.backbone.norm_eval': frozen, 'randomness.seed': 3}
@@ -116,6 +117,7 @@ def test_sync_batch_norm_is_estimated_on_the_cpu(demo_config, weights, process_g
     assert_equal(estimated, reestimate(weights, demo_config(), batches=1))
 
 
+@pytest.mark.slow
 def test_random_sizes_of_batches_are_those_of_a_training(demo_config, weights):
     sizes = dict(type='BatchSyncRandomResize', random_size_range=(64, 64), size_divisor=32, interval=2)
     options = {'train_dataloader.batch_size': 4}

@@ -62,6 +62,7 @@ def half(run, target):
     return build(run, dict(half={count: fit.coefficients for count, fit in fits(run, target).items()}))['half']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('interval', 'average'), [
     (1, {}), (3, {}), (3, dict(type='EMAHook', ema_type='mmdet.ExpMomentumEMA'))])
 def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval, average):
@@ -85,6 +86,7 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interva
     assert apart < 0.5 * nearest
 
 
+@pytest.mark.slow
 def test_stored_snapshot_is_given_back_bit_for_bit(config):
     cfg = config()
     train(cfg)
@@ -92,6 +94,7 @@ def test_stored_snapshot_is_given_back_bit_for_bit(config):
     assert_equal(half(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
 
 
+@pytest.mark.slow
 def test_resumed_run_gives_the_same(config):
     target = Ramp(2 / HORIZON, GAMMA)
     complete, parts = config('complete', interval=3), config('parts', interval=3)
@@ -104,6 +107,7 @@ def test_resumed_run_gives_the_same(config):
     assert_equal(*(half(read_run(cfg.work_dir), target) for cfg in (complete, parts)))
 
 
+@pytest.mark.slow
 def test_what_is_not_averaged_is_that_of_the_newest(config):
     cfg = config(interval=3, update_buffers=False)
     train(cfg)
@@ -115,6 +119,7 @@ def test_what_is_not_averaged_is_that_of_the_newest(config):
     assert len(same) < len(built)
 
 
+@pytest.mark.slow
 def test_nan_in_a_file_is_named(config):
     cfg = config(interval=6)
     train(cfg)
@@ -165,6 +170,7 @@ def test_masks_and_complex_weights_are_kept(stored):
     assert built['phase'] == torch.tensor([1.5j])
 
 
+@pytest.mark.slow
 def test_older_file_that_does_not_fit_the_newest_is_refused(config):
     cfg = config(interval=6)
     Runner.from_cfg(cfg).train()

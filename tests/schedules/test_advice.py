@@ -4,6 +4,7 @@ from mmyolo_ema.cli.schedule_tables import Setting, report
 from mmyolo_ema.schedules import Constant, Ramp, advice, suggested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('updates', 'momentum', 'gamma'), [
     (17_000, 0.0002, 2000), (88_000, 0.0002, 2000), (555_000, 0.0001, 2000), (10_000_000, 0.0001, 2000),
     (480, 0.05, 40),

@@ -7,6 +7,7 @@ from benchmarks.scale import SIZES
 CLASSES = ['mmyolo_ema', 'mmdet', 'mmengine', 'torch', 'timm', 'ema-pytorch']
 
 
+@pytest.mark.slow
 def test_tables_numbers_and_picture(tool, config_file, tmp_path, capsys):
     tool('benchmark_ema', '--models', config_file, '--rounds', 1, '--json', 'out/steps.json')
     said = capsys.readouterr().out

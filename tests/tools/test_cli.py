@@ -23,6 +23,7 @@ run(main)
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_of_a_tool_can_be_terminated():
     subprocess.run([sys.executable, '-c', POOL], check=True, timeout=120)
 

@@ -90,6 +90,7 @@ def test_a_broken_file_does_not_hide_the_others(tool, checkpoint_file, capsys):
     assert 'average of 8 updates' in said.out
 
 
+@pytest.mark.slow
 def test_extracted_raw_weights_are_those_that_the_test_takes(tool, config_file, checkpoint_file, capsys):
     tool('ema_checkpoint', 'extract', checkpoint_file, '--weights', 'raw', '-o', 'out/raw.pth')
     assert capsys.readouterr().out.startswith('out/raw.pth  ')
@@ -187,6 +188,7 @@ def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path):
     assert list((tmp_path / 'out').iterdir()) == []
 
 
+@pytest.mark.slow
 def test_reader_that_closes_the_pipe_gets_no_traceback(checkpoint_file):
     command = f'{sys.executable} {ROOT}/tools/ema_checkpoint.py inspect {checkpoint_file} {checkpoint_file} | head -1'
     done = subprocess.run(command, shell=True, capture_output=True, text=True)

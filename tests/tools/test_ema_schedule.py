@@ -91,6 +91,7 @@ custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma
     assert (hook['type'], hook['ema_type']) == ('mmyolo_ema.EMAHook', 'mmyolo_ema.ExpMomentumEMA')
 
 
+@pytest.mark.slow
 def test_narrow_terminal_gets_whole_numbers():
     command = f'COLUMNS=60 {sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
@@ -98,6 +99,7 @@ def test_narrow_terminal_gets_whole_numbers():
     assert '| 277,235 |' in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('redirection', ['>&-', '>/dev/full'])
 def test_output_that_cannot_be_written_gets_no_traceback(redirection):
     command = f'{sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.1 --iters 100 {redirection}'
@@ -122,6 +124,7 @@ def test_settings_are_drawn_side_by_side(tool, config, figures, tmp_path, capsys
     assert capsys.readouterr().out.endswith('new/schedule.png  the picture\n')
 
 
+@pytest.mark.slow
 def test_terminal_gets_tables_with_lines(config):
     command = f'COLUMNS=200 {sys.executable} {ROOT}/tools/ema_schedule.py {config}'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout

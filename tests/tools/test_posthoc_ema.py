@@ -39,6 +39,7 @@ def test_fit_tells_how_well_it_goes(tool, work_dir, capsys):
     assert rows(capsys.readouterr().out)['epoch_4.pth'][:2] == ['raw', '8']
 
 
+@pytest.mark.slow
 def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys):
     tool('posthoc_ema', 'build', work_dir, '--horizon', '8', '-o', 'out/a.pth')
     assert capsys.readouterr().out.splitlines()[-1].startswith('out/a.pth  8: reconstruction error ')
@@ -101,6 +102,7 @@ def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):
     assert said in refused('posthoc_ema', *arguments)
 
 
+@pytest.mark.slow
 def test_several_averages_are_made_in_one_go(tool, work_dir, config_file):
     tool('posthoc_ema', 'build', work_dir, '--horizon', '8', '10', '-o', 'a.pth', 'b.pth',
          '--bn-batches', '2', '--config', config_file)
@@ -134,6 +136,7 @@ def files(work_dir):
     return {name: work_dir / name for name in ('posthoc_sweep.json', 'posthoc_sweep.png', 'best_posthoc.pth')}
 
 
+@pytest.mark.slow
 def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, capsys):
     capsys.readouterr()
     tool('posthoc_ema', 'sweep', work_dir, config_file, '--horizons', '8', '2', '--resamples', '20')
@@ -150,6 +153,7 @@ def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, cap
     tool('test', config_file, files['best_posthoc.pth'])
 
 
+@pytest.mark.slow
 def test_broken_off_sweep_goes_on_where_it_was(tool, work_dir, config_file, files, monkeypatch, capsys):
     measure, measured = Evaluation.measure, []
 
@@ -207,6 +211,7 @@ def test_plan_knows_what_other_classes_do_to_shared_tensors(tool, config_file, c
     assert errors[1] != errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('command', ['plan', 'build', 'sweep'])
 def test_harmful_teacher_of_a_config_is_not_run(refused, work_dir, config_file, tmp_path, command):
 

@@ -29,6 +29,7 @@ def same_scores(one, other):
     return torch.equal(scores(one), scores(other))
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_tested_by_default_and_raw_ones_on_request(tool, config_file, checkpoint_file, tmp_path):
     tool('test', config_file, checkpoint_file, '--out', 'default.pkl', '--work-dir', 'run')
     tool('test', config_file, checkpoint_file, '--weights', 'ema', '--out', 'ema.pkl')
@@ -61,6 +62,7 @@ def test_extracted_raw_weights_are_not_taken_for_averaged_ones(tool, refused, co
         'test', config_file, 'raw.pth', '--weights', 'ema')
 
 
+@pytest.mark.slow
 def test_file_without_counts_of_batches_gives_the_same(tool, config_file, checkpoint_file, capsys):
     content = checkpoint.read(checkpoint_file)
     for name in [name for name in content['state_dict'] if name.endswith('num_batches_tracked')]:
@@ -72,6 +74,7 @@ def test_file_without_counts_of_batches_gives_the_same(tool, config_file, checkp
     assert 'without.pth: the file lacks 76 num_batches_tracked of BatchNorm' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, config_file, checkpoint_file):
     tool('test', config_file, checkpoint_file, '--out', 'plain.pkl')
     cfg = Config.fromfile(config_file)
@@ -82,12 +85,14 @@ def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, confi
     assert same_scores('plain.pkl', 'semi.pkl')
 
 
+@pytest.mark.slow
 def test_predictions_are_drawn(tool, config_file, checkpoint_file, tmp_path):
     tool('test', config_file, checkpoint_file, '--show-dir', 'shown', '--work-dir', 'run', '--cfg-options',
          'default_hooks.visualization.score_thr=0.0')
     assert len(list((tmp_path / 'run').glob('*/shown/*.jpg'))) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [True, False])
 def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
     if not own:
@@ -136,6 +141,7 @@ def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
     assert '--show and --show-dir: they need a default_hooks.visualization' in said
 
 
+@pytest.mark.slow
 def test_bad_input_to_the_real_command(config_file):
     done = subprocess.run([sys.executable, ROOT / 'tools' / 'test.py', config_file, 'nowhere.pth'],
                           capture_output=True, text=True, cwd=config_file.parent)

@@ -13,6 +13,7 @@ def losses(work_dir):
     return [line['epoch'] for line in lines if 'loss' in line]
 
 
+@pytest.mark.slow
 def test_trains_into_the_config_names_folder_and_resumes(tool, config_file, tmp_path):
     options = ['--cfg-options', 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
     tool('train', config_file, *options, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=5')
@@ -24,6 +25,7 @@ def test_trains_into_the_config_names_folder_and_resumes(tool, config_file, tmp_
     assert sorted(losses(work_dir)) == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_work_dir_and_checkpoint_to_resume_can_be_named(tool, config_file, tmp_path):
     tool('train', config_file, '--work-dir', 'one', '--cfg-options', 'default_hooks.checkpoint.interval=1')
     tool('train', config_file, '--work-dir', 'two', '--resume', 'one/epoch_1.pth')
@@ -31,6 +33,7 @@ def test_work_dir_and_checkpoint_to_resume_can_be_named(tool, config_file, tmp_p
     assert all(torch.equal(value, two['state_dict'][name]) for name, value in one['state_dict'].items())
 
 
+@pytest.mark.slow
 def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     tool('train', config_file, '--auto-scale-lr', '--work-dir', 'run', '--cfg-options',
          'auto_scale_lr.base_batch_size=16', 'train_cfg.max_epochs=1', 'param_scheduler=[]', 'train_cfg.val_interval=5',
@@ -94,6 +97,7 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     assert said in refused('train', *arguments)
 
 
+@pytest.mark.slow
 def test_program_in_a_checkpoint_is_not_run(refused, tool, config_file, checkpoint_file, tmp_path):
     content = checkpoint.read(checkpoint_file)
     content['meta']['config'] = "import os\nos.mkdir('harm')"
@@ -128,6 +132,7 @@ def test_latest_checkpoint_that_is_cut_off_is_named(refused, config_file, work_d
     assert f'no checkpoint in work_dirs/small is whole; {work_dir}/epoch_1.pth cut off or gone' in said
 
 
+@pytest.mark.slow
 def test_resumes_from_the_last_whole_checkpoint_and_says_so(tool, config_file, work_dir, checkpoint_file, capsys):
     shutil.copy(checkpoint_file, work_dir / 'epoch_0.pth')
     tool('train', config_file, '--resume')
@@ -137,6 +142,7 @@ def test_resumes_from_the_last_whole_checkpoint_and_says_so(tool, config_file, w
     assert 'nothing is left to train: the checkpoint is of epoch 4, and max_epochs is 2' in said
 
 
+@pytest.mark.slow
 def test_nothing_to_resume_from_is_said(tool, config_file, capsys):
     tool('train', config_file, '--resume')
     assert 'there is no checkpoint in work_dirs/small to resume from: training starts anew' in capsys.readouterr().out
