@@ -1,31 +1,20 @@
-"""What torch's reader does not look at before it reads a file: sizes, nesting, compression and checksums."""
+"""What torch's reader does not look at before it reads a file: sizes, compression, directories and checksums."""
 
 import os
-import pickletools
 import struct
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
 
-__all__ = ['MOST_DEPTH', 'NotPlain', 'can_be_mapped', 'is_archive', 'most_bytes', 'verify']
+from mmyolo_ema.checkpoint.program import NotPlain, check_program
 
-#: How deep containers may be in each other.
-MOST_DEPTH = 64
-
-# How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
-_MOST_ITEMS = 10**4
+__all__ = ['can_be_mapped', 'is_archive', 'most_bytes', 'verify']
 
 # The records at the end of an archive: of the format before and after files of 4 GB, and what points to the latter.
 _END, _LOCATOR, _END_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sIQI'), struct.Struct('<4sQ2H2I4Q')
 
 # Before torch 1.6 a file was five pickles one after the other.
 _LEGACY_PICKLES = 5
-
-
-class NotPlain(UnpicklingError):
-    """What a checkpoint may not hold, in words that follow 'it holds'."""
 
 
 def most_bytes(path: Path) -> int:
@@ -92,21 +81,32 @@ def _verified(path: Path, identity: tuple[int, ...]) -> None:
 
 @lru_cache(maxsize=256)
 def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
+    most = most_bytes(path)
     if not is_archive(path):
+        size = path.stat().st_size
         with path.open('rb') as file:
             for _ in range(_LEGACY_PICKLES):
-                _check_program(file)
+                check_program(file, most, lambda name, count: count <= size)
         return False
     with zipfile.ZipFile(path) as archive:
         _check_one_directory(path, archive)
         entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > most_bytes(path):
+        # torch finds an entry whatever its case, and in the folder of the first one.
+        sizes = {entry.filename.lower(): entry.file_size for entry in entries}
+        is_stored = [entry.compress_type == zipfile.ZIP_STORED for entry in entries]
+        if len(sizes) < len(entries):
+            raise zipfile.BadZipFile('the archive has two entries of one name')
+        if any(entry.file_size != entry.compress_size for entry, stored in zip(entries, is_stored) if stored):
+            raise zipfile.BadZipFile('the archive has an entry of two sizes')
+        if sum(sizes.values()) > most:
             raise NotPlain('compressed data that is far larger than the file')
+        folder = entries[0].filename.split('/')[0] if entries else ''
         for entry in entries:
-            if entry.filename.lower().endswith('data.pkl'):  # torch finds it whatever its case
+            if entry.filename.lower().endswith('data.pkl'):
                 with archive.open(entry) as program:
-                    _check_program(program)
-        return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+                    check_program(program, most,
+                                  lambda name, count: sizes.get(f'{folder}/data/{name}'.lower()) == count)
+        return all(is_stored)
 
 
 def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:
@@ -128,62 +128,3 @@ def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:
             offset = offset_64
     if offset != archive.start_dir:
         raise zipfile.BadZipFile('the archive has two directories')
-
-
-class _Item(NamedTuple):
-    """What is known of an item on the stack of a pickle."""
-
-    depth: int = 0
-    items: int = 1
-    #: The name that it is or was made by, if a name made it.
-    name: str = ''
-
-
-def _check_program(program: Any) -> None:
-    """Goes through a pickle without doing what it says, and raises if it does what no checkpoint needs.
-
-    That is a tuple that is too deep or too large, a call of what is no name, and a new state for a tensor, which takes
-    what is in the memory.
-    """
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    for opcode, argument, _ in pickletools.genops(program):
-        if 'PUT' in opcode.name:
-            memo[argument] = stack[-1]
-            continue
-        if 'GET' in opcode.name:
-            stack.append(memo[argument])
-            continue
-        taken = _take(stack, opcode)
-        if 'TUPLE' in opcode.name:
-            item = _Item(1 + max((item.depth for item in taken), default=0), 1 + sum(item.items for item in taken))
-            if item.depth > MOST_DEPTH or item.items > _MOST_ITEMS:
-                raise NotPlain('tuples that are nested too deep')
-            stack.append(item)
-        elif opcode.name == 'GLOBAL':
-            stack.append(_Item(name=str(argument)))
-        elif opcode.name in ('REDUCE', 'NEWOBJ', 'BUILD'):
-            called = taken[-1].name
-            # A storage is named as the type of a record, and called for memory as it is.
-            if not called or called.endswith('Storage') or (opcode.name == 'BUILD' and called.startswith('torch')):
-                raise NotPlain(f'a program that calls or changes {called or "what is no name"}')
-            stack.append(_Item(name=called))
-        elif opcode.name.startswith(('APPEND', 'SETITEM', 'ADDITEMS')):
-            stack.append(taken[-1])  # the container
-        elif opcode.name == 'MARK':
-            stack.append(None)
-        else:
-            stack += [_Item()] * len(opcode.stack_after)
-
-
-def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[_Item]:
-    """Takes what an opcode uses from the stack, down to a mark where it uses one."""
-    before = opcode.stack_before
-    taken: list[_Item] = []
-    if pickletools.markobject in before:
-        while (item := stack.pop()) is not None:
-            taken.append(item)
-        before = before[:before.index(pickletools.markobject)]
-    for _ in before:
-        taken.append(stack.pop())
-    return taken

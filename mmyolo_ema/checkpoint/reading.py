@@ -16,8 +16,9 @@ import torch
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 
-from mmyolo_ema.checkpoint.archive import NotPlain, can_be_mapped, most_bytes, verify
+from mmyolo_ema.checkpoint.archive import can_be_mapped, most_bytes, verify
 from mmyolo_ema.checkpoint.embedded_program import without_program
+from mmyolo_ema.checkpoint.program import NotPlain
 from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
 from mmyolo_ema.checkpoint.weights import SECOND
 from mmyolo_ema.files import locked
@@ -153,12 +154,12 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     path = Path(path).expanduser()
     _check_readable(path)
     try:
-        is_mapped = can_be_mapped(path) and mmap
-        with known_names_only() as of_user, warnings.catch_warnings():
+        is_mapped, most = can_be_mapped(path) and mmap, most_bytes(path)
+        with known_names_only(most) as of_user, warnings.catch_warnings():
             warnings.simplefilter('ignore')
             content = torch.load(path, map_location, weights_only=True, mmap=is_mapped)
-        content = restored(content, most_bytes(path), of_user)
-    except UnpicklingError as error:
+        content = restored(content, most, of_user)
+    except (NotPlain, UnpicklingError) as error:
         _check_is_no_text(path)
         verify(path, must_have_checksums=False)  # a damaged file of one's own is no foreign one
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -183,16 +184,18 @@ def _warn_of_old_torch(version: str) -> None:
 
 def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
     """Returns the tensors of a file, mapped, in the form of a checkpoint; raises as :func:`read` says."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     _check_readable(Path(path))
     try:
         with safe_open(path, 'pt', device=str(map_location)) as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-            meta = restored(json.loads((file.metadata() or {}).get('meta', '{}')), most_bytes(Path(path)))
-    except (SafetensorError, UnpicklingError, RecursionError, ValueError) as error:
+            meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+        return restored(dict(meta=meta, state_dict=weights), most_bytes(Path(path)))
+    except NotPlain as error:
+        raise ForeignFile(f'{path} is refused: it holds {error}') from error
+    except Exception as error:  # a header may say anything
         raise ValueError(f'{path} is not a .safetensors file, or is truncated ({error!s:.80})') from error
-    return dict(meta=meta, state_dict=weights)
 
 
 def _check_readable(path: Path) -> None:

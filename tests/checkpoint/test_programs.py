@@ -2,6 +2,7 @@
 
 import struct
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,12 +21,16 @@ def integer(value):
     return b'J' + struct.pack('<i', value)
 
 
+def long(value):
+    return b'\x8a' + bytes([20]) + value.to_bytes(20, 'little')
+
+
 def name(module, attribute):
     return f'c{module}\n{attribute}\n'.encode()
 
 
-def tensor(count):
-    storage = b'(' + text('storage') + name('torch', 'FloatStorage') + text('0') + text('cpu') + integer(count) + b'tQ'
+def tensor(count, kind='FloatStorage', key='0'):
+    storage = b'(' + text('storage') + name('torch', kind) + text(key) + text('cpu') + integer(count) + b'tQ'
     return (name('torch._utils', '_rebuild_tensor_v2') + b'(' + storage + integer(0) + b'(' + integer(count) + b't(' +
             integer(1) + b't\x89' + name('collections', 'OrderedDict') + b')RtR')
 
@@ -43,23 +48,78 @@ MEMORY = (b'}' + text('w') + tensor(4) + b'(' + name('torch.storage', 'UntypedSt
 DEEP = b'})' + b'\x85' * 1000 + b'Ns'
 CALL_OF_A_LIST = b'}' + text('t') + b']q\x01' + b']h\x01ah\x01aq\x01' * 40 + b')Rs'
 LARGE_KEY = b'}N\x85' + b'q\x01h\x01\x86' * 18 + b'q\x02Ns'
+LIST, TUPLE = b'](' + b'K\x01' * 5000 + b'e', b'(' + b'K\x01' * 5000 + b't'
+PAIRS = b'](' + b''.join(text('a') + b'N\x86' for _ in range(5000)) + b'e'
+MORE = 'far more than its size, by naming one thing many times'
 
 
-@pytest.mark.parametrize(('program', 'entry', 'said'), [
-    (MEMORY, 'data.pkl', 'a program that calls or changes torch'),
-    (DEEP, 'data.pkl', 'tuples that are nested too deep'),
-    (DEEP, 'DATA.PKL', 'tuples that are nested too deep'),
-    (CALL_OF_A_LIST, 'data.pkl', 'a program that calls or changes what is no name'),
-    (LARGE_KEY, 'data.pkl', 'tuples that are nested too deep'),
-], ids=['memory', 'deep', 'case of a name', 'call of a list', 'large key'])
-def test_program_is_refused(tmp_path, program, entry, said):
-    with pytest.raises(ValueError, match=said):
-        checkpoint.read(write(tmp_path / 'a.pth', program, entry))
+def again(call, times):
+    """Returns a program that makes a call with the same arguments again and again."""
+    return b'}' + text('a') + b'](' + call.replace(b'R', b'q\x07R') + b'h\x06h\x07R' * times + b'es'
+
+
+def keys(*programs):
+    """Returns a program of a dictionary with such keys."""
+    return b'}' + text('a') + b'}(' + b'N'.join(programs) + b'Nus'
+
+
+DEEPER, MORE_KEYS = 'tuples that are nested too deep', 'more than 100 keys that are neither text nor a number'
+PROGRAMS = {
+    'memory': (MEMORY, 'a program that calls or changes torch'),
+    'deep': (DEEP, DEEPER),
+    'call of a list': (CALL_OF_A_LIST, 'a program that calls or changes what is no name'),
+    'large key': (LARGE_KEY, DEEPER),
+    'text': (again(name('_codecs', 'encode') + b'q\x06' + text('a' * 200_000) + text('latin1') + b'\x86R', 400), MORE),
+    'set': (again(name('builtins', 'set') + b'q\x06' + LIST + b'\x85R', 220), MORE),
+    'sizes': (again(name('torch', 'Size') + b'q\x06' + TUPLE + b'\x85R', 220), MORE),
+    'dictionary': (again(name('collections', 'OrderedDict') + b'q\x06' + PAIRS + b'\x85R', 220), MORE),
+    'state': (name('collections', 'OrderedDict') + b')R}q\x06bh\x06b', 'calls or changes collections OrderedDict'),
+    'steps': (b'}' + text('a') + b'](' + b'\x8f' * 300_000 + b'es', 'a program of more than'),
+    'integers of one hash': (keys(*(long((2**61 - 1) * count) for count in range(9, 200))), MORE_KEYS),
+    'tuples': (keys(*(integer(count) + b'\x85' for count in range(200))), MORE_KEYS),
+    'set of long integers': (keys(name('builtins', 'set') + b'](' + long(2**100) + b'e\x85R'), 'a set or dictionary of'),
+}
+
+
+@pytest.mark.parametrize('kind', PROGRAMS)
+def test_program_is_refused(tmp_path, kind):
+    program, said = PROGRAMS[kind]
+    with pytest.raises(ValueError, match=rf'a\.pth is refused, and nothing in it was run: it holds .*{said}'):
+        checkpoint.read(write(tmp_path / 'a.pth', program))
+
+
+def test_program_is_refused_whatever_the_case_of_its_name(tmp_path):
+    with pytest.raises(ValueError, match=DEEPER):
+        checkpoint.read(write(tmp_path / 'a.pth', DEEP, 'DATA.PKL'))
 
 
 def test_written_program_is_read(tmp_path):
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
     assert torch.equal(checkpoint.read(path)['state_dict']['w'], torch.ones(4))
+
+
+@pytest.mark.parametrize(('count', 'kind', 'key'), [(8, 'FloatStorage', '0'), (2, 'FloatStorage', '0'),
+                                                    (4, 'DoubleStorage', '0'), (4, 'FloatStorage', '1')])
+def test_tensor_of_another_size_than_its_record_is_refused(tmp_path, count, kind, key):
+    path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(count, kind, key) + b's')
+    for use in (partial(checkpoint.read, mmap=True), checkpoint.inspect, partial(checkpoint.compare, other=path),
+                partial(checkpoint.extract, out=tmp_path / 'out.pth')):
+        with pytest.raises(ValueError, match=rf"a\.pth is refused, .* is not the size of its record '{key}'"):
+            use(path)
+
+
+def test_record_that_the_file_has_twice_or_in_two_sizes_is_refused(tmp_path):
+    path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
+    content = path.read_bytes()
+    directory = content.rindex(b'a/data/0') - 46
+    path.write_bytes(content[:directory + 24] + struct.pack('<I', 32) + content[directory + 28:])
+    with pytest.raises(ValueError, match='an entry of two sizes'):
+        checkpoint.read(path, mmap=True)
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate'):
+        archive.writestr('a/data/0', WEIGHT)
+    with pytest.raises(ValueError, match='two entries of one name'):
+        checkpoint.read(path, mmap=True)
 
 
 def test_archive_with_two_directories_is_refused(tmp_path):
