@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Union
 
@@ -56,8 +56,7 @@ def write_named_by_content(stem: Path, suffix: str, write: Callable[[Path], obje
 
 def _write_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path], object]) -> Path:
     """Writes beside a path, and gives what was written the name that is found for it then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
+    with _folder(path), tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         _write_and_sync(temporary, write)
         named = name(temporary)
@@ -65,6 +64,20 @@ def _write_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path],
         named.touch(exist_ok=False)
         temporary.replace(named)
     return named
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes the folder of a file, and removes it again if nothing is written."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody else uses it
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def _sha256(path: Path) -> str:
@@ -85,16 +98,16 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         path: The file. Its folder is made if need be. A link is replaced, not followed.
         write: As for :func:`write_new`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f'.unfinished.{path.name}')
-    _remove(folder)
-    folder.mkdir(mode=0o700)
-    try:
-        temporary = folder / path.name
-        _write_and_sync(temporary, write)
-        temporary.replace(path)
-    finally:
+    with _folder(path):
         _remove(folder)
+        folder.mkdir(mode=0o700)
+        try:
+            temporary = folder / path.name
+            _write_and_sync(temporary, write)
+            temporary.replace(path)
+        finally:
+            _remove(folder)
 
 
 def _remove(path: Path) -> None:

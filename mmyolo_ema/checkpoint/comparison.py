@@ -12,7 +12,7 @@ from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import GroupDifference, TensorDifference, by_group, difference
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import ABSENT, stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, is_dense, state_dict_kind, weights_of
+from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, state_dict_kind, weights_of
 
 __all__ = ['Comparison', 'compare']
 
@@ -74,9 +74,6 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
         elif not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             if not _are_same(left, right):
                 comparison.other_value.append(name)
-        elif not (is_dense(left) and is_dense(right)):
-            raise ValueError(f'{name} cannot be compared: it is not a dense tensor ({left.layout}, {left.dtype}, '
-                             f'{left.device})')
         elif left.shape != right.shape:
             comparison.other_shape.append(f'{name} {tuple(left.shape)} {tuple(right.shape)}')
         else:

@@ -25,6 +25,7 @@ from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
     averaged_weights,
     first_names,
+    form_of,
     has_ema,
     is_dense,
     origin,
@@ -214,8 +215,8 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
                 inspection.unmatched.append(name)
             else:
                 compared.append(difference(name, ema, raw))
-                if name.endswith('num_batches_tracked') and raw.numel() == 1 and not ema.is_floating_point() and not (
-                        raw.is_floating_point()):
+                if name.endswith('num_batches_tracked') and raw.numel() == 1 and (
+                        form_of(ema).kind == form_of(raw).kind == 'integer'):
                     lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
     stored_once = [set(group) for group in inspection.shared]
     inspection.repeated = [group for group in names.values() if len(group) > 1

@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmyolo_ema.checkpoint.archive import verify
@@ -65,10 +67,14 @@ def extract(path: Path, out: Path, kind: Optional[str] = None) -> None:
     if out.suffix not in SUFFIXES:
         raise ValueError(f'the file to write must end in {", ".join(SUFFIXES)}, but got {out}')
     content = _plain_checkpoint(path, kind)
+    write: Callable[[Path], object] = partial(save, content)
     if out.suffix == '.safetensors':
-        write_new(out, partial(_save_safetensors, _single_tensors(content['state_dict']), content['meta']))
-    else:
-        write_new(out, partial(save, content))
+        try:
+            tensors, meta = _single_tensors(content['state_dict']), _as_json(content['meta'])
+        except ValueError as error:
+            raise ValueError(f'{path} cannot be written to a .safetensors file: {error}; write a .pth file') from error
+        write = partial(_save_safetensors, tensors, meta)
+    write_new(out, write)
 
 
 def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[torch.dtype] = None) -> Published:
@@ -117,11 +123,11 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value without the classes that torch's safe reader refuses: those of numpy."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    """Returns a value without the classes that torch's safe reader refuses: those of numpy and MMEngine."""
+    if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
+    if isinstance(value, HistoryBuffer):
+        return plain(list(value.data))
     if isinstance(value, dict):
         return (OrderedDict if isinstance(value, OrderedDict) else dict)(
             (plain(key), plain(item)) for key, item in value.items())
@@ -185,9 +191,10 @@ def _single_tensors(weights: dict[str, Any]) -> dict[str, Tensor]:
     single: dict[str, Tensor] = {}
     storages = set()
     for name, value in weights.items():
-        if not (isinstance(value, Tensor) and is_dense(value)):
-            kind = f'{value.layout} tensor on {value.device}' if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f'a .safetensors file holds dense tensors only, but {name} is a {kind}; write a .pth file')
+        if not isinstance(value, Tensor):
+            raise ValueError(f'it holds tensors only, but {name} is a {type(value).__name__}')
+        if name == '__metadata__':
+            raise ValueError(f'no tensor in it may be called {name}')
         storage = value.untyped_storage().data_ptr()
         tensor = value.resolve_conj().resolve_neg().contiguous()
         single[name] = tensor.clone() if storage in storages and tensor is value else tensor
@@ -199,10 +206,10 @@ def _as_json(meta: dict[str, Any]) -> str:
     try:
         return json.dumps(meta, default=str)
     except TypeError as error:  # of a key
-        raise ValueError(f'meta cannot be written as JSON ({error}): write a .pth file') from error
+        raise ValueError(f'meta cannot be written as JSON ({error})') from error
 
 
-def _save_safetensors(weights: dict[str, Tensor], meta: dict[str, Any], path: Path) -> None:
+def _save_safetensors(weights: dict[str, Tensor], meta: str, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -210,7 +217,7 @@ def _save_safetensors(weights: dict[str, Tensor], meta: dict[str, Any], path: Pa
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(weights, path, metadata=dict(format='pt', meta=_as_json(meta)))
-    except (SafetensorError, KeyError) as error:  # a full disk, a dtype that the format has no name for
+        save_file(weights, path, metadata=dict(format='pt', meta=meta))
+    except (SafetensorError, KeyError, UnicodeError) as error:  # a full disk, a dtype or name that the format lacks
         raise OSError(f'{path.name} cannot be written: {error!s:.80}') from error
     path.chmod(mode)

@@ -110,6 +110,9 @@ class _History(_Recorded):
     def build(self) -> HistoryBuffer:
         # The file also names its statistics, for all histories of the process; they stay as they are here.
         values, counts = (self.state[name].build() for name in ('_log_history', '_count_history'))
+        if not all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in 'biuf'
+                   for array in (values, counts)) or type(self.state['max_length']) is not int:
+            raise TypeError('a log history is two rows of numbers')
         return HistoryBuffer(values, counts, self.state['max_length'])
 
 

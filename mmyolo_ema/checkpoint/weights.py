@@ -146,7 +146,7 @@ def first_names(weights: dict[str, Any]) -> dict[str, str]:
 def updates_in(checkpoint: dict) -> Optional[int]:
     """Returns how many updates the average in a checkpoint has had, None if it does not say."""
     steps = checkpoint['ema_state_dict'].get('steps') if has_ema(checkpoint) else origin(checkpoint).get('updates')
-    if isinstance(steps, Tensor) and steps.numel() == 1 and not (steps.is_floating_point() or steps.is_complex()):
+    if isinstance(steps, Tensor) and steps.numel() == 1 and form_of(steps).kind == 'integer':
         steps = int(steps)
     # More take too long to go through.
     return steps if type(steps) is int and 0 <= steps <= MOST_UPDATES else None

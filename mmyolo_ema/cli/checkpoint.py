@@ -81,7 +81,7 @@ def inspect(args: argparse.Namespace) -> int:
         try:
             one = checkpoint.inspect(path)
         except (OSError, ValueError, RuntimeError) as error:
-            report_error(error)
+            report_error(error, path)
             status = 2
             continue
         found.append(dict(asdict(one), problems=problems(one)))
@@ -176,4 +176,4 @@ def main() -> int:
     except ImportError as error:
         stop(f'{error.name} is not installed: pip install {error.name}')
     except (OSError, ValueError, RuntimeError) as error:
-        stop(error)
+        stop(error, *[getattr(args, name) for name in ('file', 'one', 'other') if name in args])

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, Optional, Union
 
 from mmyolo_ema.printing import printable
@@ -11,15 +12,18 @@ from mmyolo_ema.printing import printable
 __all__ = ['report_error', 'run', 'stop']
 
 
-def stop(message: Union[str, Exception]) -> NoReturn:
+def stop(message: Union[str, Exception], *files: Path) -> NoReturn:
     """Ends the program with one line on standard error and exit status 2."""
-    report_error(message)
+    report_error(message, *files)
     sys.exit(2)
 
 
-def report_error(message: Union[str, Exception]) -> None:
-    """Prints one line on standard error."""
-    print('error: ' + printable(' '.join(str(message).split())), file=sys.stderr)
+def report_error(message: Union[str, Exception], *files: Path) -> None:
+    """Prints one line on standard error, with the names of the files that it is about if it has none of them."""
+    line = ' '.join(str(message).split())
+    if files and not any(str(file) in line for file in files):
+        line = f'{" or ".join(map(str, files))}: {line}'
+    print('error: ' + printable(line), file=sys.stderr)
 
 
 def run(main: Callable[[], Optional[int]]) -> NoReturn:

@@ -16,8 +16,9 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.arguments import Parser
-from mmyolo_ema.cli.config import build_model, load_config
+from mmyolo_ema.cli.config import load_config
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.resumption import check_resumable
 from mmyolo_ema.cli.runner import build_runner, finish, join_processes
 from mmyolo_ema.ema_config import hooks_named
 from mmyolo_ema.ema_options import check_class, check_options
@@ -125,22 +126,6 @@ def check_checkpoint(cfg: Config) -> None:
             is_missing = isinstance(error, FileNotFoundError) and get_world_size() > 1
             hint = '. Each host needs it: share the folder, or copy it there' if is_missing else ''
             raise ValueError(f'cannot start from {start}: {error}{hint}') from error
-
-
-def check_resumable(content: dict[str, Any], cfg: Config) -> None:
-    """Raises if a checkpoint lacks what a run goes on with, or is of another model."""
-    checkpoint.check_no_program(content)
-    missing = [part for part in ('meta', 'message_hub', 'optimizer')
-               if not (content.get(part) and isinstance(content[part], dict))]
-    if not missing:
-        missing = [f'meta.{count}' for count in ('epoch', 'iter') if type(content['meta'].get(count)) is not int]
-    if missing:
-        raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
-                         'leave --resume out and pass --cfg-options load_from=...')
-    model = build_model(cfg)
-    checkpoint.load_all(checkpoint.averaged_weights(content), model)
-    if checkpoint.has_ema(content):
-        checkpoint.load_all(checkpoint.raw_weights(content), model)
 
 
 def print_if_done(meta: dict[str, Any], train_cfg: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What the log, the visualizer and the picture at the end of a run show of an average."""
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.hooks import LoggerHook
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mmyolo_ema.hooks.average_picture import AverageCurves
 from mmyolo_ema.hooks.average_record import AverageRecord
 
-__all__ = ['AverageLog', 'drift']
+__all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
 
-# Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
-_HISTORY = 'ema_history'
+#: Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
+HISTORY = 'ema_history'
 
 
 def drift(averaged: nn.Module, model: nn.Module) -> float:
@@ -86,9 +86,20 @@ class AverageLog:
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict:
-        if _HISTORY not in message_hub.runtime_info:
-            message_hub.update_info(_HISTORY, dict(metric='', metrics=[], state=[]))
-        return message_hub.runtime_info[_HISTORY]  # get_info() would return a copy
+        if HISTORY not in message_hub.runtime_info:
+            message_hub.update_info(HISTORY, dict(metric='', metrics=[], state=[]))
+        return message_hub.runtime_info[HISTORY]  # get_info() would return a copy
+
+
+def is_history(value: Any) -> bool:
+    """Whether a value from a checkpoint is a history of an average."""
+    return isinstance(value, dict) and isinstance(value.get('metric'), str) and all(
+        isinstance(value.get(part), list) and all(map(_is_point, value[part])) for part in ('metrics', 'state'))
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 3 and all(
+        isinstance(number, (int, float, type(None))) for number in point)
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Making averages of a run's checkpoints, with a part of the weights in memory at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def build(run: StoredRun, coefficients: Mapping[str, Mapping[int, np.ndarray]],
     content = read(run.files[-1].path, mmap=True)
     newest = averaged_weights(content)
     raw = raw_weights(content) if has_ema(content) else {}
-    buffers = [] if run.update_buffers else _buffers(content, newest, raw)
+    buffers = set() if run.update_buffers else _buffers(run.files[-1].path, content, newest, raw)
     summed = [name for name, value in newest.items()
               if run.firsts[name] == name and _has_numbers(value) and name not in buffers]
     _check_sources(run, summed, newest)
@@ -96,9 +97,11 @@ def _has_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and is_dense(value) and (value.is_floating_point() or value.is_complex())
 
 
-def _buffers(content: dict, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
+def _buffers(path: Path, content: dict[str, Any], newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
     """Returns what the average copies from the model at each update; a file does not say which names are buffers."""
-    listed = origin(content).get('buffers') or ()
+    listed = origin(content).get('buffers') or []
+    if not isinstance(listed, (list, tuple)):
+        raise ValueError(f'{path}: the names of its buffers must be a list, but are {listed!r:.80}')
     return {name for name, value in newest.items()
             if name in listed or is_statistic(name) or _is_same(value, raw.get(name))}
 

@@ -77,7 +77,7 @@ PROGRAMS = {
     'steps': (b'}' + text('a') + b'](' + b'\x8f' * 300_000 + b'es', 'a program of more than'),
     'integers of one hash': (keys(*(long((2**61 - 1) * count) for count in range(9, 200))), MORE_KEYS),
     'tuples': (keys(*(integer(count) + b'\x85' for count in range(200))), MORE_KEYS),
-    'set of long integers': (keys(name('builtins', 'set') + b'](' + long(2**100) + b'e\x85R'), 'a set or dictionary of'),
+    'set of long integers': (keys(name('builtins', 'set') + b'](' + long(2**100) + b'e\x85R'), 'a set or dictionary'),
 }
 
 

@@ -112,6 +112,37 @@ def test_program_in_a_checkpoint_is_not_run(refused, tool, config_file, checkpoi
     assert not (tmp_path / 'harm').exists()
 
 
+HUB, INFO = ('message_hub', ), ('message_hub', 'runtime_info')
+
+
+@pytest.mark.parametrize(('place', 'value', 'said'), [
+    (('meta', 'seed'), 'text', "its meta.seed is 'text', but must be an integer from 0"),
+    (('meta', 'seed'), -1, 'its meta.seed is -1'),
+    (('meta', 'iter'), -1, 'its meta.iter is -1, but must be a count'),
+    ((*HUB, 'log_scalars'), 5, 'its message_hub.log_scalars is 5, but must be a dictionary with names'),
+    ((*HUB, 'runtime_info'), None, 'its message_hub.runtime_info is None'),
+    ((*HUB, 'resumed_keys', 'iter'), False, 'its message_hub.resumed_keys.iter is False'),
+    ((*INFO, 'best_score'), 'text', "its message_hub.runtime_info.best_score is 'text', but must be a number"),
+    ((*INFO, 'ema_history'), 5, 'its message_hub.runtime_info.ema_history is 5'),
+    ((*INFO, 'ema_history'), dict(metric='', metrics=[[0]], state=[]), 'but must be metric, metrics and state'),
+    (('optimizer', 'param_groups'), 5, "the state of its optimizer or schedulers does not fit the config's"),
+    (('optimizer', 'state', 0), dict(step=torch.tensor(1.0)), "does not fit the config's: KeyError"),
+    (('optimizer', 'param_groups', 0, 'lr'), 'text', "does not fit the config's: TypeError"),
+    (('param_schedulers', ), 5, "the state of its optimizer or schedulers does not fit the config's: TypeError"),
+    (('param_schedulers', 0, 'step'), 5, 'step of a scheduler is 5 in the place of <bound method'),
+    (('param_schedulers', 0, 'last_step'), 'text', "last_step of a scheduler is 'text' in the place of"),
+])
+def test_checkpoint_that_a_run_cannot_go_on_from_is_refused(refused, config_file, checkpoint_file, place, value, said):
+    content = part = checkpoint.read(checkpoint_file)
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    torch.save(content, checkpoint_file)
+    line = refused('train', config_file, '--resume', checkpoint_file)
+    assert line.startswith(f'error: cannot start from {checkpoint_file}: ')
+    assert said in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='trains so on the GPU here')
 def test_mixed_precision_without_a_gpu_is_refused(refused, config_file):
     assert '--amp needs a GPU, and there is none' in refused('train', config_file, '--amp')
