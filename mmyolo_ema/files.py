@@ -12,7 +12,9 @@ from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-__all__ = ['WholeFilesBackend', 'locked', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new']
+__all__ = [
+    'WholeFilesBackend', 'check_no_links', 'locked', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new'
+]
 
 
 def write_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -116,6 +118,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_no_links(*paths: Path) -> None:
+    """Raises ValueError if a path is a link: others than this module would write to what it leads to."""
+    for path in paths:
+        if path.is_symlink():
+            raise ValueError(f'{path} is a link, and would be written through: remove it, or use another folder')
 
 
 @contextmanager

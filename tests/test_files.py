@@ -31,6 +31,14 @@ def test_failure_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_failure_leaves_no_new_folder(tmp_path):
+    (tmp_path / 'old').mkdir()
+    for write in (write_new, replace):
+        with pytest.raises(TypeError):
+            write(tmp_path / 'old' / 'new' / 'newer' / 'a.json', lambda temporary: temporary.write_text(5))
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'old']
+
+
 def test_temporary_file_has_the_suffix_that_tells_its_format(tmp_path):
     seen = []
     write_new(tmp_path / 'new' / 'a.png', lambda temporary: seen.append(temporary.suffix) or temporary.touch())

@@ -46,6 +46,12 @@ _DTYPES = {
         'float8_e5m2', 'float8_e5m2fnuz', 'float8_e8m0fnu') if hasattr(torch, name)
 }
 
+# What moves the cursor, turns the direction of writing, or cannot be written.
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+
+# A file holds its weights by name, or sets of them.
+_DEPTH_OF_WEIGHTS = 2
+
 # What an item of a container takes, about.
 _BYTES_OF_ITEM = 64
 
@@ -297,6 +303,10 @@ class _Restoration:
         plain, total = type(value)(), 8
         for key, item in dict.items(value):
             (key, key_size), (item, size) = self.restore(key, depth), self.restore(item, depth)
+            # MMEngine prints the names of weights that a model lacks.
+            if isinstance(key, str) and (depth <= _DEPTH_OF_WEIGHTS or isinstance(item, Tensor)) and (
+                    _CONTROL.search(key)):
+                raise NotPlain(f'a name with what a terminal would obey: {key!r:.80}')
             plain[key] = item
             total += key_size + size
         versions = getattr(value, '__dict__', {}).get('_metadata')

@@ -13,6 +13,7 @@ from torch import nn
 from mmyolo_ema import building
 from mmyolo_ema.cli.arguments import SET_BY_LAUNCHER, check_writable
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.files import check_no_links
 from mmyolo_ema.run_plan import RunPlan, plan_run
 from mmyolo_ema.schedules import MOST_UPDATES
 
@@ -56,6 +57,10 @@ def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     check_writable(cfg.work_dir, 'the work directory')
+    try:
+        check_no_links(Path(cfg.work_dir, 'last_checkpoint'), Path(cfg.work_dir, Path(args.config).name))
+    except ValueError as error:
+        stop(error)
     variable = SET_BY_LAUNCHER.get(args.launcher)
     if variable is not None and variable not in os.environ:
         stop(f'--launcher {args.launcher} is for a process that it started: {variable} is not set. '

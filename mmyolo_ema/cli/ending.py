@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Optional, Union
 
-from mmyolo_ema.printing import printable
+from mmyolo_ema.printing import escape_log, printable
 
 __all__ = ['report_error', 'run', 'stop']
 
@@ -30,6 +30,7 @@ def run(main: Callable[[], Optional[int]]) -> NoReturn:
     """Runs a tool to its end, which is no traceback if the user stops it or closes what it writes to."""
     # So that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    escape_log()
     # A worker of a process pool would not die of that, and the pool would wait for it for ever.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:

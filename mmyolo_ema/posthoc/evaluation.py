@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 
 from mmyolo_ema.checkpoint import load_all, use_safe_loader
+from mmyolo_ema.files import check_no_links
 from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
 
 __all__ = ['Evaluation']
@@ -53,13 +54,14 @@ class Evaluation:
         tell: Called after each batch.
 
     Raises:
-        ValueError: If the config lacks a part.
+        ValueError: If the config lacks a part, or there are links in the folder.
     """
 
     def __init__(self, cfg: Config, folder: Path, tell: Callable[[], object] = lambda: None) -> None:
         missing = [part for part in ('model', 'val_dataloader', 'val_evaluator') if cfg.get(part) is None]
         if missing:
             raise ValueError(f'the config defines no {", ".join(missing)}, so that nothing can be validated')
+        check_no_links(folder, *folder.glob('*'))
         cfg = deepcopy(cfg)
         for part in _OF_TRAINING:
             cfg[part] = None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import init_detector
+from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import load_checkpoint
 from safetensors.torch import load_file
 
@@ -61,7 +62,10 @@ def test_safetensors_hold_each_tensor_and_the_meta(trained, weights, tmp_path, k
 
 def test_safetensors_refuse_what_is_no_tensor(tmp_path):
     torch.save(dict(state_dict=dict(weight=torch.ones(1), extra=dict(a=1))), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='holds dense tensors only, but extra is a dict'):
+    with pytest.raises(ValueError, match=r'a\.pth cannot be written .*: it holds tensors only, but extra is a dict'):
+        extract(tmp_path / 'a.pth', tmp_path / 'new' / 'folder' / 'b.safetensors')
+    torch.save(dict(state_dict=dict(__metadata__=torch.ones(1))), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'a\.pth cannot be written .*: no tensor in it may be called __metadata__'):
         extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
@@ -140,14 +144,14 @@ def test_raw_weights_of_a_file_without_average_are_refused(tmp_path):
 
 def test_numbers_of_numpy_become_plain(tmp_path):
     meta = dict(epoch=np.int64(3), array=np.arange(2), nested=[dict(a=(np.float32(0.5), ))], ordered=OrderedDict(b=1))
-    meta |= dict(keys={np.int64(3): 1}, members={np.int64(4)}, counts=Counter('aab'))
+    meta |= dict(keys={np.int64(3): 1}, members={np.int64(4)}, counts=Counter('aab'), log=HistoryBuffer([2.0], [1]))
     weights = OrderedDict(a=torch.ones(1))
     weights._metadata = {'': dict(version=np.int64(2)), 3: 4}
     torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'a.pth')
     extract(tmp_path / 'a.pth', tmp_path / 'b.pth')
     stored = torch.load(tmp_path / 'b.pth', weights_only=True)
     assert stored['meta'] == dict(epoch=3, array=[0, 1], nested=[dict(a=(0.5, ))], ordered=dict(b=1), keys={3: 1},
-                                  members={4}, counts=dict(a=2, b=1))
+                                  members={4}, counts=dict(a=2, b=1), log=[[2.0], [1]])
     assert stored['state_dict']._metadata == {'': dict(version=2)}
     extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
 

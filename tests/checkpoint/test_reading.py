@@ -1,6 +1,8 @@
+import json
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -373,6 +375,18 @@ def test_torch_with_a_hole_is_warned_of(stored, path, monkeypatch):
 def test_names_that_are_no_text_are_refused(path):
     torch.save(dict(state_dict={5: torch.ones(1)}), path)
     with pytest.raises(ValueError, match='not all names in state_dict are text'):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(('header', 'said'), [
+    (dict(w=dict(dtype='F32', shape=[2**64 - 1, 0], data_offsets=[0, 0])), 'is not a .safetensors file'),
+    (dict(w=dict(dtype='F4', shape=[2], data_offsets=[0, 1])), 'is '),
+    ({'a\x1b[2J': dict(dtype='F32', shape=[0], data_offsets=[0, 0])}, 'it holds a name with what a terminal'),
+])
+def test_odd_header_of_safetensors_is_refused(path, header, said):
+    path, text = path.with_suffix('.safetensors'), json.dumps(header).encode()
+    path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(header.popitem()[1]['data_offsets'][1]))
+    with pytest.raises(ValueError, match=rf'epoch_1\.safetensors .*{said}'):
         checkpoint.read(path)
 
 

@@ -111,6 +111,8 @@ def with_attributes(kind, **attributes):
     (lambda: torch.eye(2).to_sparse(), 'torch._utils._rebuild_sparse_tensor, which is not on the list'),
     (lambda: torch.ones(2, device='meta'), 'torch._utils._rebuild_meta_tensor_no_storage, which is not on the list'),
     (lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), 'torch._utils._rebuild_qtensor'),
+    (lambda: torch.ones(2, dtype=torch.uint8).view(torch.bits8), 'torch.bits8, which is not on the list'),
+    (lambda: {'a\x1b[2J': torch.ones(1)}, 'a name with what a terminal would obey'),
     (lambda: Call(codecs.encode, ('a' * 10**5, 'punycode')), '_codecs.encode, which is not on the list'),
     (lambda: Call(torch.FloatTensor, (10**6, )), 'torch.FloatTensor, which is not on the list'),
     (lambda: Call(bytearray, (10**12, )), 'bytearray, which is not on the list'),
@@ -159,13 +161,16 @@ def test_list_of_the_user_adds_to_ours_and_replaces_nothing(through_a_file, user
     np.zeros(1, dtype=[('field', 'O')]),
     np.dtype([('field', 'f8')]),
     Call(np.ndarray, ((2, ), Call(np.dtype, ('f8', )), b'')),
+    np.longdouble(1),
+    np.ones(2, np.clongdouble),
+    HistoryBuffer(['text'], [1]),
     Call(bytes, (10**15, )),
     Call(np.dtype, (5, )),
     Call(HistoryBuffer, ([1], [1])),
     Call(getattr, (HistoryBuffer, '__init__')),
     Call(getattr, ('text', 'join')),
-], ids=['address as object', 'objects', 'field of objects', 'fields', 'bare array', 'huge', 'no code', 'bare history',
-        'method', 'attribute'])
+], ids=['address as object', 'objects', 'field of objects', 'fields', 'bare array', 'of a machine', 'complex of one',
+        'history of text', 'huge', 'no code', 'bare history', 'method', 'attribute'])
 def test_anything_else_of_numpy_is_refused_before_it_is_built(through_a_file, value):
     with pytest.raises(ValueError, match=r'refused, and nothing in it was run: it holds (numpy|builtins|mmengine)\.'):
         through_a_file(value)

@@ -163,6 +163,14 @@ def test_buffers_that_are_copied_are_those_of_the_newest(stored):
     assert (float(built['weight']), float(built['scale'])) == (1.5, 2)
 
 
+def test_names_of_buffers_that_are_no_list_are_refused(stored):
+    run = stored(update_buffers=False, weight=[torch.ones(1)] * 4)
+    content = checkpoint.read(run.files[-1].path)
+    torch.save(dict(content, meta=dict(content['meta'], mmyolo_ema=dict(buffers=5))), run.files[-1].path)
+    with pytest.raises(ValueError, match=r'2\.pth: the names of its buffers must be a list, but are 5'):
+        mean(run)
+
+
 def test_masks_and_complex_weights_are_kept(stored):
     mask = torch.tensor([0., -torch.inf])
     built = mean(stored(mask=[mask] * 4, phase=[torch.tensor([number * 1j]) for number in (1, 5, 2, 7)]))

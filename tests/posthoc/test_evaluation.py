@@ -1,3 +1,4 @@
+import pytest
 from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 
@@ -22,3 +23,10 @@ def test_metrics_are_those_that_hooks_are_told(trained, demo_config, tmp_path):
         measured.append(Evaluation(cfg, tmp_path / name).measure(weights, 'ema'))
     assert measured[0] == measured[1]
     assert 'coco/bbox_mAP' in measured[0]
+
+
+def test_folder_with_links_is_refused(demo_config, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'ema.bbox.json').symlink_to(tmp_path / 'mine')
+    with pytest.raises(ValueError, match=r'out/ema\.bbox\.json is a link, and would be written through'):
+        Evaluation(demo_config(), tmp_path / 'out')

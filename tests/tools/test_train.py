@@ -143,6 +143,13 @@ def test_checkpoint_that_a_run_cannot_go_on_from_is_refused(refused, config_file
     assert said in line
 
 
+@pytest.mark.parametrize('name', ['last_checkpoint', 'small.py'])
+def test_run_in_a_folder_with_a_link_where_mmengine_writes_is_refused(refused, config_file, tmp_path, name):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / name).symlink_to(tmp_path / 'mine')
+    assert f'run/{name} is a link, and would be written through' in refused('train', config_file, '--work-dir', 'run')
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='trains so on the GPU here')
 def test_mixed_precision_without_a_gpu_is_refused(refused, config_file):
     assert '--amp needs a GPU, and there is none' in refused('train', config_file, '--amp')
