@@ -1,20 +1,26 @@
 """What torch's reader does not look at before it reads a file: sizes, compression, directories and checksums."""
 
 import os
+import pickletools
+import re
 import struct
 import zipfile
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from mmyolo_ema.checkpoint.program import NotPlain, check_program
+from mmyolo_ema.checkpoint.program import BYTES_OF_STEP, NotPlain, check_program
 
 __all__ = ['can_be_mapped', 'is_archive', 'most_bytes', 'verify']
 
 # The records at the end of an archive: of the format before and after files of 4 GB, and what points to the latter.
 _END, _LOCATOR, _END_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sIQI'), struct.Struct('<4sQ2H2I4Q')
 
-# Before torch 1.6 a file was five pickles one after the other.
-_LEGACY_PICKLES = 5
+# Before torch 1.6 a file was five pickles one after the other; the last is a list of names.
+_OLDER_PICKLES = 4
+_NAME = '( (BINUNICODE|SHORT_BINSTRING)( (LONG_)?BINPUT)?)'
+_LIST_OF_NAMES = re.compile(f'PROTO EMPTY_LIST( BINPUT)?({_NAME} APPEND| MARK{_NAME}+ APPENDS)* STOP')
 
 
 def most_bytes(path: Path) -> int:
@@ -45,8 +51,7 @@ def verify(path: Path, must_have_checksums: bool = True) -> None:
 
     Args:
         path: A file of ``torch.save``, or a ``.safetensors`` file, which has no checksums.
-        must_have_checksums: Whether a file of torch before 1.6 is refused, which has none, and may leave out weights
-            in whose place torch leaves what was in the memory. Defaults to True.
+        must_have_checksums: Whether a file of torch before 1.6 is refused, which has none. Defaults to True.
 
     Raises:
         ValueError: If a checksum is wrong, or lacking.
@@ -83,10 +88,7 @@ def _verified(path: Path, identity: tuple[int, ...]) -> None:
 def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
     most = most_bytes(path)
     if not is_archive(path):
-        size = path.stat().st_size
-        with path.open('rb') as file:
-            for _ in range(_LEGACY_PICKLES):
-                check_program(file, most, lambda name, count: count <= size)
+        _check_older(path, most)
         return False
     with zipfile.ZipFile(path) as archive:
         _check_one_directory(path, archive)
@@ -107,6 +109,24 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
                     check_program(program, most,
                                   lambda name, count: sizes.get(f'{folder}/data/{name}'.lower()) == count)
         return all(is_stored)
+
+
+def _check_older(path: Path, most: int) -> None:
+    """Goes through a file of torch before 1.6: some pickles, the names of the storages in one more, their numbers."""
+    sizes: dict[Any, int] = {}
+    size = path.stat().st_size
+
+    def is_storage(name: Any, count: int) -> bool:
+        return sizes.setdefault(name, count) <= size
+
+    with path.open('rb') as file:
+        for _ in range(_OLDER_PICKLES):
+            check_program(file, most, is_storage)
+        steps = list(islice(pickletools.genops(file), most // BYTES_OF_STEP))
+    program, names = ' '.join(opcode.name for opcode, _, _ in steps), {argument for _, argument, _ in steps}
+    # torch leaves what was in the memory in the place of numbers that are not listed.
+    if not (_LIST_OF_NAMES.fullmatch(program) and sizes.keys() <= names):
+        raise NotPlain('a list of tensors that is not complete')
 
 
 def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:

@@ -6,7 +6,7 @@ from typing import IO, Any, NamedTuple
 
 from torch.serialization import StorageType
 
-__all__ = ['MOST_BITS_OF_KEY', 'MOST_DEPTH', 'NotPlain', 'check_program']
+__all__ = ['BYTES_OF_STEP', 'MOST_BITS_OF_KEY', 'MOST_DEPTH', 'NotPlain', 'check_program']
 
 #: How deep containers may be in each other.
 MOST_DEPTH = 64
@@ -15,14 +15,15 @@ MOST_DEPTH = 64
 #: many such keys takes hours.
 MOST_BITS_OF_KEY = 64
 
+#: The memory that a step takes, about: no empty container has more.
+BYTES_OF_STEP = 256
+
 # How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
 _MOST_ITEMS = 10**4
 
 # How many keys may be neither text nor a number of few bits.
 _MOST_ODD_KEYS = 100
 
-# The memory that a step takes, about: no empty container has more.
-_BYTES_OF_STEP = 256
 
 
 class NotPlain(Exception):
@@ -62,7 +63,7 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
     memo: dict[Any, _Item] = {}
     odd_keys = 0
     for step, (opcode, argument, _) in enumerate(pickletools.genops(program), 1):
-        if step * _BYTES_OF_STEP > most_bytes:
+        if step * BYTES_OF_STEP > most_bytes:
             raise NotPlain(f'a program of more than {step - 1:,} steps, which is far larger than the file')
         if 'PUT' in opcode.name:
             memo[argument] = stack[-1]

@@ -110,16 +110,16 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
         weights = weights_of(content, kind)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
-    meta = plain(meta_without_program(content))
+    meta = meta_without_program(content)
     if has_ema(content):
         # What made the average, if the file says it.
         made = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
                                          if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')}
         meta['mmyolo_ema'] = dict(made, weights=kind or 'ema', updates=updates_in(content))
-    state = OrderedDict((name, plain(value)) for name, value in weights.items())
+    state = plain(OrderedDict(weights))
     if hasattr(weights, '_metadata'):
         vars(state)['_metadata'] = plain(weights._metadata)
-    return dict(meta=meta, state_dict=state)
+    return dict(meta=plain(meta), state_dict=state)
 
 
 def plain(value: Any) -> Any:

@@ -17,8 +17,8 @@ from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
     'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema', 'is_dense',
-    'origin', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed',
-    'updates_in', 'weights_of'
+    'origin', 'place_of', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors',
+    'unprefixed', 'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -139,7 +139,7 @@ def weights_of(checkpoint: dict, kind: Optional[str] = None) -> dict[str, Any]:
 def first_names(weights: dict[str, Any]) -> dict[str, str]:
     """Returns, for each name, the first that stands for the same tensor."""
     firsts: dict[Any, str] = {}
-    return {name: firsts.setdefault(_place(value) if isinstance(value, Tensor) else name, name)
+    return {name: firsts.setdefault(place_of(value) if isinstance(value, Tensor) else name, name)
             for name, value in weights.items()}
 
 
@@ -192,10 +192,11 @@ def form_of(value: Any) -> Form:
     return Form(kind, tuple(value.shape))
 
 
-def _place(tensor: Tensor) -> Any:
+def place_of(tensor: Tensor) -> Any:
+    """Returns where a tensor's numbers are and how they are read, which only one with the same numbers shares."""
     if not is_dense(tensor) or tensor.numel() == 0:
         return id(tensor)
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
 
 
 def tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:

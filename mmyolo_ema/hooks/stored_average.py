@@ -20,6 +20,7 @@ from mmyolo_ema.checkpoint import (
     raw_weights,
     updates_in,
 )
+from mmyolo_ema.checkpoint.weights import place_of
 from mmyolo_ema.models.tensor_references import tensor_references
 
 __all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
@@ -75,17 +76,13 @@ def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:
     result = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            place = (value.data_ptr(), value.shape, value.stride(), value.dtype) if _has_place(value) else name
+            place = place_of(value)
             if place not in copies:
                 copies[place] = value.detach().to('cpu', copy=True)
             result[name] = copies[place]
         else:
             result[name] = deepcopy(value)
     return result
-
-
-def _has_place(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.numel() > 0
 
 
 def exchange(checkpoint: dict) -> None:

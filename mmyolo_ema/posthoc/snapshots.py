@@ -169,7 +169,7 @@ class _Record(NamedTuple):
     iteration: Any
     epoch: Any
     launch: Optional[str]
-    seed: Any
+    seed: Optional[int]
     schedule: Schedule
     second: Optional[Schedule]
     updates_per_epoch: Optional[float]
@@ -227,7 +227,7 @@ def _record(path: Path, content: dict, kinds: tuple[str, ...]) -> _Record:
         iteration=meta.get('iter'),
         epoch=meta.get('epoch'),
         launch=launch and launch[1],
-        seed=meta.get('seed'),
+        seed=meta['seed'] if isinstance(meta.get('seed'), int) else None,
         schedule=schedule,
         second=second,
         updates_per_epoch=per_epoch,

@@ -110,7 +110,7 @@ def from_data(stored: Any) -> Segments:
             raise TypeError(f'{len(stored)} segments')
         segments = tuple((int(first), None if described is None else _schedule(described))
                          for first, described in stored)
-    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError) as error:
         raise ValueError(f'the schedule of its average is not understood: {stored!r:.80}') from error
     if not segments or segments[0][0] != 0:
         raise ValueError(f'the schedule of its average does not begin at update 0: {stored!r:.80}')

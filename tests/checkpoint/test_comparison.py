@@ -88,3 +88,10 @@ def test_prefix_of_a_wrapper_is_no_difference(file):
 def test_integers_are_compared_exactly(file):
     large = torch.tensor([2**62])
     assert not compare(file('a', count=large), file('b', count=large + 1)).are_equal
+
+
+def test_conjugated_view_of_a_tensor_is_another_tensor(file):
+    numbers = torch.tensor([1 + 2j])
+    assert not compare(file('a', a=numbers, b=numbers.conj()), file('b', a=numbers, b=numbers)).are_equal
+    part = numbers.imag
+    assert not compare(file('a', a=part, b=numbers.conj().imag), file('b', a=part, b=part)).are_equal

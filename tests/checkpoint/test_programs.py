@@ -108,6 +108,18 @@ def test_tensor_of_another_size_than_its_record_is_refused(tmp_path, count, kind
             use(path)
 
 
+@pytest.mark.parametrize('names', [b'](e', b'X\x01\x00\x00\x000](e', b'}X\x01\x00\x00\x00aX\x01\x00\x00\x000s'])
+def test_older_file_that_leaves_out_numbers_is_refused(tmp_path, names):
+    torch.save(dict(state_dict=dict(w=torch.ones(4))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    content = (tmp_path / 'a.pth').read_bytes()
+    start = content.rindex(b'\x80\x02]')
+    key = content[start + 10:content.index(b'q\x01', start)]
+    (tmp_path / 'a.pth').write_bytes(content[:start + 2] + names.replace(b'\x01\x00\x00\x000', bytes([len(key)]) +
+                                                                        b'\0\0\0' + key) + b'.' + content[-24:])
+    with pytest.raises(ValueError, match='it holds a list of tensors that is not complete'):
+        checkpoint.read(tmp_path / 'a.pth')
+
+
 def test_record_that_the_file_has_twice_or_in_two_sizes_is_refused(tmp_path):
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
     content = path.read_bytes()

@@ -147,9 +147,12 @@ def test_numbers_of_numpy_become_plain(tmp_path):
     meta |= dict(keys={np.int64(3): 1}, members={np.int64(4)}, counts=Counter('aab'), log=HistoryBuffer([2.0], [1]))
     weights = OrderedDict(a=torch.ones(1))
     weights._metadata = {'': dict(version=np.int64(2)), 3: 4}
-    torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'a.pth')
+    average = {'module.a': torch.ones(1), 'steps': torch.tensor(3)}
+    content = dict(meta=dict(meta, mmyolo_ema=dict(mean_age=np.ones(2))), state_dict=weights, ema_state_dict=average)
+    torch.save(content, tmp_path / 'a.pth')
     extract(tmp_path / 'a.pth', tmp_path / 'b.pth')
     stored = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert stored['meta'].pop('mmyolo_ema') == dict(mean_age=[1, 1], weights='ema', updates=3)
     assert stored['meta'] == dict(epoch=3, array=[0, 1], nested=[dict(a=(0.5, ))], ordered=dict(b=1), keys={3: 1},
                                   members={4}, counts=dict(a=2, b=1), log=[[2.0], [1]])
     assert stored['state_dict']._metadata == {'': dict(version=2)}

@@ -192,6 +192,8 @@ SCHEDULE = ('meta', 'mmyolo_ema', 'schedule')
     (('meta', 'mmyolo_ema', 'updates_per_epoch'), 'text'),
     (('meta', 'mmyolo_ema'), {'schedule': None, 'updates_per_epoch': -1}),
     (SCHEDULE, [[float('inf'), None]]),
+    (SCHEDULE, [[0, torch.tensor(1j)]]),
+    (('meta', 'mmyolo_ema'), dict(buffers=5)),
     (SCHEDULE, [[0, dict(ema_type='ExponentialMovingAverage', momentum=0.1)]] * 2000),
     (('meta', 'mmyolo_ema'), {'schedule': None}),
     (('meta', 5), {(1, 2): 3}),
@@ -200,7 +202,7 @@ SCHEDULE = ('meta', 'mmyolo_ema', 'schedule')
     (('ema_state_dict', 'module.backbone.stem.0.bn.num_batches_tracked'), torch.tensor(float('inf'))),
     (('meta', 'cfg'), HOOK.format(10**400)),
     (('meta', 'cfg'), 'x = [' + '0, ' * 10**6 + ']'),
-], ids=range(13))
+], ids=range(15))
 def test_odd_content_is_used_or_refused_in_one_line(files, use, place, value):
     if place == ('meta', 'cfg'):  # which counts in files that do not tell their schedule themselves
         for path in files:
