@@ -63,6 +63,8 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     content = _load(path, map_location, mmap)
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
+    if not isinstance(content.get('meta'), (dict, type(None))):
+        raise ForeignFile(f"{path} is not a checkpoint of MMEngine: its meta is {content['meta']!r:.80}")
     for part in ('state_dict', 'ema_state_dict', SECOND):
         names = content[part] if isinstance(content.get(part), dict) else {}
         if not all(isinstance(name, str) for name in names):

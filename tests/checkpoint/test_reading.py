@@ -372,6 +372,12 @@ def test_torch_with_a_hole_is_warned_of(stored, path, monkeypatch):
         checkpoint.read(path)
 
 
+def test_meta_that_is_no_dictionary_is_refused(path):
+    torch.save(dict(state_dict={}, meta=5), path)
+    with pytest.raises(ValueError, match=r'epoch_1\.pth is not a checkpoint of MMEngine: its meta is 5'):
+        checkpoint.read(path)
+
+
 def test_names_that_are_no_text_are_refused(path):
     torch.save(dict(state_dict={5: torch.ones(1)}), path)
     with pytest.raises(ValueError, match='not all names in state_dict are text'):
