@@ -182,7 +182,8 @@ def _checked_keys(keys: Any) -> list[Any]:
 def _may_be_key(key: Any) -> bool:
     if isinstance(key, int):
         return key.bit_length() <= MOST_BITS_OF_KEY
-    return isinstance(key, (str, bytes, float, np.generic, _Recorded)) and not isinstance(key, np.complexfloating)
+    plain = (str, bytes, float, type(None), np.generic, _Recorded)
+    return isinstance(key, plain) and not isinstance(key, np.complexfloating)
 
 
 def _encode(text: Any, encoding: Any) -> bytes:

@@ -58,7 +58,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
         if meta[count] < 0:
             _refuse(f'meta.{count}', meta[count], 'a count')
     seed = meta.get('seed')
-    if not (seed is None or (isinstance(seed, Integral) and 0 <= seed < 2**32)):
+    if not (seed is None or (isinstance(seed, Integral) and 0 <= int(seed) < 2**32)):
         _refuse('meta.seed', seed, 'an integer from 0 to 2**32 - 1, or None')
 
 
