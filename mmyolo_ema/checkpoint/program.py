@@ -15,15 +15,14 @@ MOST_DEPTH = 64
 #: many such keys takes hours.
 MOST_BITS_OF_KEY = 64
 
-#: The memory that a step takes, about: no empty container has more.
-BYTES_OF_STEP = 256
+#: The memory that a step takes, about: no empty container has more, and a number far less.
+BYTES_OF_STEP, _BYTES_OF_NUMBER = 256, 32
 
 # How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
 _MOST_ITEMS = 10**4
 
 # How many keys may be neither text nor a number of few bits.
 _MOST_ODD_KEYS = 100
-
 
 
 class NotPlain(Exception):
@@ -61,10 +60,13 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
     """
     stack: list[Any] = []
     memo: dict[Any, _Item] = {}
-    odd_keys = 0
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(program), 1):
-        if step * BYTES_OF_STEP > most_bytes:
-            raise NotPlain(f'a program of more than {step - 1:,} steps, which is far larger than the file')
+    odd_keys = taken_bytes = 0
+    for opcode, argument, _ in pickletools.genops(program):
+        is_of_memo = 'PUT' in opcode.name or 'GET' in opcode.name
+        is_number = isinstance(argument, (int, float)) and not is_of_memo
+        taken_bytes += _BYTES_OF_NUMBER if is_number else BYTES_OF_STEP
+        if taken_bytes > most_bytes:
+            raise NotPlain(f'a program that takes more than {most_bytes:,} bytes, which is far larger than the file')
         if 'PUT' in opcode.name:
             memo[argument] = stack[-1]
             continue

@@ -74,7 +74,7 @@ PROGRAMS = {
     'sizes': (again(name('torch', 'Size') + b'q\x06' + TUPLE + b'\x85R', 220), MORE),
     'dictionary': (again(name('collections', 'OrderedDict') + b'q\x06' + PAIRS + b'\x85R', 220), MORE),
     'state': (name('collections', 'OrderedDict') + b')R}q\x06bh\x06b', 'calls or changes collections OrderedDict'),
-    'steps': (b'}' + text('a') + b'](' + b'\x8f' * 300_000 + b'es', 'a program of more than'),
+    'steps': (b'}' + text('a') + b'](' + b'\x8f' * 300_000 + b'es', 'a program that takes more than'),
     'integers of one hash': (keys(*(long((2**61 - 1) * count) for count in range(9, 200))), MORE_KEYS),
     'tuples': (keys(*(integer(count) + b'\x85' for count in range(200))), MORE_KEYS),
     'set of long integers': (keys(name('builtins', 'set') + b'](' + long(2**100) + b'e\x85R'), 'a set or dictionary'),
@@ -152,3 +152,9 @@ def test_array_without_content_counts_as_the_list_that_it_makes(tmp_path):
     torch.save(dict(meta=dict(a=np.zeros((20000, 20000, 0))), state_dict={}), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='far more than its size'):
         checkpoint.read(tmp_path / 'a.pth')
+
+
+def test_long_list_of_numbers_is_read(tmp_path):
+    content = dict(state_dict={}, meta=dict(momenta=[1 / (step + 2) for step in range(600_000)]))
+    torch.save(content, tmp_path / 'long.pth')
+    assert len(checkpoint.read(tmp_path / 'long.pth')['meta']['momenta']) == 600_000
