@@ -111,13 +111,13 @@ def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setti
 
 def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> list[Suggestion]:
     """Returns the schedules that were asked for, with three significant digits; stops if there are none."""
-    found = []
+    wanted = []
     interval = plan.schedule.interval if plan else 1
     if args.mean_age is not None:
         try:
             age = in_updates(args.mean_age, updates, plan and plan.updates_per_epoch)
-            found.append((f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end',
-                          of_age(updates, age, interval)))
+            wanted.append((f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end',
+                           of_age(updates, age, interval)))
         except ValueError as error:
             stop(f'--mean-age: {error}')
     if args.scale_from_batch and plan is not None:
@@ -128,11 +128,11 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
             stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
         factor = plan.batch_size / args.scale_from_batch
         reason = f'{plan.batch_size} images in an update instead of {args.scale_from_batch}'
-        found.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
-    if any(momentum > 0.99 for _, (momentum, _) in found):
+        wanted.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
+    if any(momentum > 0.99 for _, (momentum, _) in wanted):
         stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
     return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval), args.mean_age)
-            for reason, (momentum, gamma) in found]
+            for reason, (momentum, gamma) in wanted]
 
 
 def has_mean_age(hook: dict[str, Any]) -> bool:
@@ -173,14 +173,14 @@ def main() -> None:
     updates, per_epoch = (plan.updates, plan.updates_per_epoch) if plan else (args.iters, None)
     settings = settings_of(args, plan)
     suggested = suggestions(args, plan, updates)
-    settings += [Setting(f'suggestion for {one.reason}', one.schedule) for one in suggested]
+    settings += [Setting(f'suggestion for {suggestion.reason}', suggestion.schedule) for suggestion in suggested]
     if args.plot is not None:
         draw(settings, updates, args.plot)
     reports = [report(setting, updates, per_epoch) for setting in settings]
     print_run(plan, updates, args)
-    for one in reports:
-        show(one.table)
-        say('', *one.words, '')
+    for described in reports:
+        show(described.table)
+        say('', *described.words, '')
     show(recipes_table(reports, per_epoch))
     say('')
     for suggestion in suggested:

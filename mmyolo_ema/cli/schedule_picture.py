@@ -26,14 +26,14 @@ def draw_schedules(curves: list[ScheduleCurves], path: Path) -> None:
     """
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     momentum, weight = figure.subplots(1, 2)
-    for one in curves:
-        momentum.plot(one.updates, one.momentum, label=one.name)
-        weight.plot(one.updates, one.weight, label=one.name)
+    for curve in curves:
+        momentum.plot(curve.updates, curve.momentum, label=curve.name)
+        weight.plot(curve.updates, curve.weight, label=curve.name)
     momentum.set_yscale('log')
     momentum.set_ylabel('momentum')
     # Settings differ by orders of magnitude, and an update without any weight has no logarithm.
     weight.set_yscale('log')
-    highest = max(max(one.weight) for one in curves)
+    highest = max(max(curve.weight) for curve in curves)
     weight.set_ylim(highest * 1e-6, highest * 2)
     weight.set_ylabel('weight in the final average')
     for axis in figure.axes:

@@ -1,4 +1,4 @@
-"""The tables and words by which a schedule is told to someone who trains a detector."""
+"""The tables and words that describe a schedule to someone who trains a detector."""
 
 from typing import NamedTuple, Optional
 
@@ -37,7 +37,7 @@ class Report(NamedTuple):
 
 
 def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None) -> Report:
-    """Tells what an average is in the course of a run.
+    """Says what an average is in the course of a run.
 
     Args:
         setting: The schedule of the average.
@@ -46,29 +46,29 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
 
     Example:
         >>> from mmyolo_ema.schedules import Ramp
-        >>> told = report(Setting('default', Ramp()), updates=2_001)
-        >>> print(told.words[0])
+        >>> print(report(Setting('default', Ramp()), updates=2_001).words[0])
         after 200 updates the average holds about 1 of them: practically the raw weights
     """
     points = sorted({max(round(share * updates), 1) for share in _SHARES})
-    found = figures(setting.schedule, points, start=max(round(updates / 100), 1))
-    table = Table('updates', 'epoch', 'momentum', 'horizon', 'mean age', 'in epochs', 'share', 'effective size',
+    rows = figures(setting.schedule, points, start=max(round(updates / 100), 1))
+    table = Table('updates', 'epoch', 'momentum', 'horizon', 'mean age', 'in epochs', 'share', 'effective sample size',
                   'weight of first 1 %', title=setting.label)
     for column in table.columns:
         column.justify = 'right'
-    for row in found:
+    for row in rows:
         table.add_row(f'{row.updates:,}', _epochs(row.updates, updates_per_epoch), f'{row.momentum:.3g}',
                       rounded(row.horizon), rounded(row.mean_age), _epochs(row.mean_age, updates_per_epoch),
                       f'{row.mean_age / row.updates:.2%}', rounded(row.effective_sample_size), f'{row.start:.1%}')
-    told = [row for row in found if row.updates >= round(0.1 * updates)]
-    words = [f'after {row.updates:,} updates{", the end," if row is found[-1] else ""} {meaning(setting.schedule, row)}'
-             for row in told]
-    # What stays the same from point to point is told once, where it begins.
-    kept = [line for line, row, previous in zip(words, told, [None, *told])
-            if row is told[-1] or previous is None or
-            _kind(setting.schedule, row) != _kind(setting.schedule, previous)]
+    # What stays the same from point to point is said once, where it begins, and at the end.
+    words, kind = [], ''
+    for row in rows:
+        if row.updates >= round(0.1 * updates):
+            before, kind = kind, _kind(setting.schedule, row)
+            if row is rows[-1] or kind != before:
+                words.append(f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} '
+                             f'{meaning(setting.schedule, row)}')
     advised = advice(setting.schedule, updates)
-    return Report(setting, found[-1], table, kept + [advised] * bool(advised))
+    return Report(setting, rows[-1], table, words + [advised] * bool(advised))
 
 
 def meaning(schedule: Schedule, at: Figures) -> str:
@@ -97,11 +97,12 @@ def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> 
         reports: The settings' reports.
         updates_per_epoch: Number of updates in an epoch of the run, None if it is not known.
     """
-    table = Table('recipe', 'updates', 'horizon', 'in epochs', 'mean age / run', 'spread / run',
+    table = Table('recipe', 'updates', 'horizon', 'in epochs', 'mean age / run',
+                  'standard deviation of the age / run',
                   title='At the end, beside the recipes published for COCO (118,287 images)')
     for column in table.columns[1:]:
         column.justify = 'right'
-    rows = [(f'this run, {one.setting.name}', one.at_end, updates_per_epoch) for one in reports]
+    rows = [(f'this run, {report.setting.name}', report.at_end, updates_per_epoch) for report in reports]
     rows += [(recipe.name, recipe.at_end(), recipe.updates_per_epoch) for recipe in RECIPES]
     for name, at_end, per_epoch in rows:
         table.add_row(name, f'{at_end.updates:,}', rounded(at_end.horizon), _epochs(at_end.horizon, per_epoch),
