@@ -1,4 +1,4 @@
-"""Every private name of MMEngine and torch that the average leans on, one function or alias each.
+"""Every private name of MMEngine, MMDetection and torch that the package leans on, one function or alias each.
 
 ``tests/test_upstream.py`` pins each. ``_parameters``, ``_buffers`` and ``_modules`` of a module are not here: torch's
 documentation uses them.
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.logging import MessageHub
 from mmengine.runner import BaseLoop, Runner
 from torch import _weights_only_unpickler, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from torch.optim import Optimizer
 
@@ -23,6 +25,9 @@ norms_of = torch._foreach_norm
 
 # What the name of a module's extra state ends in; nothing else in a state_dict() tells it from a weight.
 EXTRA_STATE_SUFFIX = _EXTRA_STATE_KEY_SUFFIX
+
+# BatchNorm of any number of dimensions, SyncBatchNorm among them: their public classes have no other one in common.
+BatchNorm = _BatchNorm
 
 # Under which name a module of torch.compile holds the module that it compiled; its class is private too, and slow to
 # import.
@@ -76,6 +81,18 @@ def will_start_workers(loader: Any) -> bool:
     """Whether a data loader has persistent workers that the first iteration will start."""
     # Its public attributes are the same before and after.
     return getattr(loader, 'persistent_workers', False) and loader._iterator is None
+
+
+def remove_message_hub(name: str) -> None:
+    """Removes a message hub, so that the one made before it is the current one again."""
+    # A hub stays for the rest of the process, and the newest is the current one.
+    MessageHub._instance_dict.pop(name)
+
+
+def read_ground_truth(metric: Any) -> Any:
+    """Returns the annotations that MMDetection's CocoMetric has read; None if it was given no file of them."""
+    # Reading the file again would take as long as building the metric did.
+    return metric._coco_api
 
 
 def is_persistent(module: nn.Module, buffer: str) -> bool:

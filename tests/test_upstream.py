@@ -1,15 +1,18 @@
-"""The private names of MMEngine and torch are still there, still mean the same, and are used in one place."""
+"""The private names of MMEngine, MMDetection and torch are there, mean the same, and are used in one place."""
 
 import ast
 from operator import attrgetter
 
 import pytest
 import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from pycocotools.coco import COCO
 from torch import nn
 from torch.optim import SGD
 from torch.serialization import safe_globals
@@ -23,7 +26,6 @@ ELSEWHERE = {
     '_parameters', '_buffers', '_modules',  # torch's documentation uses them
     '_metadata',  # written into files, where it cannot change
     '_replace', '_asdict', '_getframe', '_exit', '_run_exitfuncs',  # Python's own
-    '_instance_dict', '_coco_api', '_BatchNorm',  # of what post-hoc averages are built and validated with
 }
 
 
@@ -142,6 +144,26 @@ def test_loader_says_whether_its_workers_have_started():
     iterator = iter(loader)
     assert not _upstream.will_start_workers(loader)
     assert list(iterator) == [torch.tensor([1])]
+
+
+def test_hub_of_before_is_the_current_one_again():
+    before = MessageHub.get_instance('before')
+    MessageHub.get_instance('later')
+    _upstream.remove_message_hub('later')
+    assert MessageHub.get_current_instance() is before
+
+
+def test_metric_has_read_its_ground_truth():
+    annotations = str(ROOT / 'demo' / 'nuclei' / 'val.json')
+    read = _upstream.read_ground_truth(CocoMetric(ann_file=annotations))
+    assert read.get_img_ids() == COCO(annotations).getImgIds(), 'MMDetection renamed CocoMetric._coco_api'
+    assert _upstream.read_ground_truth(CocoMetric()) is None
+
+
+@pytest.mark.parametrize('layer', [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_layers_are_batch_norms(layer):
+    assert issubclass(layer, _upstream.BatchNorm)
+    assert not issubclass(nn.GroupNorm, _upstream.BatchNorm)
 
 
 def test_module_says_which_buffers_its_state_has(net):

@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.posthoc.reconstruction import reconstruct_named, write
-from mmyolo_ema.posthoc.snapshots import read_run
+from mmyolo_ema.posthoc import read_run
 from mmyolo_ema.schedules import Ramp
 from tests.helpers import assert_equal
 
@@ -41,10 +40,9 @@ def test_files_are_understood(folder):
 
 
 def test_other_averages_are_made_of_them(folder, tmp_path):
-    run = read_run(folder)
-    own, = reconstruct_named(run, ['10'])
-    assert own.worst.error < 1e-6
-    write(run, {tmp_path / 'own.pth': own})
+    own = read_run(folder).average(10)
+    assert own.error < 1e-6
+    own.write(tmp_path / 'own.pth')
     made, stored = (checkpoint.read(path)['state_dict'] for path in (tmp_path / 'own.pth', folder / 'epoch_3.pth'))
     assert_equal(dict(made), dict(stored))
 

@@ -1,39 +1,42 @@
-"""The picture of a sweep: metric and error by the age of the average."""
+"""The picture of a sweep: metric and reconstruction error by the age of the average."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmyolo_ema.posthoc.sweep import HorizonCurve
+from mmyolo_ema.posthoc.sweep import RAW, SweepResult
 
 __all__ = ['draw_horizons']
 
 _AVERAGE, _ERROR, _RAW = 'tab:blue', 'lightgray', 'tab:orange'
 
 
-def draw_horizons(curve: HorizonCurve, path: Path) -> None:
-    """Draws a metric and the error of the reconstruction against the mean age of the average.
+def draw_horizons(result: SweepResult, path: Path) -> None:
+    """Draws the metric and the reconstruction error of averages against their mean age.
 
     Args:
-        curve: What was measured.
+        result: What was validated.
         path: File to write; its suffix names the format.
     """
     figure = Figure(figsize=(7, 5.4), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-    ages, metrics, errors, names = zip(*sorted(curve.points))
-    above.plot(ages, metrics, 'o-', color=_AVERAGE, label='average')
-    for age, metric, name in zip(ages, metrics, names):
-        if (age, metric) != curve.own:
-            above.annotate(
-                name, (age, metric), textcoords='offset points', xytext=(1, 5), rotation=45, fontsize='small')
-    above.plot(*curve.own, 's', color='black', label="the run's own average", zorder=3)
-    for name, level in curve.levels.items():
-        above.axhline(level, color=_RAW, linestyle='--', label=name)
-    above.set_ylabel(curve.metric)
+    run_ema, raw = result.run_ema, result.candidates.get(RAW)
+    averages = sorted((candidate for candidate in result.candidates.values() if candidate is not raw),
+                      key=lambda candidate: (candidate.average.worst.mean_age, candidate.score))
+    ages = [candidate.average.worst.mean_age for candidate in averages]
+    above.plot(ages, [candidate.score for candidate in averages], 'o-', color=_AVERAGE, label='average')
+    for age, candidate in zip(ages, averages):
+        if candidate is not run_ema:
+            above.annotate(candidate.name, (age, candidate.score), textcoords='offset points', xytext=(1, 5),
+                           rotation=45, fontsize='small')
+    above.plot(run_ema.average.worst.mean_age, run_ema.score, 's', color='black', label="the run's EMA", zorder=3)
+    if raw is not None:
+        above.axhline(raw.score, color=_RAW, linestyle='--', label='raw weights')
+    above.set_ylabel(result.metric)
     above.margins(y=0.2)
     above.legend()
-    below.plot(ages, [100 * error for error in errors], 'o-', color=_ERROR)
-    below.set_ylabel('error of the weights, %')
+    below.plot(ages, [100 * candidate.average.error for candidate in averages], 'o-', color=_ERROR)
+    below.set_ylabel('reconstruction error, %')
     below.set_ylim(bottom=0)
     below.set_xscale('log')
     below.set_xlabel('mean age of the averaged weights, updates')

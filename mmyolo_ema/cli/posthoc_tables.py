@@ -1,51 +1,38 @@
 """The tables and words by which averages of other horizons are described to someone who trains a detector."""
 
 from collections.abc import Sequence
-from typing import Optional
 
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from mmyolo_ema.posthoc.bootstrap import Comparison
+from mmyolo_ema.posthoc import Reconstruction, Target
 from mmyolo_ema.posthoc.plan import Kept
-from mmyolo_ema.posthoc.reconstruction import Reconstruction
-from mmyolo_ema.posthoc.snapshots import StoredRun
-from mmyolo_ema.posthoc.sweep import RUN_EMA, Sweep
-from mmyolo_ema.posthoc.targets import Target
+from mmyolo_ema.posthoc.sweep import SweepResult
 from mmyolo_ema.schedules import Ramp, figures, is_raw, rounded
 
-__all__ = [
-    'coefficients_table', 'fit_table', 'percent', 'plan_table', 'remarks_on_ramp', 'sweep_table', 'verdict'
-]
+__all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'remarks_on_ramp', 'sweep_table', 'verdict']
 
 
-def plan_table(kept: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
-    """Returns how well averages can be made of what several settings keep, and what that takes.
-
-    Args:
-        kept: What is kept, a column each.
-        wanted: The averages, a row each.
-        updates: Number of updates in the run.
-    """
+def plan_table(settings: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
+    """Returns how well averages can be made of what several settings keep in a run, and what that takes."""
     table = _table('Reconstruction error of averages of another horizon', ['average'],
-                   [setting.name for setting in kept])
+                   [kept.name for kept in settings])
     for average in wanted:
-        errors = [percent(setting.reconstruction_error(average, updates)) if setting.snapshots else ''
-                  for setting in kept]
-        table.add_row(average.name, *errors)
-    table.add_row('files', *(f'{setting.files:,}' for setting in kept))
-    table.add_row('on the disk, about', *(decimal(setting.bytes) for setting in kept))
+        table.add_row(average.name, *(percent(kept.reconstruction_error(average, updates)) if kept.snapshots else ''
+                                      for kept in settings))
+    table.add_row('files', *(f'{kept.files:,}' for kept in settings))
+    table.add_row('on the disk, about', *(decimal(kept.bytes) for kept in settings))
     return table
 
 
-def fit_table(reconstructions: Sequence[Reconstruction]) -> Table:
+def fit_table(averages: Sequence[Reconstruction]) -> Table:
     """Returns how well averages can be made of a run's checkpoints."""
     table = _table('What can be made of them', ['average'],
                    ['reconstruction error', 'amplification', 'mean age', 'wanted', 'snapshots'])
-    for reconstruction in reconstructions:
-        fit = reconstruction.worst
-        table.add_row(reconstruction.target.name, percent(fit.reconstruction_error), f'{fit.amplification:.1f}',
-                      rounded(fit.mean_age), rounded(fit.wanted_age), str(int((fit.coefficients != 0).sum())))
+    for average in averages:
+        fit = average.worst
+        table.add_row(average.target.name, percent(fit.reconstruction_error), f'{fit.amplification:.1f}',
+                      rounded(fit.mean_age), rounded(fit.wanted_age), str(len(average.coefficients)))
     return table
 
 
@@ -60,34 +47,32 @@ def remarks_on_ramp(wanted: Sequence[Target], updates: int) -> list[str]:
             f'its {updates:,} updates. A horizon of last:LENGTH, the plain mean of the last updates, has no ramp.']
 
 
-def coefficients_table(run: StoredRun, reconstructions: Sequence[Reconstruction]) -> Table:
+def coefficients_table(averages: Sequence[Reconstruction]) -> Table:
     """Returns how averages are made of a run's checkpoints."""
-    table = _table('Coefficients', ['file', 'weights'],
-                   ['updates', *(reconstruction.target.name for reconstruction in reconstructions)])
-    for index, (file, kind) in enumerate(run.sources):
+    table = _table('Coefficients', ['file', 'weights'], ['updates', *(average.target.name for average in averages)])
+    for place, (file, kind) in enumerate(averages[0].run.sources):
         table.add_row(file.path.name, kind, f'{file.updates:,}',
-                      *(f'{reconstruction.worst.coefficients[index]:.4g}' for reconstruction in reconstructions))
+                      *(f'{average.worst.coefficients[place]:.4g}' for average in averages))
     return table
 
 
-def sweep_table(sweep: Sweep) -> Table:
+def sweep_table(result: SweepResult) -> Table:
     """Returns what was validated, from the youngest average to the oldest."""
-    own, best = sweep.candidates[RUN_EMA], sweep.best
-    table = _table('Validated', ['average'],
-                   ['reconstruction error', 'mean age', str(sweep.metric), "to the run's EMA"])
-    for candidate in sorted(sweep.candidates.values(), key=lambda candidate: candidate.mean_age):
-        name = "the run's EMA" if candidate is own else candidate.name
-        table.add_row(name + (' (best)' if candidate is best else ''), percent(candidate.reconstruction_error),
-                      rounded(candidate.mean_age), f'{candidate.score:.4f}', f'{candidate.score - own.score:+.4f}')
+    table = _table('Validated', ['average'], ['reconstruction error', 'mean age', result.metric, "to the run's EMA"])
+    for candidate in sorted(result.candidates.values(), key=lambda candidate: candidate.average.worst.mean_age):
+        name = "the run's EMA" if candidate is result.run_ema else candidate.name
+        table.add_row(name + (' (best)' if candidate is result.best else ''), percent(candidate.average.error),
+                      rounded(candidate.average.worst.mean_age), f'{candidate.score:.4f}',
+                      f'{candidate.score - result.run_ema.score:+.4f}')
     return table
 
 
-def verdict(sweep: Sweep, compared: Optional[Comparison]) -> list[str]:
+def verdict(result: SweepResult) -> list[str]:
     """Returns in words what to do."""
-    best, own = sweep.best, sweep.candidates[RUN_EMA]
-    if best is own:
+    best, run_ema, compared = result.best, result.run_ema, result.comparison
+    if best is run_ema:
         return ["The run's EMA is the best of these: keep it."]
-    gain = f"{best.name} reaches {best.score:.4f}, the run's EMA {own.score:.4f}."
+    gain = f"{best.name} reaches {best.score:.4f}, the run's EMA {run_ema.score:.4f}."
     if compared is None:
         return [gain, "Whether that is more than chance cannot be told; it can for COCO's mAP, if the detections of "
                 "all are in posthoc_sweep/. Keep the run's EMA."]
@@ -95,12 +80,11 @@ def verdict(sweep: Sweep, compared: Optional[Comparison]) -> list[str]:
              f'so many would look so good by chance with p = {compared.p_value:.2g}.')
     if compared.is_better:
         return [gain, known, 'That is more than chance: best_posthoc.pth is better on images like these.']
-    return [gain, known, "That is no more than chance: keep the run's EMA. best_posthoc.pth is there for a "
-            'look.']
+    return [gain, known, "That is no more than chance: keep the run's EMA. best_posthoc.pth is there for a look."]
 
 
 def percent(error: float) -> str:
-    """Returns a reconstruction error in words; one of a hundred times what is wanted needs no digits."""
+    """Returns a reconstruction error in words; a hundred times what is wanted needs no digits."""
     return f'{error:.2%}' if error < 10 else f'{error:,.0f} times'
 
 

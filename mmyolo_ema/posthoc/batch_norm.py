@@ -14,8 +14,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmyolo_ema._upstream import BatchNorm, remove_message_hub
 from mmyolo_ema.building import build_model, scope_of
 from mmyolo_ema.checkpoint import listed, load_all
 from mmyolo_ema.checkpoint.difference import is_statistic
@@ -25,12 +25,11 @@ __all__ = ['reestimate']
 
 
 def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
-               progress: Callable[[Iterable], Iterable] = iter) -> dict[str, Any]:
+               progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> dict[str, Any]:
     """Estimates the statistics of BatchNorm anew, on batches of a config's training data.
 
     Each statistic becomes the mean of what the batches have, by the layers that are in training mode in a training. The
-    others (``norm_eval``, frozen stages) and layers that see no batch keep theirs. The weights stay as they are, and
-    so does ``num_batches_tracked``, which counts the batches of the training.
+    others (``norm_eval``, frozen stages) and layers that see no batch keep theirs, and ``num_batches_tracked`` stays.
 
     The batches are the first of an epoch, in the order and with the transforms that the config's seed gives, 0 if it
     has none; another number of workers gives other transforms. No hooks are run. So the pipeline is the one that the
@@ -39,8 +38,7 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
 
     Args:
         weights: The tensors of the config's model, by name. They are not changed.
-        cfg: The config, of which the ``model``, ``data_preprocessor``, ``train_dataloader``, ``randomness`` and
-            ``default_scope`` count. The model is put where MMEngine trains: on a GPU if there is one.
+        cfg: The config of the training. The model is put where MMEngine trains: on a GPU if there is one.
         batches: Number of batches, an epoch at most.
         progress: Wraps the batches, as tqdm does. Defaults to showing nothing.
 
@@ -49,9 +47,8 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
         model share it. All that is not new is the given object itself.
 
     Raises:
-        ValueError: If there are no batches, or fewer than asked for; if the config has no model or no training data;
-            if the weights are of another model; if none of its BatchNorms is in training mode; if a new statistic is
-            NaN or infinite.
+        ValueError: If there are fewer batches than asked for; if the config has no model or no training data; if the
+            weights are of another model; if none of its BatchNorms is in training mode; if a statistic is not finite.
 
     Example:
         >>> from mmengine.model import BaseModel
@@ -75,7 +72,7 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
             raise ValueError(f'the config {cfg.filename or ""} defines no {part}')
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     scope = scope_of(cfg)
-    with DefaultScope.overwrite_default_scope(scope), _random_numbers(seed), _message_hub() as hub, torch.no_grad():
+    with DefaultScope.overwrite_default_scope(scope), _as_in_training(seed) as hub, torch.no_grad():
         model = _model(weights, cfg)
         layers = _reset(model)
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
@@ -89,28 +86,22 @@ def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
 
 
 @contextmanager
-def _random_numbers(seed: int) -> Iterator[None]:
-    """Seeds all random numbers; afterwards they go on as if nothing had been."""
+def _as_in_training(seed: int) -> Iterator[MessageHub]:
+    """Seeds all random numbers, and gives the hub where models, such as YOLOX and TOOD, find iteration and epoch.
+
+    Afterwards a runner's hub is the current one again, and random numbers go on as if nothing had been.
+    """
     python, numpy = random.getstate(), np.random.get_state()
+    hub = MessageHub.get_instance(__name__)
+    hub.update_info('epoch', 0)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             set_random_seed(seed)
-            yield
+            yield hub
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-@contextmanager
-def _message_hub() -> Iterator[MessageHub]:
-    """Gives a hub where models find the iteration and the epoch, as YOLOX's random sizes and TOOD's head need them."""
-    hub = MessageHub.get_instance(__name__)
-    hub.update_info('epoch', 0)
-    try:
-        yield hub
-    finally:
-        # A runner's hub is the current one again.
-        MessageHub._instance_dict.pop(__name__)
+            remove_message_hub(__name__)
 
 
 def _model(weights: dict[str, Any], cfg: Config) -> Any:
@@ -124,10 +115,10 @@ def _model(weights: dict[str, Any], cfg: Config) -> Any:
     return revert_sync_batchnorm(model.to(get_device())).train()
 
 
-def _reset(model: nn.Module) -> dict[str, _BatchNorm]:
+def _reset(model: nn.Module) -> dict[str, BatchNorm]:
     """Returns the layers that a training changes, by all their names, ready for the mean of all that is to come."""
     tracking = {name: layer for name, layer in model.named_modules(remove_duplicate=False)
-                if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+                if isinstance(layer, BatchNorm) and layer.track_running_stats}
     layers = {name: layer for name, layer in tracking.items() if layer.training}
     if not layers:
         raise ValueError(f'{type(model).__name__} has no BatchNorm in training mode, and {len(tracking)} that are '
@@ -138,7 +129,7 @@ def _reset(model: nn.Module) -> dict[str, _BatchNorm]:
     return layers
 
 
-def _with_statistics(weights: dict[str, Any], model: nn.Module, layers: dict[str, _BatchNorm]) -> dict[str, Any]:
+def _with_statistics(weights: dict[str, Any], model: nn.Module, layers: dict[str, BatchNorm]) -> dict[str, Any]:
     """Returns weights with the statistics of layers that saw a batch."""
     state = model.state_dict()
     firsts = first_names(state)

@@ -8,12 +8,11 @@ and each draw only sums up anew.
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
@@ -23,20 +22,17 @@ _RECALLS = Params('bbox').recThrs
 
 
 class CategoryMatches(NamedTuple):
-    """Which detections of a category are right, at each of T thresholds of IoU.
+    """Which of D detections of a category are right, at each of T thresholds of IoU.
 
     Attributes:
-        images: For each of D detections, highest score first, the place of its image in :attr:`Matches.images`.
-        decisive: Places of the C detections that are right or ignored at some threshold, rising. All others are wrong
-            at each.
-        hits: Whether these are right, of shape (T, C).
-        ignored: Whether these are left out, as what lies in a crowd is, of shape (T, C).
+        images: The place of its image in :attr:`Matches.images`, highest score first, of shape (D,).
+        hits: Whether it is right, of shape (T, D).
+        ignored: Whether it is left out, as what lies in a crowd is, of shape (T, D).
     """
 
-    images: np.ndarray
-    decisive: np.ndarray
-    hits: np.ndarray
-    ignored: np.ndarray
+    images: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
 
 
 class Matches(NamedTuple):
@@ -45,12 +41,12 @@ class Matches(NamedTuple):
     Attributes:
         images: Ids of the images, rising.
         categories: The K categories that have ground truth.
-        positives: Number of objects to find, by category and image, of shape (K, images).
+        positives: Number of objects, by category and image, of shape (K, images).
     """
 
-    images: np.ndarray
+    images: NDArray[np.int64]
     categories: list[CategoryMatches]
-    positives: np.ndarray
+    positives: NDArray[np.int64]
 
 
 class Comparison(NamedTuple):
@@ -76,20 +72,18 @@ class Comparison(NamedTuple):
         return self.p_value < 0.05 and self.low > 0
 
 
-def matches(ground_truth: COCO, detections: Union[str, Path, Sequence[Mapping[str, Any]]], iou_type: str = 'bbox',
-            image_ids: Optional[Sequence[int]] = None, category_ids: Optional[Sequence[int]] = None) -> Matches:
+def matches(ground_truth: COCO, detections: Sequence[Mapping[str, Any]], iou_type: str = 'bbox',
+            category_ids: Optional[Sequence[int]] = None) -> Matches:
     """Matches detections to the ground truth, as pycocotools' COCOeval does for objects of all sizes.
 
     Args:
         ground_truth: The annotations.
-        detections: A file of COCO results, as MMDetection's CocoMetric writes it to ``<outfile_prefix>.bbox.json``; or
-            what such a file holds. The best 100 of an image and category count.
+        detections: COCO results, as MMDetection's CocoMetric writes them to ``<outfile_prefix>.bbox.json``. The best
+            100 of an image and category count.
         iou_type: 'bbox' or 'segm'. Defaults to 'bbox'.
-        image_ids: The images that count. Defaults to None: all of the ground truth.
         category_ids: The categories that count. Defaults to None: all of the ground truth.
 
     Raises:
-        OSError: If the file cannot be read.
         AssertionError: From pycocotools, if a detection is on an image that the ground truth lacks.
 
     Example:
@@ -105,13 +99,11 @@ def matches(ground_truth: COCO, detections: Union[str, Path, Sequence[Mapping[st
         [0.5, 1.0]
     """
     # pycocotools writes into the detections, prints its progress, and cannot load none.
-    results = (json.loads(Path(detections).read_text()) if isinstance(detections, (str, Path))
-               else [dict(detection) for detection in detections])
+    results = [dict(detection) for detection in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(results) if results else COCO(), iou_type)
         params = evaluation.params
         params.maxDets, params.areaRng = [100], params.areaRng[:1]
-        params.imgIds = params.imgIds if image_ids is None else image_ids
         params.catIds = params.catIds if category_ids is None else category_ids
         evaluation.evaluate()
     size = len(params.imgIds)
@@ -129,22 +121,16 @@ def _category(evaluated: Sequence[Optional[dict[str, Any]]]) -> CategoryMatches:
     images = np.concatenate([np.full(len(image['dtScores']), place) for place, image in there])[order]
     matched = np.concatenate([image['dtMatches'] for _, image in there], axis=1)[:, order] != 0
     ignored = np.concatenate([image['dtIgnore'] for _, image in there], axis=1)[:, order].astype(bool)
-    decisive = np.flatnonzero((matched | ignored).any(axis=0))
-    return CategoryMatches(images, decisive, (matched & ~ignored)[:, decisive], ignored[:, decisive])
+    return CategoryMatches(images, matched & ~ignored, ignored)
 
 
-def mean_average_precision(matches: Matches, counts: Optional[np.ndarray] = None) -> float:
-    """Returns COCO's mAP of images that count several times, or not at all.
+def mean_average_precision(matches: Matches, counts: Optional[NDArray[np.int64]] = None) -> float:
+    """Returns COCO's mAP of images that count several times, or not at all; -1 if they have no ground truth.
 
     Args:
         matches: The matched detections.
-        counts: How often each image counts, whole numbers, in the order of ``matches.images``. Defaults to None: once.
-
-    Returns:
-        The mean over the categories that have ground truth in these images, and over thresholds of IoU from 0.5 to
-        0.95; -1 if there is no ground truth, as COCOeval has it. With a count of 1 for all, ``bbox_mAP``.
-
-    Example: See :func:`matches`.
+        counts: How often each image counts, in the order of ``matches.images``. Defaults to None: once, which gives
+            COCO's ``bbox_mAP``.
     """
     if counts is None:
         counts = np.ones(len(matches.images), dtype=int)
@@ -154,12 +140,10 @@ def mean_average_precision(matches: Matches, counts: Optional[np.ndarray] = None
     return float(np.mean(precisions)) if precisions else -1.0
 
 
-def _average_precision(category: CategoryMatches, counts: np.ndarray, positives: int) -> float:
-    every = counts[category.images]
-    # A wrong detection only lowers the precision, so the highest one at any recall is met at a decisive detection.
-    weights = every[category.decisive]
+def _average_precision(category: CategoryMatches, counts: NDArray[np.int64], positives: int) -> float:
+    weights = counts[category.images]
     hits = np.cumsum(category.hits * weights, axis=1)
-    seen = np.cumsum(every)[category.decisive] - np.cumsum(category.ignored * weights, axis=1)
+    seen = np.cumsum(~category.ignored * weights, axis=1)
     # COCOeval's own guard against 0 / 0; the last column is for recalls that are not reached.
     precision = np.pad(hits / (seen + np.spacing(1)), ((0, 0), (0, 1)))
     highest_from = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -168,18 +152,14 @@ def _average_precision(category: CategoryMatches, counts: np.ndarray, positives:
 
 
 def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1000, seed: int = 0,
-            progress: Callable[[Iterable], Iterable] = iter) -> Comparison:
+            progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Comparison:
     """Tells whether the best of some detectors is better than a base by more than chance: a paired bootstrap.
 
-    Each draw of images is the same for all detectors. What makes an image hard makes it hard for each, so their
-    difference is known far better than either mAP is.
+    Each draw of images is the same for all detectors, so that their difference is known far better than either mAP.
 
-    Who tries ten averages and shows the best had ten chances to be lucky: its 95 % interval is above 0 far too often
-    when none is better. So the p value compares the best gain with the best that as many candidates get by the luck of
-    the draw: White, "A Reality Check for Data Snooping", 2000. Give all that were tried, not only those that went well.
-
-    Only the luck of the validation images is known. The luck of a training (its seed, the order of its images) is not:
-    two trainings of one config may be apart by more than chance here.
+    Who tries ten averages and shows the best had ten chances to be lucky. So the p value compares the best gain with
+    the best that as many candidates get by the luck of the draw: White, "A Reality Check for Data Snooping", 2000. Give
+    all that were tried. Only the luck of the validation images is known, and not that of a training.
 
     Args:
         candidates: The matches of the detectors that were tried, by name.
@@ -190,21 +170,14 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
 
     Raises:
         ValueError: If there are no candidates or draws, or if one has other images or ground truth than the base.
-
-    Example:
-        >>> truth = COCO()
-        >>> boxes = [dict(image_id=place, category_id=1, bbox=[0, 0, 9, 9]) for place in range(20)]
-        >>> truth.dataset = dict(images=[dict(id=place) for place in range(20)], categories=[dict(id=1)], annotations=[
-        ...     dict(box, id=1 + place, area=81, iscrowd=0) for place, box in enumerate(boxes)])
-        >>> truth.createIndex()
-        creating index...
-        index created!
-        >>> all_found = matches(truth, [dict(box, score=0.5) for box in boxes])
-        >>> fewer = matches(truth, [dict(box, score=0.5) for box in boxes[:12]])
-        >>> compare({'averaged': all_found}, fewer).is_better
-        True
     """
-    _check(candidates, base, resamples)
+    if not candidates or resamples < 1:
+        raise ValueError(f'there is nothing to compare: {len(candidates)} candidates, resamples={resamples}')
+    for name, candidate in candidates.items():
+        if not all(map(np.array_equal, (candidate.images, candidate.positives), (base.images, base.positives))):
+            raise ValueError(f'{name!r} and the base have other images or ground truth: {len(candidate.images)} and '
+                             f'{len(base.images)} images, with {candidate.positives.sum()} and {base.positives.sum()} '
+                             'objects')
     size = len(base.images)
     generator = np.random.default_rng(seed)
     gains = _gains(candidates, base)
@@ -218,21 +191,7 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
                       (1 + by_chance) / (1 + resamples))
 
 
-def _gains(candidates: Mapping[str, Matches], base: Matches, counts: Optional[np.ndarray] = None) -> np.ndarray:
-    reached = [mean_average_precision(candidate, counts) for candidate in candidates.values()]
-    return np.array(reached) - mean_average_precision(base, counts)
-
-
-def _check(candidates: Mapping[str, Matches], base: Matches, resamples: int) -> None:
-    if not candidates:
-        raise ValueError(f'there is nothing to compare with the base: candidates={candidates!r}')
-    if resamples < 1:
-        raise ValueError(f'images must be drawn once or more often, but resamples={resamples}')
-    for name, candidate in candidates.items():
-        if not np.array_equal(candidate.images, base.images):
-            differing = np.setxor1d(candidate.images, base.images)
-            raise ValueError(f'{name!r} and the base have other images: {len(differing)} are in one of them only, such '
-                             f'as {differing[0]}')
-        if not np.array_equal(candidate.positives, base.positives):
-            raise ValueError(f'{name!r} and the base have other ground truth: {candidate.positives.sum()} and '
-                             f'{base.positives.sum()} objects')
+def _gains(candidates: Mapping[str, Matches], base: Matches,
+           counts: Optional[NDArray[np.int64]] = None) -> NDArray[np.float64]:
+    precisions = [mean_average_precision(matched, counts) for matched in candidates.values()]
+    return np.array(precisions) - mean_average_precision(base, counts)

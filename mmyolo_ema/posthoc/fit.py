@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmyolo_ema.posthoc.gram import Gram, Momenta, Snapshot, gram
 
@@ -36,7 +37,7 @@ class Fit(NamedTuple):
             one alone has.
     """
 
-    coefficients: np.ndarray
+    coefficients: NDArray[np.float64]
     reconstruction_error: float
     amplification: float
     mean_age: float
@@ -80,23 +81,23 @@ def fit(snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
     coefficients = _exact(inner)
     if coefficients is None:
         coefficients = _least_squares(inner)
-    error = np.sqrt(max(_squared_error(inner, coefficients), 0) / inner.products[-1, -1])
+    with_target = np.append(coefficients, -1.0)
+    squared_error = max(float(with_target @ inner.products @ with_target), 0)
+    error = np.sqrt(squared_error / inner.products[-1, -1])
     end = updates - 1
     return Fit(coefficients, float(error), float(np.abs(coefficients).sum()),
                float(end - coefficients @ inner.times[:-1]), float(end - inner.times[-1]))
 
 
-def _exact(inner: Gram) -> Optional[np.ndarray]:
+def _exact(inner: Gram) -> Optional[NDArray[np.float64]]:
     """Returns the coefficients if one snapshot is the wanted average itself, which is then taken as it is."""
     products = inner.products
     distances = products.diagonal()[:-1] - 2 * products[:-1, -1] + products[-1, -1]
     nearest = int(np.argmin(distances))
-    if distances[nearest] > _SAME * products[-1, -1]:
-        return None
-    return np.eye(len(distances))[nearest]
+    return np.eye(len(distances))[nearest] if distances[nearest] <= _SAME * products[-1, -1] else None
 
 
-def _least_squares(inner: Gram) -> np.ndarray:
+def _least_squares(inner: Gram) -> NDArray[np.float64]:
     products, wanted = inner.products[:-1, :-1], inner.products[:-1, -1]
     # Weights of averages of very different width have very different norms.
     scale = 1 / np.sqrt(products.diagonal())
@@ -106,15 +107,7 @@ def _least_squares(inner: Gram) -> np.ndarray:
     if extent > _ONE_TIME * np.abs(lacking).max():  # otherwise there is one mean time only
         constraints.append(lacking / extent * scale)
         sums.append(0.0)
-    size, count = len(wanted), len(sums)
-    system = np.zeros((size + count, size + count))
-    system[:size, :size] = products * scale[:, None] * scale
-    system[size:, :size] = constraints
-    system[:size, size:] = np.transpose(constraints)
+    system = np.block([[products * scale[:, None] * scale, np.transpose(constraints)],
+                       [np.array(constraints), np.zeros((len(sums), len(sums)))]])
     solution = np.linalg.lstsq(system, np.concatenate([wanted * scale, sums]), rcond=None)[0]
-    return solution[:size] * scale
-
-
-def _squared_error(inner: Gram, coefficients: np.ndarray) -> float:
-    with_target = np.append(coefficients, -1.0)
-    return float(with_target @ inner.products @ with_target)
+    return solution[:len(wanted)] * scale

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ['Gram', 'Momenta', 'Snapshot', 'gram']
 
@@ -36,8 +37,8 @@ class Gram(NamedTuple):
         times: Mean of the update's number under the weights of each, counted from 0, of shape (n,).
     """
 
-    products: np.ndarray
-    times: np.ndarray
+    products: NDArray[np.float64]
+    times: NDArray[np.float64]
 
 
 def gram(averages: Sequence[Snapshot]) -> Gram:
@@ -59,43 +60,38 @@ def gram(averages: Sequence[Snapshot]) -> Gram:
     schedules = {schedule: place for place, schedule in enumerate(dict.fromkeys(schedule for schedule, _ in averages))}
     count = len(schedules)
     pairs = [(first, second) for first in range(count) for second in range(first, count)]
-    recorded = _Moments(np.zeros((len(moments), count, count)), np.zeros((len(moments), count)), np.zeros(
-        (len(moments), count)))
-    together, kept, times = [0.0] * len(pairs), [1.0] * count, [0.0] * count
+    # At each moment: products of all pairs, what was kept since the moment before, mean times.
+    products_at, kept_since = np.zeros((len(moments), count, count)), np.zeros((len(moments), count))
+    times_at = np.zeros((len(moments), count))
+    products, kept, times = [0.0] * len(pairs), [1.0] * count, [0.0] * count
     for step in range(max(moments)):
         momenta = [schedule(step) for schedule in schedules]
         for place, (first, second) in enumerate(pairs):
             left, right = momenta[first], momenta[second]
-            together[place] = together[place] * (1 - left) * (1 - right) + left * right
+            products[place] = products[place] * (1 - left) * (1 - right) + left * right
         for place, momentum in enumerate(momenta):
             kept[place] *= 1 - momentum
             times[place] += momentum * (step - times[place])
         moment = moments.get(step + 1)
         if moment is not None:
-            for place, (first, second) in enumerate(pairs):
-                recorded.together[moment, first, second] = recorded.together[moment, second, first] = together[place]
-            recorded.kept[moment], recorded.times[moment] = kept, times
+            for product, (first, second) in zip(products, pairs):
+                products_at[moment, first, second] = products_at[moment, second, first] = product
+            kept_since[moment], times_at[moment] = kept, times
             kept = [1.0] * count
-    return _at(recorded, [(schedules[schedule], moments[updates]) for schedule, updates in averages])
+    tracks = np.array([schedules[schedule] for schedule, _ in averages])
+    when = np.array([moments[updates] for _, updates in averages])
+    return Gram(_between(products_at, kept_since, tracks, when), times_at[when, tracks])
 
 
-class _Moments(NamedTuple):
-    """What is known at each moment, in order: products of all pairs, what was kept since the last one, mean times."""
-
-    together: np.ndarray
-    kept: np.ndarray
-    times: np.ndarray
-
-
-def _at(recorded: _Moments, points: list[tuple[int, int]]) -> Gram:
-    tracks, moments = np.array(points).T
-    products = np.zeros((len(points), len(points)))
-    for row, (track, moment) in enumerate(points):
+def _between(products_at: NDArray[np.float64], kept_since: NDArray[np.float64], tracks: NDArray[np.int64],
+             when: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns the inner products of averages of some schedules at some moments."""
+    products = np.zeros((len(tracks), len(tracks)))
+    for row, (track, moment) in enumerate(zip(tracks, when)):
         # What each average that is later by some moments has kept of this one's time.
-        later = moments >= moment
-        passed = np.cumprod(recorded.kept[moment + 1:], axis=0)
-        kept = np.vstack([np.ones(recorded.kept.shape[1]), passed])[moments[later] - moment, tracks[later]]
-        products[row, later] = recorded.together[moment, track, tracks[later]] * kept
+        later = when >= moment
+        passed = np.cumprod(kept_since[moment + 1:], axis=0)
+        kept = np.vstack([np.ones(kept_since.shape[1]), passed])[when[later] - moment, tracks[later]]
+        products[row, later] = products_at[moment, track, tracks[later]] * kept
     # Each pair of different moments was filled from the earlier one.
-    is_filled = moments[:, None] <= moments[None, :]
-    return Gram(np.where(is_filled, products, products.T), recorded.times[moments, tracks])
+    return np.where(when[:, None] <= when, products, products.T)

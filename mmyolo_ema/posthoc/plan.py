@@ -1,19 +1,22 @@
 """What a run will leave of its average, before it is made, and what can be made of that."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 from mmengine.config import Config
 
-from mmyolo_ema.ema_config import hooks_named
+from mmyolo_ema.checkpoint.weights import first_names, single_precision_bytes
+from mmyolo_ema.ema_config import averages_by_name, hooks_named
 from mmyolo_ema.posthoc.fit import fit
 from mmyolo_ema.posthoc.gram import Snapshot
-from mmyolo_ema.posthoc.snapshots import RAW, repeated
+from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR
+from mmyolo_ema.posthoc.run import RAW_SCHEDULE, repeated
 from mmyolo_ema.posthoc.targets import Target, target
 from mmyolo_ema.run_plan import RunPlan
 from mmyolo_ema.schedules import in_updates
 
-__all__ = ['Kept', 'advice', 'as_configured', 'with_snapshots']
+__all__ = ['Kept', 'advice', 'as_configured', 'kept_by', 'with_snapshots']
 
 # Numbers that an optimizer keeps for each weight.
 _MOMENTS = dict(SGD=1, Adam=2, AdamW=2, NAdam=2, RAdam=2)
@@ -38,96 +41,83 @@ class Kept(NamedTuple):
 
     def reconstruction_error(self, wanted: Target, updates: int) -> float:
         """Returns the largest :attr:`mmyolo_ema.posthoc.Fit.reconstruction_error` of an average made of it."""
-        fits = (fit([repeated(snapshot, count) for snapshot in self.snapshots], wanted.schedule, updates)
-                for count in self.multiplicities)
-        return max(fit.reconstruction_error for fit in fits)
+        return max(fit([repeated(snapshot, count) for snapshot in self.snapshots], wanted.schedule,
+                       updates).reconstruction_error for count in self.multiplicities)
 
 
-def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
-    """Returns what the CheckpointHook and the SnapshotHook of a config leave.
+def kept_by(cfg: Config, plan: RunPlan, weights: dict[str, Any]) -> list[Kept]:
+    """Returns what a config leaves, and what the SnapshotHooks would that are advised, if it has none.
 
     Args:
         cfg: The config.
         plan: Its run.
-        size: Bytes of one set of its weights, in single precision.
+        weights: The state of its model.
 
     Raises:
-        ValueError: If options of these hooks are of another form.
+        ValueError: If options of its hooks are of another form.
     """
+    size = single_precision_bytes(weights)
+    counts = Counter(first_names(weights).values()).values() if averages_by_name(plan.hook) else [1]
+    settings = [as_configured(cfg, plan, size)]
+    if not hooks_named(cfg.get('custom_hooks'), 'SnapshotHook'):
+        settings += advice(plan, size, USUAL_ERROR)
+    return [kept._replace(multiplicities=sorted(set(counts))) for kept in settings]
+
+
+def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
+    """Returns what the CheckpointHook and the SnapshotHook of a config leave; ``size`` is that of its weights."""
     checkpoints = _checkpoints(cfg, plan)
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     of_checkpoint = size * (2 + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
-    kept = Kept('as configured', [Snapshot(schedule, updates) for schedule in (plan.schedule, RAW)
-                                  for updates in checkpoints],
-                len(checkpoints), len(checkpoints) * of_checkpoint)
-    hooks = hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')
-    if not hooks:
-        return kept
-    _, hook = hooks[0]
-    slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
-    return kept._replace(
-        snapshots=list(dict.fromkeys([*kept.snapshots, *slim.snapshots])), files=kept.files + slim.files,
-        bytes=kept.bytes + slim.bytes)
+    snapshots = [Snapshot(schedule, updates) for schedule in (plan.schedule, RAW_SCHEDULE) for updates in checkpoints]
+    kept = Kept('as configured', snapshots, len(checkpoints), len(checkpoints) * of_checkpoint)
+    for _, hook in hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')[:1]:
+        slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
+        kept = Kept(kept.name, list(dict.fromkeys(kept.snapshots + slim.snapshots)), kept.files + slim.files,
+                    kept.bytes + slim.bytes)
+    return kept
 
 
 def with_snapshots(plan: RunPlan, size: int, interval: str, second_horizon: Any = None) -> Kept:
-    """Returns what a SnapshotHook leaves.
-
-    Args:
-        plan: The run.
-        size: As for :func:`as_configured`.
-        interval: The hook's, in words.
-        second_horizon: The hook's. Defaults to None: there is no second average.
-
-    Raises:
-        ValueError: If an option is of another form, or the average has no momentum that a second could differ in.
-    """
+    """Returns what a SnapshotHook with these options leaves."""
     every = max(round(in_updates(interval, plan.updates, plan.updates_per_epoch)), 1)
     moments = sorted({*range(every, plan.updates, every), plan.updates})
-    schedules, name = [plan.schedule], f'interval={interval}'
+    schedules, name = [plan.schedule], f'SnapshotHook interval={interval}'
     if second_horizon is not None:
         second = target(str(second_horizon), plan.schedule, plan.updates, plan.updates_per_epoch).schedule
         schedules, name = [plan.schedule, second], f'{name}, second_horizon={second_horizon}'
     snapshots = [Snapshot(schedule, updates) for schedule in schedules for updates in moments]
-    return Kept(f'SnapshotHook {name}', snapshots, len(moments), len(snapshots) * size)
+    return Kept(name, snapshots, len(moments), len(snapshots) * size)
 
 
 def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
-    """Returns the SnapshotHooks of largest interval by which half and twice the horizon can be made, and more.
+    """Returns the SnapshotHooks of largest interval that leave enough for half the horizon, and twice it if possible.
 
-    Args:
-        plan: The run.
-        size: As for :func:`as_configured`.
-        most_error: Largest reconstruction error that is good enough.
-
-    Returns:
-        One with one average, for half the horizon, and one with a second, of a quarter of it, for what is between the
-        two; each also for twice the horizon if the run is long enough for that. Fewer if there are none.
+    The first keeps one average, and the second also one of a quarter of the horizon, for what is between the two.
     """
     momentum = getattr(plan.schedule, 'momentum', None)
     if momentum is None:
         return []
     horizon = 1 / momentum
-    widest = [_widest(plan, size, None, horizon / 2, 2 * horizon, most_error),
-              _widest(plan, size, f'{horizon / 4:.4g}', horizon / 2.8, 2 * horizon, most_error)]
+    widest = [_widest(plan, size, None, (horizon / 2, 2 * horizon), most_error),
+              _widest(plan, size, f'{horizon / 4:.4g}', (horizon / 2.8, 2 * horizon), most_error)]
     return [kept for kept in widest if kept is not None]
 
 
-def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], shorter: float, longer: float,
+def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], horizons: tuple[float, float],
             most_error: float) -> Optional[Kept]:
     """Returns the snapshots of largest interval, by halving, that are good enough for two horizons, or the shorter."""
-    if shorter <= 1 or (second_horizon is not None and float(second_horizon) <= 1):
+    if min(*horizons, float(second_horizon or 'inf')) <= 1:
         return None
+    wanted = [target(f'{horizon:.6g}', plan.schedule, plan.updates) for horizon in horizons]
     enough = None
     every = plan.updates / 2
     while every >= 1:
         kept = with_snapshots(plan, size, str(round(every)), second_horizon)
-        wanted = [target(f'{horizon:.6g}', plan.schedule, plan.updates) for horizon in (shorter, longer)]
-        good = [kept.reconstruction_error(average, plan.updates) <= most_error for average in wanted]
-        if all(good):
+        is_good = [kept.reconstruction_error(average, plan.updates) <= most_error for average in wanted]
+        if all(is_good):
             return kept
-        if good[0] and enough is None:
-            enough = kept
+        enough = enough or (kept if is_good[0] else None)
         every /= 2
     return enough
 

@@ -10,9 +10,8 @@ from mmengine.registry import MODELS
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint, posthoc
 from mmyolo_ema.posthoc.build import build
-from mmyolo_ema.posthoc.reconstruction import reconstruct_named
 from mmyolo_ema.posthoc.snapshots import read_run
-from mmyolo_ema.posthoc.sweep import Sweep
+from mmyolo_ema.posthoc.sweep import sweep
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Recorded, Schedule, figures
 from tests.helpers import assert_equal, change, weights_of
@@ -49,11 +48,13 @@ class ByMethodEMA(ExpMomentumEMA):
 class Bias:
     """Measures one number of the weights."""
 
+    config = 'a config'
+
     def measure(self, weights, name):
         return dict(bias=float(weights['out.bias']))
 
-    def matches(self, name, metric, measured):
-        return None
+    def exact(self, name, metric, measured):
+        return measured, None
 
 
 HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='FallingEMA', momentum=0.25, update_buffers=True)
@@ -97,12 +98,9 @@ def test_run_is_followed_and_other_averages_are_made_of_it(toy, hook, ema_type):
     run = read_run(runner.work_dir)
     assert run.schedule == Recorded(tuple(map(Falling(0.25), range(30))))
     assert run.second == Recorded(tuple(map(Falling(0.5), range(30))))
-    wanted, stored = reconstruct_named(run, ['3', '1.5'])[0], posthoc.fit(run.snapshots(), run.schedule, 30)
-    assert wanted.worst.error < 0.5
+    assert run.average('3').error < 0.5
+    stored = run.average(posthoc.Target('own', run.schedule))
     assert stored.error == 0
-    made = build(run, {'own': {1: stored.coefficients}})['own']
-    assert_equal(made, dict(checkpoint.read(f'{runner.work_dir}/epoch_5.pth')['state_dict']))
-    sweep = Sweep(run, Bias(), Path(runner.work_dir) / 'sweep.json', 'a config')
-    sweep.measure_stored()
-    sweep.measure([wanted])
-    assert sweep.candidates['shipped'].mean_age == pytest.approx(age)
+    assert_equal(build([stored])[0], dict(checkpoint.read(f'{runner.work_dir}/epoch_5.pth')['state_dict']))
+    result = sweep(run, Bias(), ['3'], Path(runner.work_dir) / 'sweep.json')
+    assert result.run_ema.average.worst.mean_age == pytest.approx(age)

@@ -5,9 +5,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
-from mmyolo_ema.posthoc import fit
+from mmyolo_ema.posthoc import Fit, Reconstruction, Target, read_run
 from mmyolo_ema.posthoc.build import build
-from mmyolo_ema.posthoc.snapshots import read_run
 from mmyolo_ema.schedules import Ramp
 from tests.helpers import assert_equal, weights_of
 
@@ -54,12 +53,8 @@ def config(demo_config):
     return make
 
 
-def fits(run, target):
-    return {count: fit(run.snapshots(count), target, run.updates) for count in run.multiplicities}
-
-
-def half(run, target):
-    return build(run, dict(half={count: fit.coefficients for count, fit in fits(run, target).items()}))['half']
+def built_of(run, schedule):
+    return build([run.average(Target('built', schedule))])[0]
 
 
 @pytest.mark.slow
@@ -70,18 +65,18 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interva
     track = train(cfg)
     run = read_run(cfg.work_dir)
     assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, 12 // interval, [1, 3], 2)
-    by_count = fits(run, Ramp(2 / HORIZON, GAMMA))
-    built = half(run, Ramp(2 / HORIZON, GAMMA))
+    half = run.average(HORIZON / 2)
+    built, = build([half])
     tracked = track.average.module.state_dict()
     assert list(built) == list(tracked)
     apart = (flat(built) - flat(tracked)).norm()
     # What the weights of the updates lack, times how far the model moved.
     seen = torch.stack(track.seen)
     wanted = weights_of(Ramp(2 / HORIZON, GAMMA), 24)
-    bound = by_count[1].reconstruction_error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
+    bound = half.fits[1].reconstruction_error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
     assert apart <= bound + 1e-5 * flat(tracked).norm()
     # The raw weights beside the averages make up for what two updates an epoch leave out.
-    assert (by_count[1].reconstruction_error < 1e-6) is (interval == 1)
+    assert (half.fits[1].reconstruction_error < 1e-6) is (interval == 1)
     nearest = min((flat(checkpoint.read(file.path)['state_dict']) - flat(tracked)).norm() for file in run.files)
     assert apart < 0.5 * nearest
 
@@ -91,7 +86,7 @@ def test_stored_snapshot_is_given_back_bit_for_bit(config):
     cfg = config()
     train(cfg)
     run = read_run(cfg.work_dir)
-    assert_equal(half(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
+    assert_equal(built_of(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
 
 
 @pytest.mark.slow
@@ -104,7 +99,7 @@ def test_resumed_run_gives_the_same(config):
     parts = config('parts', interval=3)
     parts.update(resume=True)
     train(parts)
-    assert_equal(*(half(read_run(cfg.work_dir), target) for cfg in (complete, parts)))
+    assert_equal(*(built_of(read_run(cfg.work_dir), target) for cfg in (complete, parts)))
 
 
 @pytest.mark.slow
@@ -112,7 +107,7 @@ def test_what_is_not_averaged_is_that_of_the_newest(config):
     cfg = config(interval=3, update_buffers=False)
     train(cfg)
     run = read_run(cfg.work_dir)
-    built = half(run, Ramp(0.2, 2))
+    built = built_of(run, Ramp(0.2, 2))
     newest = checkpoint.read(run.files[-1].path)['state_dict']
     same = [name for name, value in built.items() if torch.equal(value, newest[name])]
     assert all(name in same for name in built if name.endswith(('running_mean', 'running_var', 'num_batches_tracked')))
@@ -128,7 +123,7 @@ def test_nan_in_a_file_is_named(config):
     content['state_dict']['neck.out_convs.0.conv.weight'][0] = float('nan')
     torch.save(content, run.files[0].path)
     with pytest.raises(ValueError, match=r'epoch_6\.pth holds NaN or infinity: neck\.out_convs\.0\.conv\.weight'):
-        half(run, Ramp(0.2, 2))
+        built_of(run, Ramp(0.2, 2))
 
 
 @pytest.fixture
@@ -150,8 +145,8 @@ def stored(tmp_path):
 
 def mean(run):
     """The mean of both averages."""
-    weights = np.array([0.5, 0.5, 0, 0])
-    return build(run, dict(mean={count: weights for count in run.multiplicities}))['mean']
+    fit = Fit(np.array([0.5, 0.5, 0, 0]), 0, 1, 0, 0)
+    return build([Reconstruction(run, Target('mean', run.schedule), {count: fit for count in run.multiplicities})])[0]
 
 
 def test_buffers_that_are_copied_are_those_of_the_newest(stored):
@@ -190,4 +185,4 @@ def test_older_file_that_does_not_fit_the_newest_is_refused(config):
                         ({f'module.{name}': 'text'}, 'is str of shape None instead of floating')):
         torch.save(dict(content, ema_state_dict={**content['ema_state_dict'], **wrong}), path)
         with pytest.raises(ValueError, match=f'epoch_6.pth does not fit .*epoch_12.pth: {name} among .* {said}'):
-            half(read_run(cfg.work_dir), Ramp(2 / HORIZON, GAMMA))
+            built_of(read_run(cfg.work_dir), Ramp(2 / HORIZON, GAMMA))

@@ -3,7 +3,7 @@ from mmengine.config import Config
 
 from mmyolo_ema.posthoc import Snapshot
 from mmyolo_ema.posthoc.plan import advice, as_configured, with_snapshots
-from mmyolo_ema.posthoc.snapshots import RAW
+from mmyolo_ema.posthoc.run import RAW_SCHEDULE as RAW
 from mmyolo_ema.posthoc.targets import target
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Ramp

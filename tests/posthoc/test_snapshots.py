@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mmyolo_ema.checkpoint import extract
-from mmyolo_ema.posthoc import Snapshot
-from mmyolo_ema.posthoc.snapshots import RAW, read_run
+from mmyolo_ema.posthoc import Snapshot, read_run
+from mmyolo_ema.posthoc.run import RAW_SCHEDULE as RAW
 from mmyolo_ema.schedules import Ramp, Repeated
 
 OURS = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"

@@ -1,12 +1,13 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmyolo_ema import checkpoint
+from mmyolo_ema import checkpoint, posthoc
 from mmyolo_ema.posthoc.evaluation import Evaluation
 from tests.helpers import assert_equal, load_tool
 
@@ -52,6 +53,17 @@ def test_built_file_is_tested_like_any_other(tool, work_dir, config_file, capsys
     assert 'average 8, made of the checkpoints of 8 updates with a reconstruction error of' in capsys.readouterr().out
     tool('test', config_file, 'out/a.pth', '--cfg-options', 'log_level=INFO')
     assert 'testing: EMA weights of 8 updates\n' in capsys.readouterr().out
+
+
+def test_same_average_is_written_from_python(tool, work_dir, config_file):
+    bn = ['--bn-batches', '2', '--config', config_file]
+    for options in ([], bn):
+        tool('posthoc_ema', 'build', work_dir, '--horizon', '4epochs', '-o', 'tool.pth', *options)
+        cfg = dict(cfg=Config.fromfile(config_file), bn_batches=2) if options else {}
+        posthoc.read_run(work_dir).average('4epochs').write('python.pth', **cfg)
+        assert_equal(*(dict(torch.load(path, weights_only=True)) for path in ('tool.pth', 'python.pth')))
+        Path('tool.pth').unlink()
+        Path('python.pth').unlink()
 
 
 def test_horizon_of_the_run_gives_its_average(tool, work_dir):
@@ -147,6 +159,7 @@ def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, cap
     assert '2' in stored['dropped']
     assert 'left out: 2, whose reconstruction error would be' in said
     assert stored['metric'] == 'coco/bbox_mAP'
+    assert 1 / 21 <= stored['comparison']['p_value'] <= 1
     assert [candidate['score'] for candidate in stored['candidates']] == [
         pytest.approx(candidate['metrics']['coco/bbox_mAP'], abs=1e-3) for candidate in stored['candidates']]
     assert all(path.stat().st_size > 0 for path in files.values())
