@@ -27,7 +27,6 @@ from mmyolo_ema.checkpoint.weights import (
     first_names,
     form_of,
     has_ema,
-    is_dense,
     origin,
     raw_weights,
     state_dict_kind,
@@ -200,7 +199,7 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
     lag: dict[str, int] = {}
     for name, values in stream(*(partial(_open, path, kind) for kind in kinds)):
         for weights, value in zip(inspection.weights, values):
-            if isinstance(value, Tensor) and _has_numbers(value) and not _is_finite(value):
+            if isinstance(value, Tensor) and not _is_finite(value):
                 weights.nonfinite.append(name)
         # The raw weights say which tensors a model shares: an average may have lost it.
         last = values[-1]
@@ -209,7 +208,7 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
             names.setdefault(content, []).append(name)
         if any(value is ABSENT for value in values):
             inspection.unmatched.append(name)
-        if len(values) == 2 and all(isinstance(value, Tensor) and _has_numbers(value) for value in values):
+        if len(values) == 2 and all(isinstance(value, Tensor) and value.numel() for value in values):
             ema, raw = values
             if ema.shape != raw.shape:
                 inspection.unmatched.append(name)
@@ -268,10 +267,6 @@ def _shared(weights: dict[str, Any]) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _has_numbers(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and is_dense(tensor)
-
-
 def _is_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part, in chunks(tensor))
 
@@ -285,9 +280,9 @@ def _sizes(content: dict) -> dict[str, int]:
 
 def _size(value: Any, seen: set[int]) -> int:
     if isinstance(value, Tensor):
-        if not is_dense(value) or value.untyped_storage().data_ptr() in seen:
-            return 0
         storage = value.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
         seen.add(storage.data_ptr())
         return storage.nbytes()
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()

@@ -21,7 +21,7 @@ from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.mismatches import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import first_names, has_ema, is_dense, origin, tensors, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import first_names, has_ema, origin, tensors, updates_in, weights_of
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
@@ -140,7 +140,7 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
     """Returns what is another tensor in another precision, and which of them lost most by it, and how much."""
     weights = _open(path, kind)
     first_of = first_names(weights)
-    changing = {name for name, value in tensors(weights) if value.is_floating_point() and is_dense(value)
+    changing = {name for name, value in tensors(weights) if value.is_floating_point()
                 and value.dtype != dtype and not is_statistic(name)}
     del weights
     converted: dict[str, Tensor] = {}

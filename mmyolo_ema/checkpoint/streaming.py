@@ -8,8 +8,6 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from mmyolo_ema.checkpoint.weights import is_dense
-
 __all__ = ['ABSENT', 'chunks', 'fingerprint', 'stream']
 
 #: Stands for what a set does not hold.
@@ -36,7 +34,7 @@ def stream(*sets: Callable[[], Mapping[str, Any]]) -> Iterator[tuple[str, tuple[
             opened.extend(open_set() for open_set in sets)
             passed = 0
         values = tuple(weights.get(name, ABSENT) for weights in opened)
-        passed += sum(value.nbytes for value in values if isinstance(value, Tensor) and is_dense(value))
+        passed += sum(value.nbytes for value in values if isinstance(value, Tensor))
         yield name, values
         del values
 
@@ -53,7 +51,7 @@ def fingerprint(tensor: Tensor) -> Optional[bytes]:
 
     None for one without numbers or with equal ones only, as at the start of a training, which others equal by chance.
     """
-    if tensor.numel() == 0 or not is_dense(tensor):
+    if tensor.numel() == 0:
         return None
     first = tensor.reshape(-1)[0]
     if all(bool((part == first).all()) for part, in chunks(tensor)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint import has_ema, raw_weights, read, verify
 from mmyolo_ema.checkpoint.difference import is_statistic
-from mmyolo_ema.checkpoint.weights import Form, averaged_weights, form_of, is_dense, origin, second_weights
+from mmyolo_ema.checkpoint.weights import Form, averaged_weights, form_of, origin, second_weights
 
 if TYPE_CHECKING:
     from mmyolo_ema.posthoc.reconstruction import Reconstruction
@@ -74,7 +74,7 @@ def build(averages: Sequence[Reconstruction],
         for name, value in newest.items():
             first = run.firsts[name]
             weights[name] = (weights[first] if first in weights else
-                             value.clone() if isinstance(value, Tensor) and is_dense(value) else value)
+                             value.clone() if isinstance(value, Tensor) else value)
     return [{name: weights[name] for name in newest} for weights in built]
 
 
