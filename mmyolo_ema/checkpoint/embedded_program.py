@@ -18,13 +18,13 @@ def without_program(content: Any) -> Any:
     return content
 
 
-def meta_without_program(content: dict) -> dict[str, Any]:
+def meta_without_program(content: dict[str, Any]) -> dict[str, Any]:
     """Returns what a checkpoint says about itself, without the program; empty if it says nothing."""
     meta = content.get('meta')
     return {key: value for key, value in meta.items() if key != _KEY} if isinstance(meta, dict) else {}
 
 
-def check_no_program(content: dict) -> None:
+def check_no_program(content: dict[str, Any]) -> None:
     """Raises ValueError if a checkpoint to resume from holds such a text."""
     meta = content.get('meta')
     if isinstance(meta, dict) and _KEY in meta:

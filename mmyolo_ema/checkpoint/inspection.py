@@ -184,7 +184,7 @@ def inspect(path: Path) -> Inspection:
     return inspection
 
 
-def _sets(content: dict) -> dict[str, dict[str, Any]]:
+def _sets(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the sets of weights of a file by kind, the raw one last."""
     if has_ema(content):
         return dict(ema=averaged_weights(content), raw=raw_weights(content))
@@ -271,7 +271,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part, in chunks(tensor))
 
 
-def _sizes(content: dict) -> dict[str, int]:
+def _sizes(content: dict[str, Any]) -> dict[str, int]:
     """Returns the bytes of the tensors in each part of a file; what several parts share counts for the first."""
     seen: set[int] = set()
     sizes = {str(part): _size(value, seen) for part, value in content.items()}
@@ -297,20 +297,20 @@ def _made(stored: Any) -> Optional[dict[str, Any]]:
             if key not in ('error', 'mean_age') or isinstance(value, (int, float))}
 
 
-def _hook(meta: dict) -> dict[str, Any]:
+def _hook(meta: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the EMAHook in the config that a file holds, if it holds one."""
     with suppress(ValueError):
         return stored_hook(meta)
     return {}
 
 
-def _schedule(meta: dict) -> Optional[Schedule]:
+def _schedule(meta: dict[str, Any]) -> Optional[Schedule]:
     with suppress(ValueError):
         return schedule_from(stored_segments(meta))
     return None
 
 
-def _dictionary(value: Any) -> dict:
+def _dictionary(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 

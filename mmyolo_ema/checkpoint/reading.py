@@ -30,7 +30,7 @@ class ForeignFile(ValueError):
     """What is no checkpoint, or none that may be read; not one that is truncated."""
 
 
-def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict:
+def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint, building nothing but dense tensors, containers and what MMEngine puts in its log history.
 
     Args:
@@ -184,7 +184,7 @@ def _warn_of_old_torch(version: str) -> None:
                       'before you read files of strangers', stacklevel=4)
 
 
-def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict:
+def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict[str, Any]:
     """Returns the tensors of a file, mapped, in the form of a checkpoint; raises as :func:`read` says."""
     from safetensors import safe_open
 

@@ -1,7 +1,7 @@
 """What a checkpoint says about the schedule of its average."""
 
 from contextlib import suppress
-from typing import Optional
+from typing import Any, Optional
 
 from mmyolo_ema.ema_config import schedule_of, stored_hook
 from mmyolo_ema.schedules import Segmented, figures
@@ -10,7 +10,7 @@ from mmyolo_ema.schedules.history import Segments, from_data, latest, schedule_f
 __all__ = ['second_segments', 'stored_age', 'stored_segments']
 
 
-def stored_segments(meta: dict) -> Segments:
+def stored_segments(meta: dict[str, Any]) -> Segments:
     """Returns the segments of the run that a checkpoint is of.
 
     The config in the file tells the only schedule where the file does not say it itself.
@@ -29,7 +29,7 @@ def stored_segments(meta: dict) -> Segments:
     return ((0, schedule_of(hook) if hook else None),)
 
 
-def second_segments(meta: dict) -> Segments:
+def second_segments(meta: dict[str, Any]) -> Segments:
     """Returns the segments of the second average that a SnapshotHook keeps.
 
     They differ from those of the first in the momentum, where the file says no more.
@@ -50,7 +50,7 @@ def second_segments(meta: dict) -> Segments:
     return changed.segments if isinstance(changed, Segmented) else ((0, changed),)
 
 
-def stored_age(meta: dict, updates: int) -> Optional[float]:
+def stored_age(meta: dict[str, Any], updates: int) -> Optional[float]:
     """Returns the mean age of a checkpoint's average in updates, None if it is not known.
 
     Args:
@@ -65,6 +65,6 @@ def stored_age(meta: dict, updates: int) -> Optional[float]:
     return None
 
 
-def _own(meta: dict) -> dict:
+def _own(meta: dict[str, Any]) -> dict[str, Any]:
     own = meta.get('mmyolo_ema')
     return own if isinstance(own, dict) else {}

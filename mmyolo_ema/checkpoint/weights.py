@@ -31,12 +31,12 @@ SECOND = 'second_ema_state_dict'
 SNAPSHOTS = 'snapshots'
 
 
-def has_ema(checkpoint: dict) -> bool:
+def has_ema(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint holds an average beside the raw weights."""
     return isinstance(checkpoint.get('ema_state_dict'), dict)
 
 
-def raw_weights(checkpoint: dict) -> dict[str, Any]:
+def raw_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the raw weights: those that the optimizer trained.
 
     Args:
@@ -56,18 +56,18 @@ def raw_weights(checkpoint: dict) -> dict[str, Any]:
     return _of_average(checkpoint['ema_state_dict'])
 
 
-def second_weights(checkpoint: dict) -> dict[str, Any]:
+def second_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the weights of the second average that a SnapshotHook keeps, as :func:`raw_weights`; may be empty."""
     stored = checkpoint.get(SECOND)
     return _of_average(stored) if isinstance(stored, dict) else {}
 
 
-def _of_average(stored: dict) -> dict[str, Any]:
+def _of_average(stored: dict[str, Any]) -> dict[str, Any]:
     return unprefixed({name: value for name, value in stored.items()
                        if isinstance(name, str) and name.startswith(PREFIX)}, like=stored)
 
 
-def averaged_weights(checkpoint: dict) -> dict[str, Any]:
+def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the averaged weights, or the only ones of a checkpoint without an average.
 
     Args:
@@ -80,7 +80,7 @@ def averaged_weights(checkpoint: dict) -> dict[str, Any]:
     return unprefixed({name: value for name, value in stored.items() if isinstance(name, str)}, like=stored)
 
 
-def unprefixed(weights: dict[str, Any], like: dict) -> dict[str, Any]:
+def unprefixed(weights: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     """Returns weights without the prefix ``module.``, if all have it, for a model to load.
 
     Args:
@@ -101,7 +101,7 @@ def unprefixed(weights: dict[str, Any], like: dict) -> dict[str, Any]:
     return named
 
 
-def state_dict_kind(checkpoint: dict) -> str:
+def state_dict_kind(checkpoint: dict[str, Any]) -> str:
     """Returns which weights are under ``state_dict``: 'ema', 'raw', or 'only' if the file does not say."""
     if has_ema(checkpoint):
         return 'ema'
@@ -109,14 +109,14 @@ def state_dict_kind(checkpoint: dict) -> str:
     return kind if kind in ('ema', 'raw') else 'only'
 
 
-def origin(checkpoint: dict) -> dict[str, Any]:
+def origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``."""
     meta = checkpoint.get('meta')
     own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
     return own if isinstance(own, dict) else {}
 
 
-def weights_of(checkpoint: dict, kind: Optional[str] = None) -> dict[str, Any]:
+def weights_of(checkpoint: dict[str, Any], kind: Optional[str] = None) -> dict[str, Any]:
     """Returns one set of weights.
 
     Args:
@@ -143,7 +143,7 @@ def first_names(weights: dict[str, Any]) -> dict[str, str]:
             for name, value in weights.items()}
 
 
-def updates_in(checkpoint: dict) -> Optional[int]:
+def updates_in(checkpoint: dict[str, Any]) -> Optional[int]:
     """Returns how many updates the average in a checkpoint has had, None if it does not say."""
     steps = checkpoint['ema_state_dict'].get('steps') if has_ema(checkpoint) else origin(checkpoint).get('updates')
     if isinstance(steps, Tensor) and steps.numel() == 1 and form_of(steps).kind == 'integer':
@@ -199,7 +199,7 @@ def place_of(tensor: Tensor) -> Any:
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
 
 
-def tensors(state_dict: dict) -> Iterable[tuple[str, Tensor]]:
+def tensors(state_dict: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
     """Yields the parameters and buffers of a state; the extra state of a module may be a tensor of any shape."""
     return ((name, value) for name, value in state_dict.items()
             if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta
