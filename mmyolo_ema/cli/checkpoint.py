@@ -76,19 +76,19 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Tells of each file; those that cannot be read are named and do not keep the others from it."""
-    status, found = 0, []
+    status, inspections = 0, []
     for path in [file for named in args.files for file in checkpoints_in(named)]:
         try:
-            one = checkpoint.inspect(path)
+            inspection = checkpoint.inspect(path)
         except (OSError, ValueError, RuntimeError) as error:
             report_error(error, path)
             status = 2
             continue
-        found.append(dict(asdict(one), problems=problems(one)))
+        inspections.append(dict(asdict(inspection), problems=problems(inspection)))
         if not args.json:
-            print_inspection(one)
+            print_inspection(inspection)
     if args.json:
-        say(*json.dumps(plain(found), indent=2).split('\n'))
+        say(*json.dumps(plain(inspections), indent=2).split('\n'))
     return status
 
 
@@ -107,14 +107,15 @@ def plain(value: object) -> object:
     return value if is_known else str(value)
 
 
-def print_inspection(found: checkpoint.Inspection) -> None:
-    say(*inspection_lines(found), '')
-    show(weights_table(found))
+def print_inspection(inspection: checkpoint.Inspection) -> None:
+    say(*inspection_lines(inspection), '')
+    show(weights_table(inspection))
     say('')
-    if found.distance is not None:
-        show(difference_table(f'average and raw weights: {apart(found.distance.relative)}', found.differences))
+    if inspection.distance is not None:
+        show(difference_table(f'average and raw weights: {apart(inspection.distance.relative)}',
+                              inspection.differences))
         say('')
-    say(*problems(found), '')
+    say(*problems(inspection), '')
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -137,11 +138,11 @@ def publish(args: argparse.Namespace) -> None:
 
 def say_what_is_taken(args: argparse.Namespace) -> None:
     """Tells which weights are exported where that is not obvious, and what is wrong with them."""
-    found = checkpoint.inspect(args.file)
-    kinds = [weights.kind for weights in found.weights]
+    inspection = checkpoint.inspect(args.file)
+    kinds = [weights.kind for weights in inspection.weights]
     if len(kinds) == 1:
         say(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
-    for line in broken(found, args.weights if args.weights in kinds else kinds[0]):
+    for line in broken(inspection, args.weights if args.weights in kinds else kinds[0]):
         say(f'warning: {line}')
 
 
@@ -155,11 +156,11 @@ def kind_of(path: Path, wanted: Optional[str]) -> str:
 
 
 def compare(args: argparse.Namespace) -> int:
-    found = checkpoint.compare(args.one, args.other, args.weights)
+    comparison = checkpoint.compare(args.one, args.other, args.weights)
     sets = ', '.join(f'{path} ({kind_of(path, args.weights)})' for path in (args.one, args.other))
-    show(difference_table(sets, found.groups))
-    say('', 'equal' if found.are_equal else 'not equal', *comparison_lines(found))
-    return 0 if found.are_equal else 1
+    show(difference_table(sets, comparison.groups))
+    say('', 'equal' if comparison.are_equal else 'not equal', *comparison_lines(comparison))
+    return 0 if comparison.are_equal else 1
 
 
 COMMANDS = dict(inspect=inspect, extract=extract, publish=publish, compare=compare)

@@ -40,15 +40,15 @@ def parse_args() -> argparse.Namespace:
 
 def check_hooks(cfg: Config) -> None:
     """Stops if a config has two EMAHooks, of which one would leave the other's average in the model, or a wrong one."""
-    found = hooks_named(cfg.get('custom_hooks'), 'EMAHook')
-    if len(found) > 1:
+    ema_hooks = [hook for _, hook in hooks_named(cfg.get('custom_hooks'), 'EMAHook')]
+    if len(ema_hooks) > 1:
         stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
              'the other. Leave out that of the base config.')
     try:
         for hook in cfg.get('custom_hooks') or []:
             if isinstance(hook, dict):
                 check_class(hook.get('type'), HOOKS)
-        for _, hook in found:
+        for hook in ema_hooks:
             check_class(hook.get('ema_type'), MODELS)
             check_options(hook)
     except (TypeError, ValueError) as error:
@@ -75,12 +75,12 @@ def set_resume(cfg: Config, resume: str) -> None:
 
 
 def set_latest_checkpoint(cfg: Config) -> Optional[str]:
-    """Resumes from the last checkpoint that is whole, and returns what there is to say.
+    """Resumes from the last checkpoint that is complete, and returns what there is to say.
 
     The main process decides, and the others follow: a folder that hosts do not share may hold something else on each.
 
     Raises:
-        ValueError: If there are checkpoints, but none is whole.
+        ValueError: If there are checkpoints, but none is complete.
     """
     with raised_by_all():
         choice = list(choose_checkpoint(cfg.work_dir)) if is_main_process() else [None, None]
@@ -94,16 +94,17 @@ def set_latest_checkpoint(cfg: Config) -> Optional[str]:
 
 
 def choose_checkpoint(work_dir: str) -> tuple[Optional[str], Optional[str]]:
-    """Returns the last checkpoint that is whole, as named from the work directory, and what there is to say."""
-    found, passed_over = checkpoint.latest_complete(work_dir)
+    """Returns the last checkpoint that is complete, as named from the work directory, and what there is to say."""
+    latest, passed_over = checkpoint.latest_complete(work_dir)
     broken = ', '.join(str(path) for path in passed_over)
-    if found is None and passed_over:
-        raise ValueError(f'cannot resume: no checkpoint in {work_dir} is whole; {broken} cut off or gone. Remove them '
-                         'to start anew.')
-    if found is None:
+    if latest is None and passed_over:
+        raise ValueError(f'cannot resume: no checkpoint in {work_dir} is complete; {broken} truncated or missing. '
+                         'Remove them to start anew.')
+    if latest is None:
         return None, f'there is no checkpoint in {work_dir} to resume from: training starts anew'
-    note = f'resuming from {found}, the last whole checkpoint: {broken} cut off or gone' if passed_over else None
-    return os.path.relpath(found, Path(work_dir).resolve()), note
+    note = (f'resuming from {latest}, the last complete checkpoint: {broken} truncated or missing' if passed_over
+            else None)
+    return os.path.relpath(latest, Path(work_dir).resolve()), note
 
 
 def check_checkpoint(cfg: Config) -> None:

@@ -167,7 +167,7 @@ def work_dir(tmp_path, checkpoint_file):
 
 def test_latest_checkpoint_that_is_cut_off_is_named(refused, config_file, work_dir):
     said = refused('train', config_file, '--resume')
-    assert f'no checkpoint in work_dirs/small is whole; {work_dir}/epoch_1.pth cut off or gone' in said
+    assert f'no checkpoint in work_dirs/small is complete; {work_dir}/epoch_1.pth truncated or missing' in said
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_resumes_from_the_last_whole_checkpoint_and_says_so(tool, config_file, w
     shutil.copy(checkpoint_file, work_dir / 'epoch_0.pth')
     tool('train', config_file, '--resume')
     said = capsys.readouterr().out
-    assert f'resuming from {work_dir}/epoch_0.pth, the last whole checkpoint: ' in said
-    assert f'{work_dir}/epoch_1.pth cut off or gone' in said
+    assert f'resuming from {work_dir}/epoch_0.pth, the last complete checkpoint: ' in said
+    assert f'{work_dir}/epoch_1.pth truncated or missing' in said
     assert 'nothing is left to train: the checkpoint is of epoch 4, and max_epochs is 2' in said
 
 
