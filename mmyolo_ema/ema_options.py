@@ -15,6 +15,8 @@ __all__ = ['check_class', 'check_mean_age_alone', 'check_options', 'of_average']
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
                 mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age'))
+# What this package's class takes, and not MMDetection's of the same name.
+_OF_OWN = ('include', 'exclude')
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
 
@@ -36,10 +38,11 @@ def check_options(hook: dict[str, Any]) -> None:
         Traceback (most recent call last):
         TypeError: EMAHook has no option momentums (did you mean momentum?): it takes ema_type, strict_load, ...
     """
-    package, average = _package(hook['type']), class_name(ema_type_of(hook))
+    package, ema_type = _package(hook['type']), ema_type_of(hook)
+    average = class_name(ema_type)
     if package not in _OF_HOOK or average not in SCHEDULES:
         return
-    of_average = _of_average(average)
+    of_average = _of_average(average, is_own=_package(ema_type) == 'mmyolo_ema')
     known = [*_OF_HOOK[package], *of_average]
     unknown = [option for option in hook if option not in (*known, *_OF_ANY)]
     if unknown:
@@ -73,7 +76,7 @@ def check_class(kind: Any, registry: Registry) -> None:
 def _hint(option: str, value: Any, known: list[str]) -> str:
     if option == 'decay' and isinstance(value, (int, float)):
         return f' ({instead_of_decay(value)})'
-    if option in _of_average('ExpMomentumEMA'):
+    if option in _of_average('ExpMomentumEMA', is_own=True):
         return " (ema_type='mmyolo_ema.ExpMomentumEMA' has it)"
     near = get_close_matches(option, known, n=2)
     return f' (did you mean {" or ".join(near)}?)' if near else ''
@@ -93,8 +96,9 @@ def of_average(hook: dict[str, Any]) -> dict[str, Any]:
     return dict({name: value for name, value in hook.items() if name not in not_its}, type=ema_type_of(hook))
 
 
-def _of_average(name: str) -> list[str]:
-    return [*(field.name for field in fields(SCHEDULES[name])), 'device', 'update_buffers']
+def _of_average(name: str, is_own: bool) -> list[str]:
+    options = [*(field.name for field in fields(SCHEDULES[name])), 'device', 'update_buffers']
+    return [*options, *_OF_OWN] if is_own else options
 
 
 def _package(kind: Any) -> str:

@@ -8,7 +8,7 @@ from mmengine.model import BaseAveragedModel
 
 from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
 from mmyolo_ema.hooks.shared_tensors import averages_by_name
-from mmyolo_ema.models import schedule_of
+from mmyolo_ema.models import ExpMomentumEMA, schedule_of
 from mmyolo_ema.schedules import aged
 from mmyolo_ema.schedules.history import Segments, as_data, continued
 
@@ -81,6 +81,8 @@ class AverageRecord:
 
     def as_meta(self) -> dict[str, Any]:
         """Returns plain data for ``meta['mmyolo_ema']`` of a checkpoint."""
-        updates = int(self._ema_model.steps)
+        average, updates = self._ema_model, int(self._ema_model.steps)
+        excluded = average.selection.excluded(average.module) if isinstance(average, ExpMomentumEMA) else []
         return dict(updates=updates, mean_age=self.mean_age(), schedule=as_data(self._segments, updates),
-                    update_buffers=self._ema_model.update_buffers, averages_by_name=averages_by_name(self._ema_model))
+                    update_buffers=average.update_buffers, averages_by_name=averages_by_name(average),
+                    **(dict(excluded=excluded) if excluded else {}))

@@ -1,6 +1,7 @@
 """Exponential moving average of a model's weights, with a momentum that ramps down."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Optional
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mmyolo_ema.models.own_copy import own_copy
+from mmyolo_ema.models.selection import Selection
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.registry import MODELS
@@ -51,16 +53,22 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         device (torch.device, optional): Where the average is kept. Defaults to None, the model's device.
         update_buffers (bool): Whether persistent floating buffers, such as the statistics of BatchNorm, are
             averaged too. Defaults to False: they are copied.
+        include (list[str], optional): Regular expressions, of which :func:`re.search` must find one in the name of a
+            parameter or buffer that is averaged; the others are copied at every update. Defaults to None: all.
+        exclude (list[str]): Regular expressions; what they are found in is copied instead. A shared tensor is excluded
+            if one of its names is. Defaults to none.
 
     Attributes:
         module (nn.Module): The averaged model.
+        selection (Selection): ``include`` and ``exclude``.
         steps (Tensor): Number of updates made, an int64 scalar on the CPU.
         schedule (Schedule): The momentum of each update, see :mod:`mmyolo_ema.schedules`. A subclass with another
             schedule overrides this property.
 
     Raises:
         TypeError: If an argument has a wrong type or is not known, such as ``decay``.
-        ValueError: If ``interval`` is below 1 or ``gamma`` is infinite.
+        ValueError: If ``interval`` is below 1 or ``gamma`` is infinite. If a regular expression is none or matches no
+            name, or no parameter is left to average.
         AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
 
     Example:
@@ -76,6 +84,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     """
 
     steps: Tensor
+    # An average that was pickled before there was a choice has them all.
+    selection = Selection()
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _warned: set[torch.dtype]
@@ -87,15 +97,20 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  interval: int = 1,
                  device: Optional[torch.device] = None,
                  update_buffers: bool = False,
+                 include: Optional[Sequence[str]] = None,
+                 exclude: Sequence[str] = (),
                  **other: Any) -> None:
         if other:
             raise TypeError(_unexpected(*next(iter(other.items()))))
         _check_arguments(model, momentum, gamma, interval, update_buffers)
+        selection = Selection(include, exclude)
+        selection.check(unwrap(model))
         # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
         # references to its tensors that go stale. It gets an empty module in its place.
         # The count of updates stays on the CPU, where reading it waits for nothing.
         super().__init__(nn.Module(), momentum, gamma, interval, update_buffers=update_buffers)
         del self.avg_parameters
+        self.selection = selection
         self.module = own_copy(unwrap(model)).requires_grad_(False)
         if device is not None:
             self.module.to(device)
@@ -114,7 +129,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         """
         averaged, steps, plan = self.module, self.steps, self._plan
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
-            plan = self._plan = TensorPlan(averaged, model, self.update_buffers)
+            plan = self._plan = TensorPlan(averaged, model, self.update_buffers, self.selection)
             self._warn_of_stall(plan.averages)
         step = int(steps)
         momentum = self.schedule(step)
@@ -200,7 +215,7 @@ class _OfMethod(Schedule):
 def _unexpected(name: str, value: object) -> str:
     said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
     if name != 'decay':
-        return f'{said}; it takes model, momentum, gamma, interval, device and update_buffers'
+        return f'{said}; it takes model, momentum, gamma, interval, device, update_buffers, include and exclude'
     return f'{said}; {instead_of_decay(value)}'
 
 

@@ -16,12 +16,24 @@ from torch import Tensor, nn
 
 from mmyolo_ema._upstream import copy_all, lerp_all
 from mmyolo_ema.models.module_watch import ModuleWatch
+from mmyolo_ema.models.selection import Selection
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
 __all__ = ['Group', 'TensorPlan']
 
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
+
+
+class Pair(NamedTuple):
+    """A tensor of an average and the one that it follows."""
+
+    averaged: Tensor
+    source: Tensor
+    #: Where the average holds it.
+    reference: TensorReference
+    #: All that the model has for it.
+    names: list[str]
 
 
 class Group(NamedTuple):
@@ -46,12 +58,15 @@ class TensorPlan:
             distributed training or by ``torch.compile``.
         update_buffers: Whether persistent buffers are averaged, as parameters
             are. Otherwise they are copied.
+        selection: Which tensors are averaged, by their names. The others are
+            copied.
 
     Attributes:
         averages (list[Group]): Tensors to average: floating and complex ones.
         copies (list[Group]): Tensors to copy: integers, flags, buffers that no
             checkpoint holds, that hold infinities or that belong to
-            quantization and, without ``update_buffers``, all buffers.
+            quantization, what the selection lacks and, without
+            ``update_buffers``, all buffers.
         extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
             and of the source that keep more than tensors in their state.
 
@@ -62,16 +77,16 @@ class TensorPlan:
             shape starts anew, as a copy.
     """
 
-    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> None:
+    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection) -> None:
         average, source = unwrap(averaged), unwrap(model)
         distinct = _distinct_pairs(average, source)
         # Nothing to update, but one of them may grow in place.
-        self._empty = [tensor for _, tensor, _ in distinct if not tensor.numel()]
+        self._empty = [pair.source for pair in distinct if not pair.source.numel()]
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
-        pairs = sorted((pair for pair in distinct if pair[0].numel()), key=lambda pair: pair[0].numel())
+        pairs = sorted((pair for pair in distinct if pair.averaged.numel()), key=lambda pair: pair.averaged.numel())
         kinds: dict[bool, list] = {True: [], False: []}
-        for *pair, reference in pairs:
-            kinds[_is_averaged(pair[1], reference, update_buffers)].append(pair)
+        for pair in pairs:
+            kinds[_is_averaged(pair, update_buffers) and selection.has(pair.names)].append(pair)
         self.averages, self.copies = _grouped(kinds[True]), _grouped(kinds[False])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
@@ -113,7 +128,7 @@ class TensorPlan:
         self._sizes = list(map(_SIZE, self._tensors))
 
 
-def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor, TensorReference]]:
+def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[Pair]:
     """Returns the tensors to update and what they follow, each distinct tensor of the source exactly once.
 
     The average is made to share what the source shares, and nothing else, because MMEngine's EMAHook exchanges the
@@ -127,18 +142,19 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[tuple[Tensor,
             names_of[id(reference.tensor)].append(name)
     _check_shared(averaged_references, list(names_of.values()))
 
-    pairs = {}
-    for name, *others in names_of.values():
-        tensor, followed = averaged_references[name].tensor, source_references[name].tensor
+    pairs = []
+    for names in names_of.values():
+        reference, followed = averaged_references[names[0]], source_references[names[0]].tensor
+        tensor = reference.tensor
         if tensor.shape != followed.shape:
             tensor = followed.detach().to(tensor, copy=True)
-        for place in (averaged_references[name], *(averaged_references[other] for other in others)):
+        for place in map(averaged_references.__getitem__, names):
             place.holder[place.key] = tensor
-        pairs[name] = (tensor, followed, averaged_references[name])
-    filled = {name: pair[:2] for name, pair in pairs.items() if pair[0].numel() and pair[0].layout is torch.strided}
-    _own_memory(list(filled.values()))
-    _check_overlap({name: averaged for name, (averaged, _) in filled.items()})
-    return list(pairs.values())
+        pairs.append(Pair(tensor, followed, reference, names))
+    filled = [pair for pair in pairs if pair.averaged.numel() and pair.averaged.layout is torch.strided]
+    _own_memory(filled)
+    _check_overlap(filled)
+    return pairs
 
 
 def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]]) -> None:
@@ -153,17 +169,17 @@ def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]])
         first_name.update(tensors)
 
 
-def _own_memory(pairs: list[tuple[Tensor, Tensor]]) -> None:
+def _own_memory(pairs: list[Pair]) -> None:
     """Gives tensors of the average memory that an in-place update can write: not the model's, and not expanded."""
-    memories_of_source = {source.untyped_storage().data_ptr() for _, source in pairs}
-    for averaged, _ in pairs:
+    memories_of_source = {pair.source.untyped_storage().data_ptr() for pair in pairs}
+    for averaged, *_ in pairs:
         if averaged.untyped_storage().data_ptr() in memories_of_source or _overlaps_itself(averaged):
             averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
 
 
-def _check_overlap(averaged: dict[str, Tensor]) -> None:
+def _check_overlap(pairs: list[Pair]) -> None:
     """Raises if two tensors of the average share memory: what they share would be averaged twice."""
-    spans = sorted((*_span(tensor), name) for name, tensor in averaged.items())
+    spans = sorted((*_span(pair.averaged), pair.names[0]) for pair in pairs)
     for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f'{name} and {other} are views of the same memory, which cannot be averaged. Give one of '
@@ -181,20 +197,21 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool) -> bool:
-    """Whether a tensor is averaged; the others are copied."""
+def _is_averaged(pair: Pair, update_buffers: bool) -> bool:
+    """Whether a tensor is of a kind that is averaged; the others are copied."""
+    reference = pair.reference
     if not (reference.tensor.is_floating_point() or reference.tensor.is_complex()):
         return False
     if reference.is_parameter or not update_buffers:
         return reference.is_parameter
     # A buffer with infinities is a mask, and the mean of two infinities is no number.
-    return reference.is_persistent and not reference.is_of_quantizer and not source.isinf().any()
+    return reference.is_persistent and not reference.is_of_quantizer and not pair.source.isinf().any()
 
 
-def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[Group]:
+def _grouped(pairs: list[Pair]) -> list[Group]:
     """Groups pairs of an averaged tensor and its source by the device and dtype of the first."""
     groups: dict[tuple, list] = defaultdict(list)
-    for averaged, source in pairs:
+    for averaged, source, *_ in pairs:
         groups[averaged.device, averaged.dtype].append((averaged, source))
     return [
         Group([averaged for averaged, _ in group], [source for _, source in group],

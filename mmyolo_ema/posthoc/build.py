@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +36,8 @@ def build(averages: Sequence[Reconstruction],
 
     Each tensor of each file is read once, whatever the number of averages. Floating tensors are summed up in float64
     and get their own dtype back. All others, and what the average copies from the model (buffers without
-    ``update_buffers``, infinities), are those of the newest file. Variances are kept above 0, which a sum with negative
-    coefficients may miss. The progress wraps the files, for each part of the weights.
+    ``update_buffers``, what is excluded by name, infinities), are those of the newest file. Variances are kept above 0,
+    which a sum with negative coefficients may miss. The progress wraps the files, for each part of the weights.
 
     Raises:
         ValueError: If the averages are of several runs; if a file is damaged, lacks a tensor that counts or holds it in
@@ -51,7 +50,7 @@ def build(averages: Sequence[Reconstruction],
     content = read(run.files[-1].path, mmap=True)
     newest = averaged_weights(content)
     raw = raw_weights(content) if has_ema(content) else {}
-    copied = set() if run.update_buffers else _buffers(run.files[-1].path, content, newest, raw)
+    copied = _copied(run, content, newest, raw)
     forms = {name: form_of(value) for name, value in newest.items() if run.firsts[name] == name and name not in copied}
     forms = {name: form for name, form in forms.items() if form.kind in ('floating', 'complex')}
     _check_sources(run, forms)
@@ -93,13 +92,23 @@ def _check_sources(run: StoredRun, forms: Mapping[str, Form]) -> None:
                                      f'{wanted.shape}')
 
 
-def _buffers(path: Path, content: dict[str, Any], newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
-    """Returns what the average copies from the model at each update; a file does not say which names are buffers."""
-    listed = origin(content).get('buffers') or []
+def _copied(run: StoredRun, content: dict[str, Any], newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
+    """Returns what the average copies from the model at each update: what is excluded, and buffers.
+
+    A file does not say of all names which are buffers.
+    """
+    excluded = _listed(run, content, 'excluded')
+    buffers = [] if run.update_buffers else _listed(run, content, 'buffers')
+    return {name for name, value in newest.items() if name in excluded or name in buffers or (
+        not run.update_buffers and (is_statistic(name) or _is_same(value, raw.get(name))))}
+
+
+def _listed(run: StoredRun, content: dict[str, Any], key: str) -> list[Any]:
+    """Returns names that the newest file lists."""
+    listed = origin(content).get(key) or []
     if not isinstance(listed, (list, tuple)):
-        raise ValueError(f'{path}: the names of its buffers must be a list, but are {listed!r:.80}')
-    return {name for name, value in newest.items()
-            if name in listed or is_statistic(name) or _is_same(value, raw.get(name))}
+        raise ValueError(f'{run.files[-1].path}: the names of its {key} must be a list, but are {listed!r:.80}')
+    return list(listed)
 
 
 def _is_same(averaged: Any, raw: Any) -> bool:
