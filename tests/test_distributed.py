@@ -96,6 +96,9 @@ def runs(processes, small_config):
         for hook in ('mmyolo_ema.EMAHook', 'mmengine.EMAHook'):
             options = {key: value for key, value in dict(average, type=hook).items() if key != 'evaluate_on_origin'}
             named[hook] = {'custom_hooks': [options], **unvalidated, **saving}
+        for name, include in (('frozen', {}), ('frozen-averaged', dict(include=['.']))):
+            named[name] = {'custom_hooks': [dict(average, **include)], 'model.backbone.frozen_stages': 4,
+                           'train_cfg.max_epochs': 2, **unvalidated}
         snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
         named['snapshots'] = {'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
                               'train_cfg.max_epochs': 8}
@@ -126,6 +129,13 @@ def test_processes_validate_and_save_one_average(trained_in, processes, name):
     content = checkpoint.read(folder / 'epoch_4.pth')
     assert differing([content['state_dict'], validated[0]]) == []
     assert content['ema_state_dict']['steps'] == averages[0]['steps'] > 0
+
+
+@pytest.mark.slow
+def test_frozen_weights_of_several_processes_are_in_the_file_as_if_they_were_averaged(trained_in):
+    shared, averaged = (checkpoint.read(trained_in(2) / name / 'epoch_2.pth') for name in ('frozen', 'frozen-averaged'))
+    for part in ('state_dict', 'ema_state_dict'):
+        assert_equal(shared[part], averaged[part], part)
 
 
 @pytest.mark.slow

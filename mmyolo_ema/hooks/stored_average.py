@@ -132,12 +132,13 @@ def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict, goes_
         What average and model do not have in common with the file's: the average first, then the raw weights.
     """
     content = checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
-    _copy_tensors(model, ema_model.module)
-    found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
-    found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
+    # First, because it gives frozen weights memory of their own, that they may share with the model.
     own = {name: value for name, value in content['ema_state_dict'].items()
            if not str(name).startswith(PREFIX)} if goes_on else {}
     load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
+    _copy_tensors(model, ema_model.module)
+    found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
+    found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
     return found
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmyolo_ema.hooks.structure import Structure, in_mode
 from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
@@ -15,9 +16,10 @@ class WeightSwap:
     """The weights of an average in the place of a model's own.
 
     The model's parameters are pointed at the memory of the average's. So they are not copied, unless the average is
-    kept on another device or in another dtype. Buffers are copied, because a validation may write to them. The model's
-    own tensors and their memory are remembered beforehand, so that they can be given back whatever happened meanwhile,
-    also if the swap itself was interrupted, or layers were fused.
+    kept on another device or in another dtype. Buffers are copied, because a validation may write to them, and so are
+    frozen weights that the average shares with the model. The model's own tensors and their memory are remembered
+    beforehand, so that they can be given back whatever happened meanwhile, also if the swap itself was interrupted, or
+    layers were fused.
 
     A layer may change its weights when its mode changes, as those of LoRA do, which merge them for evaluation. So the
     model gets its own back in the mode that it was in before.
@@ -57,7 +59,8 @@ class WeightSwap:
     def swap_in(self) -> None:
         """Gives the model the average's weights."""
         for reference, tensor, raw, averaged in self._pairs:
-            tensor.data = averaged.data.to(raw.device, raw.dtype, copy=not reference.is_parameter)
+            copied = not reference.is_parameter or _share_memory(averaged, raw)
+            tensor.data = averaged.data.to(raw.device, raw.dtype, copy=copied)
 
     def swap_out(self) -> None:
         """Gives the model its own modules and weights back; does no harm if it has them."""
@@ -82,3 +85,7 @@ class WeightSwap:
                 yield
             finally:
                 self.swap_in()
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.layout is torch.strided and one.data_ptr() == other.data_ptr()

@@ -40,6 +40,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     ``update_buffers``, all buffers) are copied at every step. A tensor that is re-assigned in the model or in the
     average is followed; a buffer that has another shape then starts anew, as a copy.
 
+    A parameter that needs no gradients and equals its average is not averaged: from the first update on the average
+    shares the model's memory of it, so that a write to either is one to both, until an optimizer is about to step with
+    gradients of it.
+
     The checkpoint format, the constructor and the errors are those of MMDetection's class of the same name.
 
     Args:
@@ -54,7 +58,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         update_buffers (bool): Whether persistent floating buffers, such as the statistics of BatchNorm, are
             averaged too. Defaults to False: they are copied.
         include (list[str], optional): Regular expressions, of which :func:`re.search` must find one in the name of a
-            parameter or buffer that is averaged; the others are copied at every update. Defaults to None: all.
+            parameter or buffer that is averaged, frozen or not; the others are copied at every update. Defaults to
+            None: all.
         exclude (list[str]): Regular expressions; what they are found in is copied instead. A shared tensor is excluded
             if one of its names is. Defaults to none.
 
@@ -180,6 +185,19 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                     f'so), or choose a momentum above {torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',
                     logger='current',
                     level=logging.WARNING)
+
+    def unshare(self) -> None:
+        """Gives the average memory of its own for all weights, so that what is written to it does not change the model.
+
+        The next update shares those again that are frozen and equal.
+        """
+        if self._plan is not None:
+            self._plan.shared.part()
+            self._plan = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.unshare()
+        super()._load_from_state_dict(*args)
 
     def _forget(self) -> None:
         """Drops what was found out about the tensors; the next update finds it again."""

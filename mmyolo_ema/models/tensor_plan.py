@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmyolo_ema._upstream import copy_all, lerp_all
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.selection import Selection
+from mmyolo_ema.models.shared_memory import SharedMemory
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
 __all__ = ['Group', 'TensorPlan']
@@ -67,6 +68,7 @@ class TensorPlan:
             checkpoint holds, that hold infinities or that belong to
             quantization, what the selection lacks and, without
             ``update_buffers``, all buffers.
+        shared (SharedMemory): Frozen parameters, which equal their average.
         extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
             and of the source that keep more than tensors in their state.
 
@@ -84,10 +86,14 @@ class TensorPlan:
         self._empty = [pair.source for pair in distinct if not pair.source.numel()]
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
         pairs = sorted((pair for pair in distinct if pair.averaged.numel()), key=lambda pair: pair.averaged.numel())
-        kinds: dict[bool, list] = {True: [], False: []}
+        treated: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
-            kinds[_is_averaged(pair, update_buffers) and selection.has(pair.names)].append(pair)
-        self.averages, self.copies = _grouped(kinds[True]), _grouped(kinds[False])
+            treated[_treatment(pair, update_buffers, selection)].append(pair)
+        updated = [pair for pair in treated['averaged'] + treated['copied'] if pair.averaged.layout is torch.strided]
+        _own_memory(updated, pairs)
+        _check_overlap(updated)
+        self.averages, self.copies = _grouped(treated['averaged']), _grouped(treated['copied'])
+        self.shared = SharedMemory([(pair.averaged, pair.source) for pair in treated['shared']])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
         self._remember()
@@ -95,7 +101,7 @@ class TensorPlan:
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
-                and self._watch.is_unchanged()
+                and self._watch.is_unchanged() and not self.shared.is_trained()
                 and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
                 and list(map(_SIZE, self._tensors)) == self._sizes)
 
@@ -123,6 +129,7 @@ class TensorPlan:
         """
         self._watch = ModuleWatch([*self._average.modules(), *self._model.modules()])
         held = [tensor for group in self.averages + self.copies for tensor in group.averaged + group.source]
+        held += [tensor for pair in self.shared.pairs for tensor in pair]
         self._tensors = [tensor for tensor in held + self._empty if tensor.layout is torch.strided]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(_SIZE, self._tensors))
@@ -151,9 +158,6 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[Pair]:
         for place in map(averaged_references.__getitem__, names):
             place.holder[place.key] = tensor
         pairs.append(Pair(tensor, followed, reference, names))
-    filled = [pair for pair in pairs if pair.averaged.numel() and pair.averaged.layout is torch.strided]
-    _own_memory(filled)
-    _check_overlap(filled)
     return pairs
 
 
@@ -169,10 +173,11 @@ def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]])
         first_name.update(tensors)
 
 
-def _own_memory(pairs: list[Pair]) -> None:
+def _own_memory(updated: list[Pair], pairs: list[Pair]) -> None:
     """Gives tensors of the average memory that an in-place update can write: not the model's, and not expanded."""
-    memories_of_source = {pair.source.untyped_storage().data_ptr() for pair in pairs}
-    for averaged, *_ in pairs:
+    memories_of_source = {pair.source.untyped_storage().data_ptr() for pair in pairs
+                          if pair.source.layout is torch.strided}
+    for averaged, *_ in updated:
         if averaged.untyped_storage().data_ptr() in memories_of_source or _overlaps_itself(averaged):
             averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
 
@@ -197,15 +202,24 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _is_averaged(pair: Pair, update_buffers: bool) -> bool:
-    """Whether a tensor is of a kind that is averaged; the others are copied."""
-    reference = pair.reference
+def _treatment(pair: Pair, update_buffers: bool, selection: Selection) -> str:
+    """Returns whether a tensor is 'averaged', 'copied', or 'shared' with the model."""
+    averaged, source, reference, names = pair
+    if (reference.is_parameter and not source.requires_grad and not selection.includes(names)
+            and averaged.layout is torch.strided and averaged.device == source.device
+            and averaged.dtype == source.dtype and torch.equal(averaged, source)):
+        return 'shared'
+    return 'averaged' if _is_averaged(source, reference, update_buffers) and selection.has(names) else 'copied'
+
+
+def _is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool) -> bool:
+    """Whether a tensor is of a kind that is averaged."""
     if not (reference.tensor.is_floating_point() or reference.tensor.is_complex()):
         return False
     if reference.is_parameter or not update_buffers:
         return reference.is_parameter
     # A buffer with infinities is a mask, and the mean of two infinities is no number.
-    return reference.is_persistent and not reference.is_of_quantizer and not pair.source.isinf().any()
+    return reference.is_persistent and not reference.is_of_quantizer and not source.isinf().any()
 
 
 def _grouped(pairs: list[Pair]) -> list[Group]:

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.snapshots import read_run
 from tests.helpers import assert_equal
-from tests.hooks.toy import toy_hook
+from tests.hooks.toy import Toy, average_of, toy_hook
 
 EXCLUDE = ['^out']
 
@@ -67,3 +69,67 @@ def test_filter_that_matches_nothing_stops_the_run_at_its_start(toy):
 def test_filter_for_a_class_that_has_none_is_refused(toy):
     with pytest.raises(TypeError, match=r"no option exclude \(ema_type='mmyolo_ema.ExpMomentumEMA' has it\)"):
         toy(hook=dict(toy_hook(exclude=EXCLUDE), ema_type='mmdet.ExpMomentumEMA')).train()
+
+
+@MODELS.register_module(force=True)
+class Frozen(Toy):
+    """Its first layer is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear.requires_grad_(False)
+
+
+@HOOKS.register_module(force=True)
+class Unfreeze(Hook):
+    """Trains the first layer from the second epoch on."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner):
+        runner.model.linear.requires_grad_(runner.epoch > 0)
+
+
+def frozen_run(toy, name, include, hook_type='mmyolo_ema.EMAHook', **options):
+    hook = toy_hook(**(dict(include=include) if include else {}))
+    runner = toy(name, custom_hooks=[dict(hook, type=hook_type), dict(type='Unfreeze')], model=dict(type='Frozen'),
+                 **dict(dict(train_cfg=dict(by_epoch=True, max_epochs=3)), **options))
+    runner.train()
+    return runner
+
+
+def shares_memory(runner):
+    average = average_of(runner).ema_model.module
+    return average.linear.weight.data_ptr() == runner.model.linear.weight.data_ptr()
+
+
+@pytest.mark.parametrize('hook_type', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
+@pytest.mark.parametrize('counts', [1, 3])
+def test_frozen_weights_cost_nothing_and_change_no_file(toy, tmp_path, hook_type, counts):
+    """Trains with a layer that is frozen for an epoch, sharing its memory and not; resumes at each epoch."""
+    options = dict(hook_type=hook_type, optim_wrapper=dict(accumulative_counts=counts))
+    one = dict(train_cfg=dict(by_epoch=True, max_epochs=1))
+    assert shares_memory(frozen_run(toy, 'short', None, **options, **one))
+    assert not shares_memory(frozen_run(toy, 'plain', ['.'], **options))
+    assert not shares_memory(frozen_run(toy, 'run', None, **options))
+    for epoch in (1, 2):
+        frozen_run(toy, f'resumed_{epoch}', None, load_from=str(tmp_path / 'run' / f'epoch_{epoch}.pth'), resume=True,
+                   **options)
+    plain = checkpoint.read(tmp_path / 'plain' / 'epoch_3.pth')
+    assert not torch.equal(plain['state_dict']['linear.weight'], plain['ema_state_dict']['module.linear.weight'])
+    for name in ('run', 'resumed_1', 'resumed_2'):
+        stored = checkpoint.read(tmp_path / name / 'epoch_3.pth')
+        for part in ('state_dict', 'ema_state_dict', 'optimizer'):
+            assert_equal(stored[part], plain[part], name)
+
+
+def test_run_that_is_resumed_in_mid_run_keeps_its_frozen_weights(toy, tmp_path):
+    """Loads a file whose frozen weights differ from their average into a run that shares them."""
+    frozen_run(toy, 'run', None)
+    path = str(tmp_path / 'run' / 'epoch_3.pth')
+    averaged, raw = both_of(path)
+    runner = frozen_run(toy, 'other', None, train_cfg=dict(by_epoch=True, max_epochs=1))
+    assert shares_memory(runner)
+    runner.resume(path)
+    assert torch.equal(runner.model.linear.weight, raw['linear.weight'])
+    assert torch.equal(average_of(runner).ema_model.module.linear.weight, averaged['linear.weight'])
