@@ -98,7 +98,7 @@ def runs(processes, small_config):
             named[hook] = {'custom_hooks': [options], **unvalidated, **saving}
         for name, include in (('frozen', {}), ('frozen-averaged', dict(include=['.']))):
             named[name] = {'custom_hooks': [dict(average, **include)], 'model.backbone.frozen_stages': 4,
-                           'train_cfg.max_epochs': 2, **unvalidated}
+                           'train_cfg.max_epochs': 2, 'find_unused_parameters': True, **unvalidated}
         snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
         named['snapshots'] = {'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
                               'train_cfg.max_epochs': 8}

@@ -89,7 +89,8 @@ class EMAHook(MMEngineEMAHook):
         mean_age (int | float | str, optional): How old the weights in the average shall be at the end of the run, on
             average: ``'4%'`` of the run, ``'2epochs'``, or ``500`` updates. The hook works momentum and gamma out; a
             run that resumes keeps those of its checkpoint. Defaults to None: they are given, or the class's own.
-        **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; include, exclude.
+        **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; and for this package's
+            include, exclude, dtype, save_dtype.
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.

@@ -21,6 +21,7 @@ from mmyolo_ema.checkpoint import (
     updates_in,
 )
 from mmyolo_ema.checkpoint.weights import place_of
+from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
 __all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
@@ -38,6 +39,7 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
     # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
     add_own_state(ema_model, stored)
     saved = cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
+    saved = _as_stored(saved, raw, ema_model)
     for key in stored:
         name = key.removeprefix(PREFIX)
         if name == key:
@@ -47,6 +49,19 @@ def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> No
             if has_begun:
                 raw[name] = saved[key]
     checkpoint['ema_state_dict'] = stored
+
+
+def _as_stored(saved: dict[str, Any], raw: dict[str, Any], ema_model: BaseAveragedModel) -> dict[str, Any]:
+    """Converts an average that is kept in a dtype of its own to the model's, or to its ``save_dtype``."""
+    if not isinstance(ema_model, ExpMomentumEMA) or ema_model.dtype is None:
+        return saved
+    converted: dict[int, Any] = {}
+    for key, value in saved.items():
+        model = raw.get(key.removeprefix(PREFIX))
+        if isinstance(value, Tensor) and isinstance(model, Tensor) and value.dtype != model.dtype:
+            converted[id(value)] = value.to(ema_model.save_dtype or model.dtype)
+    # Names of one tensor go on to share it.
+    return {key: converted.get(id(value), value) for key, value in saved.items()}
 
 
 def synchronize_buffers(ema_model: BaseAveragedModel) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mmyolo_ema.models.own_copy import own_copy
+from mmyolo_ema.models.precision import floating_dtype, widen
 from mmyolo_ema.models.selection import Selection
-from mmyolo_ema.models.tensor_plan import Group, TensorPlan
-from mmyolo_ema.models.tensor_references import unwrap
+from mmyolo_ema.models.tensor_plan import Group, TensorPlan, is_averaged
+from mmyolo_ema.models.tensor_references import tensor_references, unwrap
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedules import Ramp, Schedule, instead_of_decay
 
@@ -23,6 +24,8 @@ __all__ = ['ExpMomentumEMA']
 
 # An average that stops this far (relatively) from its source is not an average of it.
 _WORST_STALL = 0.01
+
+_NARROW, _WIDE = ('float16', 'bfloat16'), ('float32', 'float64')
 
 
 @MODELS.register_module()
@@ -63,6 +66,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         exclude (list[str]): Regular expressions; what they are found in is copied instead. A shared tensor is excluded
             if one of its names is. Defaults to none.
 
+        dtype (str | torch.dtype, optional): 'float32' or 'float64': in which the average is kept of weights that have
+            fewer bits, such as bfloat16. What is copied or frozen keeps the model's. Defaults to None: the model's.
+        save_dtype (str | torch.dtype, optional): In which the EMAHook of this package stores an average that is kept
+            in ``dtype``. Defaults to None: the model's.
+
     Attributes:
         module (nn.Module): The averaged model.
         selection (Selection): ``include`` and ``exclude``.
@@ -73,7 +81,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     Raises:
         TypeError: If an argument has a wrong type or is not known, such as ``decay``.
         ValueError: If ``interval`` is below 1 or ``gamma`` is infinite. If a regular expression is none or matches no
-            name, or no parameter is left to average.
+            name, or no parameter is left to average. If a dtype is another one, or ``save_dtype`` comes without
+            ``dtype``.
         AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
 
     Example:
@@ -89,8 +98,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     """
 
     steps: Tensor
-    # An average that was pickled before there was a choice has them all.
+    # What an average has that was pickled before there was a choice.
     selection = Selection()
+    dtype: Optional[torch.dtype] = None
+    save_dtype: Optional[torch.dtype] = None
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _warned: set[torch.dtype]
@@ -104,6 +115,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  update_buffers: bool = False,
                  include: Optional[Sequence[str]] = None,
                  exclude: Sequence[str] = (),
+                 dtype: Union[str, torch.dtype, None] = None,
+                 save_dtype: Union[str, torch.dtype, None] = None,
                  **other: Any) -> None:
         if other:
             raise TypeError(_unexpected(*next(iter(other.items()))))
@@ -116,9 +129,14 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         super().__init__(nn.Module(), momentum, gamma, interval, update_buffers=update_buffers)
         del self.avg_parameters
         self.selection = selection
+        self.dtype = floating_dtype('dtype', dtype, _WIDE)
+        self.save_dtype = floating_dtype('save_dtype', save_dtype, (*_NARROW, *_WIDE))
+        if self.save_dtype is not None and self.dtype is None:
+            raise ValueError(f'save_dtype={save_dtype!r} is for an average that is kept in another dtype: set that too')
         self.module = own_copy(unwrap(model)).requires_grad_(False)
         if device is not None:
             self.module.to(device)
+        self._widen()
         self._forget()
 
     def update_parameters(self, model: nn.Module) -> None:
@@ -134,7 +152,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         """
         averaged, steps, plan = self.module, self.steps, self._plan
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
-            plan = self._plan = TensorPlan(averaged, model, self.update_buffers, self.selection)
+            plan = self._plan = TensorPlan(averaged, model, self.update_buffers, self.selection, self.dtype)
             self._warn_of_stall(plan.averages)
         step = int(steps)
         momentum = self.schedule(step)
@@ -181,8 +199,9 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                 print_log(
                     f'The average is kept in {dtype}, too coarse for momentum {float(self.momentum):g}: a weight '
                     f'stops moving within {stall:.2g} times its own size of the model\'s (machine epsilon / (2 * '
-                    'momentum)). Keep the weights in float32 (AmpOptimWrapper computes in half precision and does '
-                    f'so), or choose a momentum above {torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',
+                    "momentum)). Set dtype='float32' for the average, keep the weights in float32 (AmpOptimWrapper "
+                    'computes in half precision and does so), or choose a momentum above '
+                    f'{torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',
                     logger='current',
                     level=logging.WARNING)
 
@@ -194,6 +213,14 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         if self._plan is not None:
             self._plan.shared.part()
             self._plan = None
+            self._widen()
+
+    def _widen(self) -> None:
+        """Converts what may be averaged, so that a file in that dtype loses nothing."""
+        for name, reference in tensor_references(self.module):
+            tensor = reference.tensor
+            if is_averaged(tensor, reference, self.update_buffers) and self.selection.has([name]):
+                widen(tensor, self.dtype)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.unshare()
@@ -233,7 +260,8 @@ class _OfMethod(Schedule):
 def _unexpected(name: str, value: object) -> str:
     said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
     if name != 'decay':
-        return f'{said}; it takes model, momentum, gamma, interval, device, update_buffers, include and exclude'
+        options = 'model, momentum, gamma, interval, device, update_buffers, include, exclude, dtype and save_dtype'
+        return f'{said}; it takes {options}'
     return f'{said}; {instead_of_decay(value)}'
 
 

@@ -6,24 +6,29 @@ tells whether what was found still holds.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from copy import deepcopy
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
 
 from mmyolo_ema._upstream import copy_all, lerp_all
 from mmyolo_ema.models.module_watch import ModuleWatch
+from mmyolo_ema.models.precision import widen
 from mmyolo_ema.models.selection import Selection
 from mmyolo_ema.models.shared_memory import SharedMemory
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
-__all__ = ['Group', 'TensorPlan']
+__all__ = ['Group', 'TensorPlan', 'is_averaged']
 
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
+
+# At a time so many bytes are converted to another dtype or device, or one tensor.
+_CONVERTED_BYTES = 16 * 2**20
 
 
 class Pair(NamedTuple):
@@ -42,12 +47,15 @@ class Group(NamedTuple):
 
     averaged: list
     source: list
-    #: Whether a source has another device or dtype than its average.
-    mixed: bool
+    #: Tensors like the averaged ones, for sources of another device or dtype; None for those of the same.
+    converted: Optional[list]
 
-    def moved_source(self) -> list:
+    def converted_source(self) -> list:
         """Returns the source tensors on the device and in the dtype of the average."""
-        return [source.to(averaged) for averaged, source in zip(self.averaged, self.source)]
+        if self.converted is None:
+            return self.source
+        copy_all(self.converted, self.source)
+        return self.converted
 
 
 class TensorPlan:
@@ -61,6 +69,7 @@ class TensorPlan:
             are. Otherwise they are copied.
         selection: Which tensors are averaged, by their names. The others are
             copied.
+        dtype: What averages with fewer bits are converted to, if not None.
 
     Attributes:
         averages (list[Group]): Tensors to average: floating and complex ones.
@@ -79,7 +88,8 @@ class TensorPlan:
             shape starts anew, as a copy.
     """
 
-    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection) -> None:
+    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection,
+                 dtype: Optional[torch.dtype] = None) -> None:
         average, source = unwrap(averaged), unwrap(model)
         distinct = _distinct_pairs(average, source)
         # Nothing to update, but one of them may grow in place.
@@ -88,7 +98,9 @@ class TensorPlan:
         pairs = sorted((pair for pair in distinct if pair.averaged.numel()), key=lambda pair: pair.averaged.numel())
         treated: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
-            treated[_treatment(pair, update_buffers, selection)].append(pair)
+            treated[_treatment(pair, update_buffers, selection, dtype)].append(pair)
+        for pair in treated['averaged']:
+            widen(pair.averaged, dtype)
         updated = [pair for pair in treated['averaged'] + treated['copied'] if pair.averaged.layout is torch.strided]
         _own_memory(updated, pairs)
         _check_overlap(updated)
@@ -108,7 +120,7 @@ class TensorPlan:
     def move(self, momentum: float) -> None:
         """Moves what is averaged towards the model: its share becomes ``momentum``."""
         for group in self.averages:
-            lerp_all(group.averaged, group.moved_source() if group.mixed else group.source, momentum)
+            lerp_all(group.averaged, group.converted_source(), momentum)
 
     def copy(self, groups: list[Group]) -> None:
         """Makes tensors of the average equal to those of the model."""
@@ -202,17 +214,17 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
 
 
-def _treatment(pair: Pair, update_buffers: bool, selection: Selection) -> str:
+def _treatment(pair: Pair, update_buffers: bool, selection: Selection, dtype: Optional[torch.dtype]) -> str:
     """Returns whether a tensor is 'averaged', 'copied', or 'shared' with the model."""
     averaged, source, reference, names = pair
     if (reference.is_parameter and not source.requires_grad and not selection.includes(names)
             and averaged.layout is torch.strided and averaged.device == source.device
-            and averaged.dtype == source.dtype and torch.equal(averaged, source)):
+            and averaged.dtype in (source.dtype, dtype) and torch.equal(averaged, source.to(averaged.dtype))):
         return 'shared'
-    return 'averaged' if _is_averaged(source, reference, update_buffers) and selection.has(names) else 'copied'
+    return 'averaged' if is_averaged(source, reference, update_buffers) and selection.has(names) else 'copied'
 
 
-def _is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool) -> bool:
+def is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool) -> bool:
     """Whether a tensor is of a kind that is averaged."""
     if not (reference.tensor.is_floating_point() or reference.tensor.is_complex()):
         return False
@@ -223,14 +235,40 @@ def _is_averaged(source: Tensor, reference: TensorReference, update_buffers: boo
 
 
 def _grouped(pairs: list[Pair]) -> list[Group]:
-    """Groups pairs of an averaged tensor and its source by the device and dtype of the first."""
-    groups: dict[tuple, list] = defaultdict(list)
-    for averaged, source, *_ in pairs:
-        groups[averaged.device, averaged.dtype].append((averaged, source))
-    return [
-        Group([averaged for averaged, _ in group], [source for _, source in group],
-              any((source.device, source.dtype) != kind for _, source in group)) for kind, group in groups.items()
-    ]
+    """Groups pairs by the device and dtype of the averaged tensor, and by whether the source has the same."""
+    groups: dict[tuple, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        kind = pair.averaged.device, pair.averaged.dtype
+        groups[(*kind, (pair.source.device, pair.source.dtype) == kind)].append(pair)
+    result = []
+    for (device, dtype, is_same), group in groups.items():
+        parts = [group] if is_same else list(_parts(group))
+        # All parts convert in the same memory, one after the other, so that a step allocates none.
+        size = 0 if is_same else max(sum(pair.averaged.numel() for pair in part) for part in parts)
+        memory = torch.empty(size, device=device, dtype=dtype)
+        for part in parts:
+            averaged = [pair.averaged for pair in part]
+            result.append(Group(averaged, [pair.source for pair in part],
+                                None if is_same else _placed(averaged, memory)))
+    return result
+
+
+def _parts(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Cuts a list where the averaged tensors have filled some memory."""
+    part: list[Pair] = []
+    for pair in pairs:
+        if part and sum(other.averaged.nbytes for other in part) + pair.averaged.nbytes > _CONVERTED_BYTES:
+            yield part
+            part = []
+        part.append(pair)
+    yield part
+
+
+def _placed(tensors: list[Tensor], memory: Tensor) -> list[Tensor]:
+    """Returns tensors of the same shapes and strides, one after another in flat memory."""
+    ends = list(accumulate(tensor.numel() for tensor in tensors))
+    return [memory.as_strided(tensor.shape, torch.empty_like(tensor, device='meta').stride(), end - tensor.numel())
+            for tensor, end in zip(tensors, ends)]
 
 
 def _extra_states(average: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:

@@ -133,3 +133,45 @@ def test_run_that_is_resumed_in_mid_run_keeps_its_frozen_weights(toy, tmp_path):
     runner.resume(path)
     assert torch.equal(runner.model.linear.weight, raw['linear.weight'])
     assert torch.equal(average_of(runner).ema_model.module.linear.weight, averaged['linear.weight'])
+
+
+@MODELS.register_module(force=True)
+class Half(Toy):
+    """Its parameters are bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.bfloat16()
+
+    def forward(self, inputs, mode='tensor'):
+        outputs = super().forward([part.bfloat16() for part in inputs], mode)
+        return outputs if mode == 'loss' else [output.float() for output in outputs]
+
+
+def half_run(toy, name, hook, **options):
+    runner = toy(name, hook=toy_hook(evaluate_on_origin=True, **hook), model=dict(type='Half'), **options)
+    runner.train()
+    return runner
+
+
+def test_average_in_float32_of_a_half_precision_model(toy, tmp_path):
+    runner = half_run(toy, 'run', dict(dtype='float32'))
+    average = average_of(runner).ema_model.module
+    averaged, raw = both_of(tmp_path / 'run' / 'epoch_2.pth')
+    assert average.linear.weight.dtype == torch.float32
+    for weights in (averaged, raw):
+        assert {value.dtype for value in weights.values()} == {torch.bfloat16, torch.int64}
+    for name, parameter in average.named_parameters():
+        assert torch.equal(averaged[name], parameter.bfloat16()), name
+        assert torch.equal(raw[name], runner.model.get_parameter(name)), name
+
+
+def test_run_that_stores_float32_resumes_bit_for_bit(toy, tmp_path):
+    options = dict(dtype='float32', save_dtype='float32')
+    half_run(toy, 'whole', options)
+    half_run(toy, 'resumed', options, load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
+    one, other = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed'))
+    assert one['state_dict']['linear.weight'].dtype == torch.float32
+    assert one['ema_state_dict']['module.linear.weight'].dtype == torch.bfloat16
+    for part in ('state_dict', 'ema_state_dict'):
+        assert_equal(one[part], other[part])
