@@ -10,13 +10,18 @@ from mmyolo_ema.ema_config import class_name, ema_type_of
 from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
-__all__ = ['check_class', 'check_mean_age_alone', 'check_options', 'of_average']
+__all__ = [
+    'check_averages', 'check_class', 'check_mean_age_alone', 'check_options', 'kinds_to_evaluate', 'of_average'
+]
 
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
-                mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age'))
+                mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age',
+                            'averages', 'evaluate'))
 # What this package's class takes, and not MMDetection's of the same name.
 _OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype')
+# Names that no further average can have: those of others, and what ends metrics of COCO.
+_TAKEN = ('ema', 'raw', 'origin', 's', 'm', 'l')
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
 
@@ -53,7 +58,62 @@ def check_options(hook: dict[str, Any]) -> None:
         check_mean_age_alone(hook['mean_age'], hook)
     if hook.get('begin_iter') and hook.get('begin_epoch'):
         raise ValueError(f'begin_epoch={hook["begin_epoch"]} and begin_iter={hook["begin_iter"]} exclude each other')
+    check_averages(hook.get('averages'))
+    for options in (hook.get('averages') or {}).values():
+        check_options(dict(options, type=hook['type'], ema_type=ema_type))
     schedule_of_class(average, hook)
+
+
+def check_averages(averages: Any) -> None:
+    """Raises if further averages have no form of their own: a name that is free, and a schedule.
+
+    Args:
+        averages: Options of each average, by its name; or None.
+
+    Raises:
+        TypeError: If it is another thing.
+        ValueError: If a name is taken, or an average has neither ``mean_age`` nor ``momentum``.
+    """
+    if averages is not None and not isinstance(averages, dict):
+        raise TypeError(f'averages must be a dictionary of options by name, but got {averages!r}')
+    for name, options in (averages or {}).items():
+        if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+            raise ValueError(f'an average cannot be called {name!r}: a name is a word such as short, and none of '
+                             f'{", ".join(_TAKEN)}')
+        if not isinstance(options, dict):
+            raise TypeError(f'the average {name!r} must be a dictionary of options, but got {options!r}')
+        if options.get('mean_age') is None and options.get('momentum') is None:
+            raise ValueError(f'the average {name!r} needs a mean_age or momentum of its own, but got {dict(options)}')
+
+
+def kinds_to_evaluate(evaluate: Any, on_ema: bool, on_origin: bool, averages: Any) -> list[str]:
+    """Returns which weights a validation evaluates: 'ema', 'raw' and names of further averages.
+
+    Args:
+        evaluate: The names, or None.
+        on_ema: What stands for it: whether the average is validated.
+        on_origin: And whether the model is validated beside it.
+        averages: The further averages, by name.
+
+    Raises:
+        TypeError: If it is no list.
+        ValueError: If it has an unknown name, one twice, or neither 'ema' nor 'raw'; or both forms are used.
+    """
+    if evaluate is None:
+        return ['ema', *(['raw'] if on_origin else [])] if on_ema else ['raw']
+    if not isinstance(evaluate, (list, tuple)):
+        raise TypeError(f"evaluate must be a list such as ['ema', 'raw'], but got {evaluate!r}")
+    if not on_ema or on_origin:
+        raise ValueError(f'evaluate={evaluate!r} says it all: leave out evaluate_on_ema and evaluate_on_origin')
+    known = ['ema', 'raw', *averages]
+    for name in evaluate:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            raise ValueError(f'evaluate has {name!r}, but there are only {", ".join(known)}'
+                             f'{f": did you mean {near[0]}?" if near else ""}')
+    if len(set(evaluate)) < len(evaluate) or not {'ema', 'raw'} & set(evaluate):
+        raise ValueError(f"evaluate must have 'ema' or 'raw', and each name once, but got {evaluate!r}")
+    return list(evaluate)
 
 
 def check_mean_age_alone(mean_age: Any, options: dict[str, Any]) -> None:

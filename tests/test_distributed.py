@@ -96,8 +96,10 @@ def runs(processes, small_config):
         for hook in ('mmyolo_ema.EMAHook', 'mmengine.EMAHook'):
             options = {key: value for key, value in dict(average, type=hook).items() if key != 'evaluate_on_origin'}
             named[hook] = {'custom_hooks': [options], **unvalidated, **saving}
+        # The further average has the schedule of the main one, so that it must be equal to it.
+        equal = dict(averages=dict(equal=dict(momentum=average['momentum'], gamma=average['gamma'])))
         for name, include in (('frozen', {}), ('frozen-averaged', dict(include=['.']))):
-            named[name] = {'custom_hooks': [dict(average, **include)], 'model.backbone.frozen_stages': 4,
+            named[name] = {'custom_hooks': [dict(average, **include, **equal)], 'model.backbone.frozen_stages': 4,
                            'train_cfg.max_epochs': 2, 'find_unused_parameters': True, **unvalidated}
         snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
         named['snapshots'] = {'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
@@ -136,6 +138,14 @@ def test_frozen_weights_of_several_processes_are_in_the_file_as_if_they_were_ave
     shared, averaged = (checkpoint.read(trained_in(2) / name / 'epoch_2.pth') for name in ('frozen', 'frozen-averaged'))
     for part in ('state_dict', 'ema_state_dict'):
         assert_equal(shared[part], averaged[part], part)
+
+
+@pytest.mark.slow
+def test_further_average_of_several_processes_is_one_average(trained_in):
+    content = checkpoint.read(trained_in(2) / 'frozen' / 'epoch_2.pth')
+    further = content['ema_averages']['equal']
+    assert_equal({f'module.{name}': value for name, value in content['state_dict'].items()},
+                 {name: value for name, value in further.items() if name != 'steps'})
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
 from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
-    'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema', 'is_dense',
-    'origin', 'place_of', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind', 'tensors',
-    'unprefixed', 'updates_in', 'weights_of'
+    'FURTHER', 'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema',
+    'is_dense', 'origin', 'place_of', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind',
+    'tensors', 'unprefixed', 'updates_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -26,6 +26,9 @@ PREFIX = 'module.'
 
 #: Where the second average of a SnapshotHook is.
 SECOND = 'second_ema_state_dict'
+
+#: Where the further averages of an EMAHook are, by name.
+FURTHER = 'ema_averages'
 
 #: Folder in a work directory where a SnapshotHook writes.
 SNAPSHOTS = 'snapshots'

@@ -1,7 +1,7 @@
 """What the log, the visualizer and the picture at the end of a run show of an average."""
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from mmengine.hooks import LoggerHook
@@ -69,20 +69,37 @@ class AverageLog:
             runner.message_hub.update_scalar(f'train/ema_{name}', value)
         self._history(runner.message_hub)['state'].append([_position(runner, runner.iter + 1), momentum, distance])
 
-    def add_metrics(self, runner: Runner, averaged: Optional[dict], raw: Optional[dict]) -> None:
-        """Keeps the first metric of a validation of the average, of the model, or of both, for the picture."""
-        numbers = [_numbers(metrics or {}) for metrics in (averaged, raw)]
-        name = next(iter([*numbers[0], *numbers[1]]), None)
-        if name is not None:
-            history = self._history(runner.message_hub)
-            history['metric'] = name
-            history['metrics'].append([_position(runner, runner.iter), *(found.get(name) for found in numbers)])
+    def add_further_state(self, runner: Runner, averages: dict[str, BaseAveragedModel],
+                          records: dict[str, AverageRecord]) -> None:
+        """Hands ``ema_<name>_mean_age`` and ``ema_<name>_drift`` of further averages to the log and the visualizer."""
+        for name, average in averages.items():
+            age, distance = records[name].mean_age(), drift(average.module, self._model)
+            for scalar, value in dict(mean_age=math.nan if age is None else age, drift=distance).items():
+                runner.message_hub.update_scalar(f'train/ema_{name}_{scalar}', value)
+            self._further(runner.message_hub, name)['drift'].append([_position(runner, runner.iter + 1), distance])
+
+    def add_metrics(self, runner: Runner, measured: dict[str, dict[str, Any]]) -> None:
+        """Keeps the first metric of a validation for the picture.
+
+        Args:
+            runner: The runner of the validation.
+            measured: What was measured, by the weights: 'ema', 'raw', or the name of a further average.
+        """
+        numbers = {kind: _numbers(metrics) for kind, metrics in measured.items()}
+        name = next((key for found in numbers.values() for key in found), None)
+        if name is None:
+            return
+        history, position = self._history(runner.message_hub), _position(runner, runner.iter)
+        history['metric'] = name
+        history['metrics'].append([position, *(numbers.pop(kind, {}).get(name) for kind in ('ema', 'raw'))])
+        for kind, found in numbers.items():
+            self._further(runner.message_hub, kind)['metrics'].append([position, found.get(name)])
 
     def curves(self, runner: Runner) -> AverageCurves:
         """Returns what the picture shows."""
         history = self._history(runner.message_hub)
         unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iteration'
-        return AverageCurves(unit, history['metric'], history['metrics'], history['state'])
+        return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}))
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict:
@@ -90,16 +107,24 @@ class AverageLog:
             message_hub.update_info(HISTORY, dict(metric='', metrics=[], state=[]))
         return message_hub.runtime_info[HISTORY]  # get_info() would return a copy
 
+    def _further(self, message_hub: MessageHub, name: str) -> dict[str, list[Any]]:
+        return self._history(message_hub).setdefault('further', {}).setdefault(name, dict(metrics=[], drift=[]))
+
 
 def is_history(value: Any) -> bool:
     """Whether a value from a checkpoint is a history of an average."""
-    return isinstance(value, dict) and isinstance(value.get('metric'), str) and all(
-        isinstance(value.get(part), list) and all(map(_is_point, value[part])) for part in ('metrics', 'state'))
+    if not isinstance(value, dict) or not isinstance(value.get('metric'), str):
+        return False
+    further = value.get('further', {})
+    return _has_points(value, ('metrics', 'state'), 3) and isinstance(further, dict) and all(
+        isinstance(name, str) and _has_points(part, ('metrics', 'drift'), 2) for name, part in further.items())
 
 
-def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(point) == 3 and all(
-        isinstance(number, (int, float, type(None))) for number in point)
+def _has_points(history: Any, parts: tuple[str, ...], length: int) -> bool:
+    return isinstance(history, dict) and all(isinstance(history.get(part), list) for part in parts) and all(
+        isinstance(point, list) and len(point) == length
+        and all(isinstance(number, (int, float, type(None))) for number in point)
+        for part in parts for point in history[part])
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

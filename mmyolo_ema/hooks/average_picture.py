@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = ['AverageCurves', 'draw_average_curves']
@@ -14,13 +15,15 @@ class AverageCurves(NamedTuple):
     """How an average fared in a run.
 
     ``metrics`` holds (position, metric of the average, metric of the model), the last two None where they were not
-    measured; ``state`` holds (position, momentum, drift). A position is counted in ``unit``.
+    measured; ``state`` holds (position, momentum, drift). ``further`` holds the metrics and the drift of each further
+    average, by its name. A position is counted in ``unit``.
     """
 
     unit: str
     metric: str
     metrics: list
     state: list
+    further: dict[str, dict[str, list]]
 
 
 def draw_average_curves(curves: AverageCurves, path: Path) -> None:
@@ -39,13 +42,17 @@ def draw_average_curves(curves: AverageCurves, path: Path) -> None:
             points = [(point[0], point[index]) for point in curves.metrics if point[index] is not None]
             if points:
                 axis.plot(*zip(*points), 'o-', color=colour, label=name)
+        _plot_further(axis, curves, 'metrics', 'o-')
         axis.set_ylabel(curves.metric)
         axis.legend()
     if curves.state:
         positions, momentum, drift = zip(*curves.state)
         for values, name in ((momentum, 'momentum'), (drift, 'drift: distance / norm of the model')):
             axis = next(axes)
-            axis.plot(positions, values, color=_AVERAGE)
+            axis.plot(positions, values, color=_AVERAGE, label='average')
+            if values is drift and curves.further:
+                _plot_further(axis, curves, 'drift', '-')
+                axis.legend()
             if max(values) > 0:
                 axis.set_yscale('log')
             axis.set_ylabel(name)
@@ -54,3 +61,10 @@ def draw_average_curves(curves: AverageCurves, path: Path) -> None:
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
+
+
+def _plot_further(axis: Axes, curves: AverageCurves, kind: str, style: str) -> None:
+    for number, (name, recorded) in enumerate(curves.further.items(), start=2):
+        points = [point for point in recorded[kind] if point[1] is not None]
+        if points:
+            axis.plot(*zip(*points), style, color=f'C{number}', label=name)

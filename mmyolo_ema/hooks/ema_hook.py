@@ -3,7 +3,7 @@
 import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -20,12 +20,13 @@ from torch import nn
 from mmyolo_ema._upstream import averaging_has_begun, evaluation_loops, has_training_loop
 from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
 from mmyolo_ema.ema_config import ema_type_of
-from mmyolo_ema.ema_options import check_options
+from mmyolo_ema.ema_options import check_averages, check_options, kinds_to_evaluate
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_picture import draw_average_curves
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
+from mmyolo_ema.hooks.further_averages import FurtherAverages
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
@@ -89,6 +90,12 @@ class EMAHook(MMEngineEMAHook):
         mean_age (int | float | str, optional): How old the weights in the average shall be at the end of the run, on
             average: ``'4%'`` of the run, ``'2epochs'``, or ``500`` updates. The hook works momentum and gamma out; a
             run that resumes keeps those of its checkpoint. Defaults to None: they are given, or the class's own.
+        averages (dict[str, dict], optional): Further averages by name, such as ``dict(short=dict(mean_age='1%'))``: a
+            ``mean_age`` or ``momentum``, and options of the average's class that differ from the main one's. Each takes
+            the memory of one more model. Defaults to None: there are none.
+        evaluate (list[str], optional): Which weights are validated: ``'ema'``, ``'raw'`` and names of ``averages``,
+            each in a pass of its own. Metrics of the further ones end in ``_`` and the name. Defaults to None: what
+            ``evaluate_on_ema`` and ``evaluate_on_origin`` say.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; and for this package's
             include, exclude, dtype, save_dtype.
 
@@ -120,6 +127,8 @@ class EMAHook(MMEngineEMAHook):
                  evaluate_on_origin: bool = False,
                  skip_nonfinite: bool = True,
                  mean_age: Union[int, float, str, None] = None,
+                 averages: Optional[dict[str, dict[str, Any]]] = None,
+                 evaluate: Optional[Sequence[str]] = None,
                  **kwargs: Any) -> None:
         flags = dict(strict_load=strict_load, evaluate_on_ema=evaluate_on_ema, evaluate_on_origin=evaluate_on_origin,
                      skip_nonfinite=skip_nonfinite)
@@ -132,8 +141,13 @@ class EMAHook(MMEngineEMAHook):
         ema_type = ema_type_of(dict(ema_type=ema_type, mean_age=mean_age))
         super().__init__(ema_type, strict_load, begin_iter, begin_epoch, **kwargs)
         self._mean_age = None if mean_age is None else MeanAge(mean_age, kwargs)
-        self.evaluate_on_ema = evaluate_on_ema
-        self.evaluate_on_both = evaluate_on_ema and evaluate_on_origin
+        check_averages(averages)
+        self._further = FurtherAverages(averages or {})
+        evaluated = kinds_to_evaluate(evaluate, evaluate_on_ema, evaluate_on_origin, averages or {})
+        self.evaluate_on_ema = 'ema' in evaluated
+        self.evaluate_on_both = {'ema', 'raw'} <= set(evaluated)
+        # The others are validated in a pass of their own.
+        self._own_passes = [kind for kind in evaluated if kind != ('ema' if self.evaluate_on_ema else 'raw')]
         self.skip_nonfinite = skip_nonfinite
         #: Steps that were not averaged because of NaN or infinity.
         self.skipped = 0
@@ -144,7 +158,8 @@ class EMAHook(MMEngineEMAHook):
         self._runner: Callable[[], Optional[Runner]] = lambda: None
         self._ema_model: Optional[BaseAveragedModel] = None
         self._swap: Optional[WeightSwap] = None
-        self._raw_metrics: Optional[dict] = None
+        # What those passes measured, by the weights.
+        self._measured: dict[str, dict[str, Any]] = {}
         self._guarded_loops: weakref.WeakSet[BaseLoop] = weakref.WeakSet()
 
     @property
@@ -187,19 +202,26 @@ class EMAHook(MMEngineEMAHook):
         if self._mean_age is not None:
             self._mean_age.settle(self.ema_model)
             _say(self._mean_age.told)
+        for line in self._further.settle():
+            _say(line)
         has_begun = self._has_begun(runner)
         average = self.ema_model.module if has_begun else None
-        schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch)
+        schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch,
+                        **{name: str(record.schedule) for name, record in self._further.records.items()})
         schedule.pop('device', None)  # that of the process
         check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
-                         {'raw weights': self.src_model, 'averaged weights': average})
+                         {'raw weights': self.src_model, 'averaged weights': average,
+                          **{f'weights of {name}': further.module if has_begun else None
+                             for name, further in self._further.averages.items()}})
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
-        wanted = _raw_metrics_to_save_by(runner)
-        if wanted and not self.evaluate_on_both:
-            _say(f'save_best names {", ".join(wanted)}, which is measured with evaluate_on_ema=True and '
-                 'evaluate_on_origin=True only', logging.WARNING)
+        for kind in {'raw', *self._further.averages} - set(self._own_passes):
+            wanted = _metrics_to_save_by(runner, kind)
+            if wanted:
+                needed = ('evaluate_on_ema=True and evaluate_on_origin=True' if kind == 'raw' else
+                          f"evaluate=['ema', {kind!r}]")
+                _say(f'save_best names {", ".join(wanted)}, which is measured with {needed} only', logging.WARNING)
         self._advise(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
@@ -224,8 +246,10 @@ class EMAHook(MMEngineEMAHook):
                 self.record.follow()
                 with unchanged(self.ema_model.module, self.kept_buffers):
                     self.ema_model.update_parameters(self.src_model)
+                self._further.update(self.src_model, self.kept_buffers)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
+            self._log.add_further_state(runner, self._further.averages, self._further.records)
         if is_saved_after_iteration(runner):
             self._synchronize_buffers(runner)
 
@@ -257,20 +281,27 @@ class EMAHook(MMEngineEMAHook):
                 _say(f'{path} cannot be drawn: {error}', logging.WARNING)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Validates the raw weights if both kinds are asked for, then swaps in those of the average.
+        """Validates what is asked for beside the average, such as the raw weights, then swaps in those of the average.
 
         Args:
             runner (Runner): The runner of the validation.
         """
-        self._raw_metrics = None
+        self._measured = {}
         if not self._has_begun(runner):
             return
         self._synchronize_buffers(runner)
-        if self.evaluate_on_both:
-            _say('validating the raw weights')
-            self._raw_metrics = validate_once_more(runner, self)
-            _say('validating the averaged weights')
-        self._swap_in()
+        for kind in self._own_passes:
+            _say('validating the raw weights' if kind == 'raw' else f'validating the average {kind!r}')
+            if kind != 'raw':
+                self._swap_in(self._further.averages[kind])
+            try:
+                self._measured[kind] = validate_once_more(runner, self)
+            finally:
+                self._swap_out()
+        if self._own_passes:
+            _say(f'validating the {"averaged" if self.evaluate_on_ema else "raw"} weights')
+        if self.evaluate_on_ema:
+            self._swap_in(self.ema_model)
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
         """Gives the model its own weights back, and adds the metrics of its own.
@@ -283,20 +314,18 @@ class EMAHook(MMEngineEMAHook):
         if metrics is None or not self._averages_for(runner):
             return
         measured = dict(metrics)
-        if self.evaluate_on_both:
-            # Until the average has begun, the model stands for it.
-            raw = measured if self._raw_metrics is None else self._raw_metrics
-            self._log.add_metrics(runner, measured, raw)
-            self._add_raw_metrics(runner, metrics, raw)
-        elif self.evaluate_on_ema:
-            self._log.add_metrics(runner, measured, None)
-        else:
-            self._log.add_metrics(runner, None, measured)
+        # Until the average has begun, the model stands for it.
+        own = {kind: self._measured.get(kind, measured) for kind in self._own_passes}
+        self._log.add_metrics(runner, {'ema' if self.evaluate_on_ema else 'raw': measured, **own})
+        if own:
+            self._add_metrics(runner, metrics, own)
 
-    @staticmethod
-    def _add_raw_metrics(runner: Runner, metrics: dict, raw: dict) -> None:
-        """Adds the metrics of the raw weights, for the log and for the hooks that choose by a metric."""
-        added = {name + _ORIGIN: value for name, value in raw.items()}
+    def _add_metrics(self, runner: Runner, metrics: dict[str, Any], own: dict[str, dict[str, Any]]) -> None:
+        """Adds what passes of their own measured, for the log and for the hooks that choose by a metric."""
+        added = {name + _suffix(kind): value for kind, found in own.items() for name, value in found.items()}
+        taken = sorted(added.keys() & metrics.keys())
+        if taken:
+            raise ValueError(f'the metric {taken[0]} is measured already: give the average another name')
         for hook in runner.hooks:
             # The hook that hands metrics to the log has been called already.
             if isinstance(hook, RuntimeInfoHook):
@@ -304,7 +333,8 @@ class EMAHook(MMEngineEMAHook):
         # A detection metric is missing if nothing was detected. A CheckpointHook passes over a validation without
         # metrics, and over a metric that is None, but not over one that is missing.
         if metrics:
-            missing = [key for key in _raw_metrics_to_save_by(runner) if key.removesuffix(_ORIGIN) in metrics]
+            missing = [key for kind in own for key in _metrics_to_save_by(runner, kind)
+                       if key.removesuffix(_suffix(kind)) in metrics]
             metrics.update({**dict.fromkeys(missing), **added})
 
     def before_test_epoch(self, runner: Runner) -> None:
@@ -315,7 +345,8 @@ class EMAHook(MMEngineEMAHook):
         """
         if self._has_begun(runner):
             self._synchronize_buffers(runner)
-            self._swap_in()
+            if self.evaluate_on_ema:
+                self._swap_in(self.ema_model)
 
     def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
         """Gives the model its own weights back.
@@ -340,6 +371,8 @@ class EMAHook(MMEngineEMAHook):
             checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self.ema_model, self._has_begun(runner))
         checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.record.as_meta()
+        if self._has_begun(runner):
+            self._further.store(checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -367,6 +400,11 @@ class EMAHook(MMEngineEMAHook):
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
         found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
+        if self._mean_age is not None:
+            self._mean_age.forget()
+        self._further.forget_schedules()
+        about_further, mismatches_of_further = self._further.load(checkpoint, self.ema_model, resumes)
+        found += mismatches_of_further
         if resumes:
             exchange(checkpoint)
         mismatches = next(filter(None, map(unfit, found)), '')
@@ -375,14 +413,12 @@ class EMAHook(MMEngineEMAHook):
         if mismatches and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{mismatches}. Leave '
                              'strict_load out to load what fits.')
-        if self._mean_age is not None:
-            self._mean_age.forget()
-            if resumes:
-                self._mean_age.keep(self.ema_model, checkpoint.get('meta') or {})
-            self._choose_schedule(runner)
+        if self._mean_age is not None and resumes:
+            self._mean_age.keep(self.ema_model, checkpoint.get('meta') or {})
+        self._choose_schedule(runner)
         self._keep_record()
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
-        said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0)
+        said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0) + about_further
         said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
         _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
 
@@ -395,6 +431,7 @@ class EMAHook(MMEngineEMAHook):
             self._ema_model = None
             if self._mean_age is not None:
                 self._mean_age.forget()
+            self._further.forget_schedules()
             self.skipped = 0
             self._said_kept = set()
         if trains and self._ema_model is None:
@@ -417,13 +454,17 @@ class EMAHook(MMEngineEMAHook):
             check_options(dict(self.ema_cfg, type=EMAHook, ema_type=self.ema_cfg['type']))
             raise
         self._src_model, self._ema_model = model, average
+        self._further.make(model, self.ema_cfg)
         self._keep_record()
 
     def _choose_schedule(self, runner: Runner) -> None:
         """Gives the average the schedule that its mean age asks for; the length of the run is known with its loop."""
-        if self._mean_age is not None and self._averages_for(runner) and has_training_loop(runner):
+        if not self._averages_for(runner) or not has_training_loop(runner):
+            return
+        if self._mean_age is not None:
             self.ema_cfg.update(self._mean_age.choose(runner, self, self.ema_model))
             self.record.follow()
+        self._further.choose_schedules(runner, self)
 
     def _advise(self, runner: Runner) -> None:
         """Warns if the average's schedule does not suit the run, or its class the model."""
@@ -447,14 +488,13 @@ class EMAHook(MMEngineEMAHook):
         """Whether the average of this runner has been updated; the first update makes it a copy of the model."""
         return self._averages_for(runner) and int(self.ema_model.steps) > 0
 
-    def _swap_in(self) -> None:
-        if self.evaluate_on_ema:
-            try:
-                self._swap = WeightSwap(self.ema_model.module, self.src_model)
-            except ValueError as error:
-                raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
-                                 f'model must come after the EMAHook, whose priority is {self.priority}.') from error
-            self._swap.swap_in()
+    def _swap_in(self, average: BaseAveragedModel) -> None:
+        try:
+            self._swap = WeightSwap(average.module, self.src_model)
+        except ValueError as error:
+            raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
+                             f'model must come after the EMAHook, whose priority is {self.priority}.') from error
+        self._swap.swap_in()
 
     def _swap_out(self) -> None:
         if self._swap is not None:
@@ -477,6 +517,7 @@ class EMAHook(MMEngineEMAHook):
         """Makes the floating buffers of the average equal on all processes."""
         if self._has_begun(runner):
             synchronize_buffers(self.ema_model)
+            self._further.synchronize_buffers()
 
     def _say_kept(self) -> None:
         """Warns of buffers that an update leaves as they were, once for each."""
@@ -500,10 +541,15 @@ def _some(names: list[str]) -> str:
     return ', '.join(names[:5]) + (' and others' if len(names) > 5 else '')
 
 
-def _raw_metrics_to_save_by(runner: Runner) -> list[str]:
-    """Returns the metrics of the raw weights that a CheckpointHook chooses the best checkpoint by."""
+def _suffix(kind: str) -> str:
+    """Returns what the names of metrics end in that a pass of its own measured."""
+    return _ORIGIN if kind == 'raw' else f'_{kind}'
+
+
+def _metrics_to_save_by(runner: Runner, kind: str) -> list[str]:
+    """Returns the metrics of a kind of weights that a CheckpointHook chooses the best checkpoint by."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    return [key for hook in hooks for key in hook.save_best or [] if key.endswith(_ORIGIN)]
+    return [key for hook in hooks for key in hook.save_best or [] if key.endswith(_suffix(kind))]
 
 
 def is_saved_after_iteration(runner: Runner) -> bool:

@@ -24,7 +24,9 @@ from mmyolo_ema.checkpoint.weights import place_of
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
+__all__ = [
+    'copied_state', 'copy_tensors', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit'
+]
 
 
 def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
@@ -151,13 +153,13 @@ def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict, goes_
     own = {name: value for name, value in content['ema_state_dict'].items()
            if not str(name).startswith(PREFIX)} if goes_on else {}
     load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
-    _copy_tensors(model, ema_model.module)
+    copy_tensors(model, ema_model.module)
     found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
     found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
     return found
 
 
-def _copy_tensors(source: nn.Module, target: nn.Module) -> None:
+def copy_tensors(source: nn.Module, target: nn.Module) -> None:
     """Copies parameters and buffers of one shape; a state dictionary may not have them all."""
     own = dict(chain(target.named_parameters(), target.named_buffers()))
     with torch.no_grad():

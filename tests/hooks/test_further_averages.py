@@ -1,0 +1,168 @@
+"""Several averages of one run: each is what it would be in a run of its own."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmyolo_ema import EMAHook, checkpoint
+from tests.helpers import assert_equal
+from tests.hooks.toy import average_of, scalars, toy_hook
+
+SHORT, LONG = dict(mean_age='40%'), dict(momentum=0.05, gamma=4)
+AVERAGES = dict(short=SHORT, long=LONG)
+KINDS = ['ema', 'raw', 'short', 'long']
+
+
+@HOOKS.register_module(force=True)
+class Overflow(Hook):
+    """Puts NaN into a weight in the fourth iteration, and takes it out in the next."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        weight = runner.model.out.bias
+        if runner.iter == 3:
+            self.before = weight.detach().clone()
+            weight.data.fill_(float('nan'))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 4:
+            runner.model.out.bias.data.copy_(self.before)
+
+
+def several(**options):
+    return toy_hook(**dict(dict(averages=AVERAGES, evaluate=KINDS), **options))
+
+
+def alone(schedule, **options):
+    hook = dict(toy_hook(**options), **schedule)
+    return {key: value for key, value in hook.items() if 'mean_age' not in schedule or key not in ('momentum', 'gamma')}
+
+
+def train(toy, name, hook, **options):
+    runner = toy(name, custom_hooks=[hook, dict(type='Overflow')], **options)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('options', [
+    dict(begin_iter=3), dict(exclude=['^norm'], interval=2, optim_wrapper=dict(accumulative_counts=2))], ids=str)
+def test_each_average_is_that_of_a_run_of_its_own(toy, tmp_path, options):
+    run = {key: options[key] for key in options if key == 'optim_wrapper'}
+    own = {key: options[key] for key in options if key != 'optim_wrapper'}
+    train(toy, 'several', several(**own), **run)
+    stored = checkpoint.read(tmp_path / 'several' / 'epoch_2.pth')
+    for name, schedule in AVERAGES.items():
+        train(toy, name, alone(schedule, **own), **run)
+        single = checkpoint.read(tmp_path / name / 'epoch_2.pth')
+        assert_equal({f'module.{key}': value for key, value in single['state_dict'].items()},
+                     {key: value for key, value in stored['ema_averages'][name].items() if key != 'steps'})
+        assert stored['ema_averages'][name]['steps'] == single['ema_state_dict']['steps'] > 0
+        assert stored['meta']['mmyolo_ema']['averages'][name] == single['meta']['mmyolo_ema']
+        assert_equal(stored['ema_state_dict'], single['ema_state_dict'])
+
+
+def test_each_average_is_validated_and_in_the_log(toy, tmp_path):
+    runner = train(toy, 'several', several(), default_hooks=dict(
+        logger=dict(type='LoggerHook', interval=1),
+        checkpoint=dict(type='CheckpointHook', interval=1, save_best=['mean', 'mean_short'], rule='less')))
+    lines = scalars(runner)
+    for name, schedule in dict(AVERAGES, origin=None).items():
+        hook = toy_hook(evaluate=['raw']) if schedule is None else alone(schedule)
+        single = scalars(train(toy, name, hook))
+        assert [line['mean'] for line in single if 'mean' in line] == [
+            line[f'mean_{name}'] for line in lines if 'mean' in line]
+        for scalar in ('mean_age', 'drift') if schedule else ():
+            assert [line[f'ema_{scalar}'] for line in single if 'loss' in line] == [
+                line[f'ema_{name}_{scalar}'] for line in lines if 'loss' in line]
+    assert list((tmp_path / 'several').glob('best_mean_short*'))
+    curves = runner.message_hub.get_info('ema_history')['further']
+    assert {name: (len(curve['metrics']), len(curve['drift'])) for name, curve in curves.items()} == {
+        'short': (2, 12), 'long': (2, 12)}
+
+
+def test_run_resumes_bit_for_bit(toy, tmp_path, messages):
+    train(toy, 'whole', several())
+    runner = train(toy, 'resumed', several(), load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
+    one, other = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed'))
+    for part in ('state_dict', 'ema_state_dict', 'ema_averages'):
+        assert_equal(one[part], other[part])
+    assert one['meta']['mmyolo_ema'] == other['meta']['mmyolo_ema']
+    drifts = [history['further'][name]['drift'] for name in AVERAGES for history in (
+        one['message_hub']['runtime_info']['ema_history'], runner.message_hub.get_info('ema_history'))]
+    assert str(drifts[::2]) == str(drifts[1::2]), 'one of them is no number'
+    assert 'EMA: resumed at update 5' in map(str, messages)
+
+
+def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy, tmp_path, messages):
+    train(toy, 'before', several())
+    path = tmp_path / 'before' / 'epoch_2.pth'
+    runner = train(toy, 'after', several(averages=dict(long=LONG, new=SHORT), evaluate=['ema', 'new']),
+                   load_from=str(path), resume=True)  # nothing is left to train
+    averages = average_of(runner)._further.averages
+    stored = checkpoint.read(path)
+    assert_equal(dict(averages['new'].module.state_dict()), dict(stored['state_dict']))
+    assert_equal(dict(averages['long'].state_dict()), dict(stored['ema_averages']['long']))
+    assert averages['new'].steps == 11
+    assert ("EMA: resumed at update 11; the average 'new' is new and starts as a copy of it; of the file dropped: the "
+            'average short') in map(str, messages)
+
+
+def test_averages_of_a_run_that_only_starts_from_a_file_start_anew(toy, tmp_path):
+    train(toy, 'before', several())
+    runner = train(toy, 'after', several(), load_from=str(tmp_path / 'before' / 'epoch_2.pth'))
+    assert all(average.steps == 11 for average in average_of(runner)._further.averages.values())
+
+
+def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy):
+
+    class Failing(Hook):
+        calls = 0
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.calls += 1
+            if self.calls == 3:
+                self.swapped = runner.model.out.weight.detach().clone()
+                raise KeyboardInterrupt
+
+    failing, hook = Failing(), several(evaluate=['ema', 'long', 'raw'])
+    runner = toy(custom_hooks=[hook, failing], val_dataloader=None, val_cfg=None, val_evaluator=None)
+    runner.train()
+    raw = runner.model.out.weight.detach().clone()
+    other = toy('failing', custom_hooks=[hook, failing], train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=2))
+    with pytest.raises(KeyboardInterrupt):
+        other.train()
+    assert torch.equal(other.model.out.weight, raw)
+
+
+@pytest.mark.parametrize(('options', 'error', 'message'), [
+    (dict(averages=dict(raw=LONG)), ValueError, "an average cannot be called 'raw'"),
+    (dict(averages={'a b': LONG}), ValueError, "an average cannot be called 'a b'"),
+    (dict(averages=dict(short={})), ValueError, "'short' needs a mean_age or momentum of its own, but got {}"),
+    (dict(averages=dict(short=dict(mean_age='1%', gamma=4))), ValueError, "mean_age='1%' works momentum and gamma out"),
+    (dict(averages=dict(short=dict(mean_age='one'))), ValueError, "mean_age='one' of the EMAHook"),
+    (dict(averages=['short']), TypeError, r"averages must be a dictionary .* but got \['short'\]"),
+    (dict(averages=dict(short=4)), TypeError, "'short' must be a dictionary of options, but got 4"),
+    (dict(averages=AVERAGES, evaluate=['ema', 'shrt']), ValueError, "'shrt', .* only ema, raw, short, long: did you"),
+    (dict(averages=AVERAGES, evaluate=['short']), ValueError, "evaluate must have 'ema' or 'raw'"),
+    (dict(evaluate=['ema', 'ema']), ValueError, 'each name once'),
+    (dict(evaluate='ema'), TypeError, "evaluate must be a list .* but got 'ema'"),
+    (dict(evaluate=['ema'], evaluate_on_origin=True), ValueError, 'leave out evaluate_on_ema and evaluate_on_origin'),
+])
+def test_wrong_options_are_refused_with_their_value(options, error, message):
+    with pytest.raises(error, match=message):
+        EMAHook(**options)
+
+
+def test_metric_of_another_meaning_is_not_overwritten(toy):
+
+    class Own(Hook):
+        priority = 'VERY_HIGH'
+
+        def after_val_epoch(self, runner, metrics=None):
+            metrics['mean_short'] = 1.0
+
+    runner = toy(custom_hooks=[several(), Own()])
+    with pytest.raises(ValueError, match='the metric mean_short is measured already: give the average another name'):
+        runner.train()
