@@ -216,9 +216,9 @@ class EMAHook(MMEngineEMAHook):
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
-        for kind in {'raw', *self._further.averages} - set(self._own_passes):
+        for kind in ('raw', *self._further.averages):
             wanted = _metrics_to_save_by(runner, kind)
-            if wanted:
+            if wanted and kind not in self._own_passes:
                 needed = ('evaluate_on_ema=True and evaluate_on_origin=True' if kind == 'raw' else
                           f"evaluate=['ema', {kind!r}]")
                 _say(f'save_best names {", ".join(wanted)}, which is measured with {needed} only', logging.WARNING)

@@ -112,6 +112,6 @@ class FurtherAverages:
                 self._mean_ages[name].keep(average, meta)
             self.records[name] = AverageRecord(average)
             remark = self.records[name].go_on(meta, int(average.steps))
-            said += remark.replace('; its', f'; of {name!r} the') if name in stored else ''
-        dropped = [name for name in stored if name not in self.averages]
-        return said + (f'; of the file dropped: the average {", ".join(dropped)}' if dropped else ''), mismatches
+            said += remark.replace('; ', f'; the average {name!r}: ', 1) if name in stored else ''
+        said += ''.join(f'; the average {name!r} is dropped' for name in stored if name not in self.averages)
+        return said, mismatches

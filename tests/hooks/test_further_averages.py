@@ -63,10 +63,13 @@ def test_each_average_is_that_of_a_run_of_its_own(toy, tmp_path, options):
         assert_equal(stored['ema_state_dict'], single['ema_state_dict'])
 
 
-def test_each_average_is_validated_and_in_the_log(toy, tmp_path):
+def test_each_average_is_validated_and_in_the_log(toy, tmp_path, figures):
     runner = train(toy, 'several', several(), default_hooks=dict(
         logger=dict(type='LoggerHook', interval=1),
         checkpoint=dict(type='CheckpointHook', interval=1, save_best=['mean', 'mean_short'], rule='less')))
+    metric, _, drift = figures[0].axes
+    assert [line.get_label() for line in metric.lines] == ['average', 'raw', 'short', 'long']
+    assert [line.get_label() for line in drift.lines] == ['average', 'short', 'long']
     lines = scalars(runner)
     for name, schedule in dict(AVERAGES, origin=None).items():
         hook = toy_hook(evaluate=['raw']) if schedule is None else alone(schedule)
@@ -105,8 +108,8 @@ def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy,
     assert_equal(dict(averages['new'].module.state_dict()), dict(stored['state_dict']))
     assert_equal(dict(averages['long'].state_dict()), dict(stored['ema_averages']['long']))
     assert averages['new'].steps == 11
-    assert ("EMA: resumed at update 11; the average 'new' is new and starts as a copy of it; of the file dropped: the "
-            'average short') in map(str, messages)
+    assert ("EMA: resumed at update 11; the average 'new' is new and starts as a copy of it; the average 'short' is "
+            'dropped') in map(str, messages)
 
 
 def test_averages_of_a_run_that_only_starts_from_a_file_start_anew(toy, tmp_path):
