@@ -145,7 +145,6 @@ class EMAHook(MMEngineEMAHook):
         self._further = FurtherAverages(averages or {})
         evaluated = kinds_to_evaluate(evaluate, evaluate_on_ema, evaluate_on_origin, averages or {})
         self.evaluate_on_ema = 'ema' in evaluated
-        self.evaluate_on_both = {'ema', 'raw'} <= set(evaluated)
         # The others are validated in a pass of their own.
         self._own_passes = [kind for kind in evaluated if kind != ('ema' if self.evaluate_on_ema else 'raw')]
         self.skip_nonfinite = skip_nonfinite
@@ -169,6 +168,11 @@ class EMAHook(MMEngineEMAHook):
             self._make_average()
         assert self._ema_model is not None
         return self._ema_model
+
+    @property
+    def averages(self) -> dict[str, BaseAveragedModel]:
+        """The further averages of the run's model, by name; made with the main one."""
+        return self._further.averages
 
     @property
     def src_model(self) -> nn.Module:
@@ -212,11 +216,11 @@ class EMAHook(MMEngineEMAHook):
         check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
                          {'raw weights': self.src_model, 'averaged weights': average,
                           **{f'weights of {name}': further.module if has_begun else None
-                             for name, further in self._further.averages.items()}})
+                             for name, further in self.averages.items()}})
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
-        for kind in ('raw', *self._further.averages):
+        for kind in ('raw', *self.averages):
             wanted = _metrics_to_save_by(runner, kind)
             if wanted and kind not in self._own_passes:
                 needed = ('evaluate_on_ema=True and evaluate_on_origin=True' if kind == 'raw' else
@@ -249,7 +253,7 @@ class EMAHook(MMEngineEMAHook):
                 self._further.update(self.src_model, self.kept_buffers)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
-            self._log.add_further_state(runner, self._further.averages, self._further.records)
+            self._log.add_further_state(runner, self.averages, self._further.records)
         if is_saved_after_iteration(runner):
             self._synchronize_buffers(runner)
 
@@ -293,7 +297,7 @@ class EMAHook(MMEngineEMAHook):
         for kind in self._own_passes:
             _say('validating the raw weights' if kind == 'raw' else f'validating the average {kind!r}')
             if kind != 'raw':
-                self._swap_in(self._further.averages[kind])
+                self._swap_in(self.averages[kind])
             try:
                 self._measured[kind] = validate_once_more(runner, self)
             finally:
@@ -402,7 +406,6 @@ class EMAHook(MMEngineEMAHook):
         found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
         if self._mean_age is not None:
             self._mean_age.forget()
-        self._further.forget_schedules()
         about_further, mismatches_of_further = self._further.load(checkpoint, self.ema_model, resumes)
         found += mismatches_of_further
         if resumes:

@@ -96,6 +96,7 @@ class FurtherAverages:
         Returns:
             What there is to say about it, or nothing, and what each does not have in common with the file's.
         """
+        self.forget_schedules()
         content = checkpoint.get(FURTHER) if resumes else None
         stored: dict[str, Any] = content if isinstance(content, dict) else {}
         said, mismatches = '', []

@@ -103,7 +103,7 @@ def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy,
     path = tmp_path / 'before' / 'epoch_2.pth'
     runner = train(toy, 'after', several(averages=dict(long=LONG, new=SHORT), evaluate=['ema', 'new']),
                    load_from=str(path), resume=True)  # nothing is left to train
-    averages = average_of(runner)._further.averages
+    averages = average_of(runner).averages
     stored = checkpoint.read(path)
     assert_equal(dict(averages['new'].module.state_dict()), dict(stored['state_dict']))
     assert_equal(dict(averages['long'].state_dict()), dict(stored['ema_averages']['long']))
@@ -115,7 +115,7 @@ def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy,
 def test_averages_of_a_run_that_only_starts_from_a_file_start_anew(toy, tmp_path):
     train(toy, 'before', several())
     runner = train(toy, 'after', several(), load_from=str(tmp_path / 'before' / 'epoch_2.pth'))
-    assert all(average.steps == 11 for average in average_of(runner)._further.averages.values())
+    assert all(average.steps == 11 for average in average_of(runner).averages.values())
 
 
 def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy):
