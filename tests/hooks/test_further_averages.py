@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from mmyolo_ema import EMAHook, checkpoint
+from mmyolo_ema.ema_options import check_options
 from tests.helpers import assert_equal
 from tests.hooks.toy import average_of, scalars, toy_hook
 
@@ -156,6 +157,11 @@ def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy)
 def test_wrong_options_are_refused_with_their_value(options, error, message):
     with pytest.raises(error, match=message):
         EMAHook(**options)
+
+
+def test_tools_refuse_an_option_that_no_average_has():
+    with pytest.raises(TypeError, match=r'has no option mometum \(did you mean momentum\?\)'):
+        check_options(dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=dict(LONG, mometum=0.1))))
 
 
 def test_metric_of_another_meaning_is_not_overwritten(toy):
