@@ -20,7 +20,7 @@ from mmyolo_ema.checkpoint.archive import can_be_mapped, most_bytes, verify
 from mmyolo_ema.checkpoint.embedded_program import without_program
 from mmyolo_ema.checkpoint.program import NotPlain
 from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
-from mmyolo_ema.checkpoint.weights import SECOND
+from mmyolo_ema.checkpoint.weights import FURTHER, SECOND
 from mmyolo_ema.files import locked
 
 __all__ = ['ForeignFile', 'latest_complete', 'latest_whole', 'read', 'use_safe_loader']
@@ -65,9 +65,11 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     if not isinstance(content.get('meta'), (dict, type(None))):
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: its meta is {content['meta']!r:.80}")
-    for part in ('state_dict', 'ema_state_dict', SECOND):
-        names = content[part] if isinstance(content.get(part), dict) else {}
-        if not all(isinstance(name, str) for name in names):
+    parts = {part: content.get(part) for part in ('state_dict', 'ema_state_dict', SECOND, FURTHER)}
+    if isinstance(parts[FURTHER], dict):
+        parts.update({f'{FURTHER}[{name!r:.80}]': state for name, state in parts[FURTHER].items()})
+    for part, names in parts.items():
+        if isinstance(names, dict) and not all(isinstance(name, str) for name in names):
             raise ForeignFile(f'{path} is not a checkpoint of MMEngine: not all names in {part} are text')
     return content
 

@@ -98,13 +98,15 @@ class FurtherAverages:
         """
         self.forget_schedules()
         content = checkpoint.get(FURTHER) if resumes else None
-        stored: dict[str, Any] = content if isinstance(content, dict) else {}
+        stored = {name: state for name, state in (content if isinstance(content, dict) else {}).items()
+                  if isinstance(state, dict)}
+        about = origin(checkpoint).get('averages')
         said, mismatches = '', []
         for name, average in self.averages.items():
             meta = checkpoint.get('meta') or {}
             if name in stored:
                 mismatches.append(load_fitting(stored[name], average))
-                meta = dict(mmyolo_ema=(origin(checkpoint).get('averages') or {}).get(name))
+                meta = dict(mmyolo_ema=about.get(name) if isinstance(about, dict) else None)
             else:
                 load_fitting(dict(steps=main.steps), average)
                 copy_tensors(main.module, average.module)

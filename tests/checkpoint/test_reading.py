@@ -378,9 +378,14 @@ def test_meta_that_is_no_dictionary_is_refused(path):
         checkpoint.read(path)
 
 
-def test_names_that_are_no_text_are_refused(path):
-    torch.save(dict(state_dict={5: torch.ones(1)}), path)
-    with pytest.raises(ValueError, match='not all names in state_dict are text'):
+@pytest.mark.parametrize(('content', 'place'), [
+    (dict(state_dict={5: torch.ones(1)}), 'state_dict'),
+    (dict(state_dict={}, ema_averages={5: {}}), 'ema_averages'),
+    (dict(state_dict={}, ema_averages=dict(short={5: torch.ones(1)})), r"ema_averages\['short'\]"),
+])
+def test_names_that_are_no_text_are_refused(path, content, place):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f'not all names in {place} are text'):
         checkpoint.read(path)
 
 

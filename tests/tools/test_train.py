@@ -125,6 +125,7 @@ HUB, INFO = ('message_hub', ), ('message_hub', 'runtime_info')
     ((*INFO, 'best_score'), 'text', "its message_hub.runtime_info.best_score is 'text', but must be a number"),
     ((*INFO, 'ema_history'), 5, 'its message_hub.runtime_info.ema_history is 5'),
     ((*INFO, 'ema_history'), dict(metric='', metrics=[[0]], state=[]), 'but must be metric, metrics and state'),
+    ((*INFO, 'ema_history'), dict(metric='', metrics=[], state=[], further=dict(short=5)), 'must be metric, metrics'),
     (('optimizer', 'param_groups'), 5, "the state of its optimizer or schedulers does not fit the config's"),
     (('optimizer', 'state', 0), dict(step=torch.tensor(1.0)), "does not fit the config's: KeyError"),
     (('optimizer', 'param_groups', 0, 'lr'), 'text', "does not fit the config's: TypeError"),
