@@ -66,8 +66,9 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     if not isinstance(content.get('meta'), (dict, type(None))):
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: its meta is {content['meta']!r:.80}")
     parts = {part: content.get(part) for part in ('state_dict', 'ema_state_dict', SECOND, FURTHER)}
-    if isinstance(parts[FURTHER], dict):
-        parts.update({f'{FURTHER}[{name!r:.80}]': state for name, state in parts[FURTHER].items()})
+    further = content.get(FURTHER)
+    if isinstance(further, dict):
+        parts.update({f'{FURTHER}[{name!r:.80}]': state for name, state in further.items()})
     for part, names in parts.items():
         if isinstance(names, dict) and not all(isinstance(name, str) for name in names):
             raise ForeignFile(f'{path} is not a checkpoint of MMEngine: not all names in {part} are text')

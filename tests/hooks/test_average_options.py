@@ -1,13 +1,14 @@
 """Options of the average's class in a run: which weights it has."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.posthoc import Fit, Reconstruction, Target, read_run
 from mmyolo_ema.posthoc.build import build
-from mmyolo_ema.posthoc.snapshots import read_run
 from tests.helpers import assert_equal
 from tests.hooks.toy import Toy, average_of, toy_hook
 
@@ -53,8 +54,8 @@ def test_run_with_excluded_weights_resumes(excluding, tmp_path):
 def test_excluded_weights_of_another_average_are_those_of_the_newest_file(excluding, tmp_path):
     excluding('run')
     run = read_run(tmp_path / 'run')
-    halves = {count: [0.5 * (kind == 'ema') for _, kind in run.sources] for count in run.multiplicities}
-    built = build(run, dict(mean=halves))['mean']
+    halves = Fit(np.array([0.5, 0.5, 0, 0]), 0, 1, 0, 0)  # of both averages, and none of the raw weights
+    built = build([Reconstruction(run, Target('mean', run.schedule), dict.fromkeys(run.multiplicities, halves))])[0]
     averaged = [both_of(tmp_path / 'run' / f'epoch_{epoch}.pth')[0] for epoch in (1, 2)]
     assert torch.equal(built['out.weight'], averaged[1]['out.weight'])
     torch.testing.assert_close(built['linear.weight'],
