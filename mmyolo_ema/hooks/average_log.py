@@ -102,7 +102,7 @@ class AverageLog:
         return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}))
 
     @staticmethod
-    def _history(message_hub: MessageHub) -> dict:
+    def _history(message_hub: MessageHub) -> dict[str, Any]:
         if HISTORY not in message_hub.runtime_info:
             message_hub.update_info(HISTORY, dict(metric='', metrics=[], state=[]))
         return message_hub.runtime_info[HISTORY]  # get_info() would return a copy
@@ -127,7 +127,7 @@ def _has_points(history: Any, parts: tuple[str, ...], length: int) -> bool:
         for part in parts for point in history[part])
 
 
-def _numbers(metrics: dict) -> dict[str, float]:
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Returns the metrics that are numbers, as Python's own, because a checkpoint stores them."""
     return {name: float(value) for name, value in metrics.items() if isinstance(value, float)}
 

@@ -1,7 +1,7 @@
 """The picture of how an average fared in a run."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,9 +21,9 @@ class AverageCurves(NamedTuple):
 
     unit: str
     metric: str
-    metrics: list
-    state: list
-    further: dict[str, dict[str, list]]
+    metrics: list[Any]
+    state: list[Any]
+    further: dict[str, dict[str, list[Any]]]
 
 
 def draw_average_curves(curves: AverageCurves, path: Path) -> None:

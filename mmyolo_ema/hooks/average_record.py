@@ -35,7 +35,7 @@ class AverageRecord:
         self._age: Optional[float] = 0.0
         self._counted = 0
 
-    def go_on(self, meta: dict, updates: int) -> str:
+    def go_on(self, meta: dict[str, Any], updates: int) -> str:
         """Goes on from the average of a checkpoint.
 
         Args:

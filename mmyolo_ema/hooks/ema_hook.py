@@ -229,7 +229,7 @@ class EMAHook(MMEngineEMAHook):
         self._advise(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+                         outputs: Optional[dict[str, Any]] = None) -> None:
         """Updates the average if the optimizer made a step.
 
         Args:
@@ -307,7 +307,7 @@ class EMAHook(MMEngineEMAHook):
         if self.evaluate_on_ema:
             self._swap_in(self.ema_model)
 
-    def after_val_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Optional[dict[str, Any]] = None) -> None:
         """Gives the model its own weights back, and adds the metrics of its own.
 
         Args:
@@ -352,7 +352,7 @@ class EMAHook(MMEngineEMAHook):
             if self.evaluate_on_ema:
                 self._swap_in(self.ema_model)
 
-    def after_test_epoch(self, runner: Runner, metrics: Optional[dict] = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: Optional[dict[str, Any]] = None) -> None:
         """Gives the model its own weights back.
 
         Args:
@@ -361,7 +361,7 @@ class EMAHook(MMEngineEMAHook):
         """
         self._swap_out()
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Puts the average where every loader looks for weights, and the raw ones under ``ema_state_dict``.
 
         Args:
@@ -378,7 +378,7 @@ class EMAHook(MMEngineEMAHook):
         if self._has_begun(runner):
             self._further.store(checkpoint)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
 
         Args:

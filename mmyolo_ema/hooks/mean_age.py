@@ -62,7 +62,7 @@ class MeanAge:
                          f'{updates:,} updates would be {_numbers(chosen)}')
         return dict(momentum=average.momentum, gamma=average.gamma)
 
-    def keep(self, average: BaseAveragedModel, meta: dict) -> None:
+    def keep(self, average: BaseAveragedModel, meta: dict[str, Any]) -> None:
         """Gives an average the schedule that made that of a checkpoint, if the file tells it and it is a ramp."""
         schedule = None
         with suppress(ValueError):

@@ -1,7 +1,7 @@
 """Telling real optimizer steps from iterations."""
 
 import weakref
-from typing import Union
+from typing import Any, Union
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
@@ -36,7 +36,7 @@ class OptimizerSteps:
         # torch keeps the function for the rest of the process; the model must not be kept with it.
         heard = weakref.ref(self._heard)
 
-        def note(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        def note(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stepped = heard()
             if stepped is not None and not is_skipped(optimizer):
                 stepped.add(optimizer)
@@ -62,7 +62,7 @@ class OptimizerSteps:
         patience = accumulative_counts(optim_wrapper)
         return stepped or not all(self._is_listened_to(family, patience) for family in families)
 
-    def _is_listened_to(self, family: list, patience: int) -> bool:
+    def _is_listened_to(self, family: list[Any], patience: int) -> bool:
         """Whether silence means that there was no step.
 
         Args:
@@ -86,11 +86,11 @@ def accumulative_counts(optim_wrapper: Wrapper) -> int:
     return min(iterations_per_step(wrapper) for wrapper in _wrappers(optim_wrapper))
 
 
-def _wrappers(optim_wrapper: Wrapper) -> list:
+def _wrappers(optim_wrapper: Wrapper) -> list[Any]:
     return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
 
 
-def _with_wrapped(optimizer: object) -> list:
+def _with_wrapped(optimizer: object) -> list[Any]:
     """Returns an optimizer and, if torch does not listen to it, those in its attributes and in theirs."""
     family = [optimizer]
     for member in family:

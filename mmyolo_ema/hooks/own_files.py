@@ -14,7 +14,7 @@ from mmyolo_ema.printing import printable
 __all__ = ['OwnFilesOnly', 'forget_other_files']
 
 
-def forget_other_files(runner: Runner, checkpoint: dict) -> None:
+def forget_other_files(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """Drops what a checkpoint tells MMEngine's CheckpointHook to delete outside its folders, or of a later time.
 
     The hook deletes the best checkpoint, a file or a whole folder, when there is a better one, and the older ones of
@@ -55,7 +55,7 @@ class OwnFilesOnly(Hook):
 
     priority = 'VERY_HIGH'
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Looks at a checkpoint that the run resumes from.
 
         Args:

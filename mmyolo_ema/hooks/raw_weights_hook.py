@@ -1,5 +1,7 @@
 """Test the raw weights of an EMA checkpoint instead of the averaged ones."""
 
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -24,7 +26,7 @@ class RawWeightsHook(Hook):
 
     priority = 'HIGHEST'
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Puts the raw weights where the runner looks for weights.
 
         Args:

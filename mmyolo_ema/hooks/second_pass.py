@@ -19,7 +19,7 @@ __all__ = ['validate_once_more']
 _OF_AN_ITERATION = ('before_val_iter', 'after_val_iter')
 
 
-def validate_once_more(runner: Runner, by: Hook) -> dict:
+def validate_once_more(runner: Runner, by: Hook) -> dict[str, Any]:
     """Runs the validation loop within a validation that is about to begin, and returns its metrics.
 
     The loop itself runs, whatever its class, with the weights that are in the model. Hooks take part in each
@@ -33,7 +33,7 @@ def validate_once_more(runner: Runner, by: Hook) -> dict:
     """
     later = runner.hooks[runner.hooks.index(by) + 1:]
     call_hook = runner.call_hook
-    measured: dict = {}
+    measured: dict[str, Any] = {}
 
     def call_some_hooks(fn_name: str, **kwargs: Any) -> None:
         if fn_name in _OF_AN_ITERATION:

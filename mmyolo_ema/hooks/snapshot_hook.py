@@ -82,7 +82,7 @@ class SnapshotHook(Hook):
         self._second_segments: Segments = ()
         # What MMEngine's hook does not say of its average.
         self._own_record: Optional[AverageRecord] = None
-        self._resumed_from: Optional[dict] = None
+        self._resumed_from: Optional[dict[str, Any]] = None
         self._folder: Optional[Path] = None
         self._updates = self._written = 0
         self._runner: Callable[[], Optional[Runner]] = lambda: None
@@ -116,7 +116,7 @@ class SnapshotHook(Hook):
                 self._announce(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+                         outputs: Optional[dict[str, Any]] = None) -> None:
         """Updates the second average with the first, and writes a snapshot when one is due.
 
         Args:
@@ -154,7 +154,7 @@ class SnapshotHook(Hook):
         if self._updates != self._written:
             self._write(runner, runner.iter)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Adds the second average, so that it goes on when the run is resumed, and says which schedules made both.
 
         Args:
@@ -168,7 +168,7 @@ class SnapshotHook(Hook):
             checkpoint[SECOND] = cpu_copies(self._second.state_dict())
             said.update(self._about_second())
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the second average from a checkpoint that the run is resumed from.
 
         Args:
@@ -237,7 +237,7 @@ class SnapshotHook(Hook):
             if path > self._path(self._updates):
                 _put_aside(path)
 
-    def _load_second(self, checkpoint: dict) -> None:
+    def _load_second(self, checkpoint: dict[str, Any]) -> None:
         assert self._second is not None
         stored = origin(checkpoint).get('second_momentum') if SECOND in checkpoint else None
         if stored != self._second_momentum:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def store(checkpoint: dict, ema_model: BaseAveragedModel, has_begun: bool) -> None:
+def store(checkpoint: dict[str, Any], ema_model: BaseAveragedModel, has_begun: bool) -> None:
     """Puts an average into a checkpoint, under ``state_dict``, and the raw weights from there under ``ema_state_dict``.
 
     Args:
@@ -102,7 +102,7 @@ def cpu_copies(state: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def exchange(checkpoint: dict) -> None:
+def exchange(checkpoint: dict[str, Any]) -> None:
     """Puts the raw weights of a loaded checkpoint under ``state_dict``, and the average under ``ema_state_dict``.
 
     Args:
@@ -119,7 +119,7 @@ def exchange(checkpoint: dict) -> None:
             stored[PREFIX + name] = averaged
 
 
-def origin(checkpoint: dict, resumes: bool) -> str:
+def origin(checkpoint: dict[str, Any], resumes: bool) -> str:
     """Returns in words how an average goes on from a checkpoint.
 
     Args:
@@ -134,7 +134,7 @@ def origin(checkpoint: dict, resumes: bool) -> str:
     return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 
-def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict, goes_on: bool,
+def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict[str, Any], goes_on: bool,
          updates: int) -> list[Mismatches]:
     """Loads what fits into an average, as the model would load it. What the file lacks is the model's.
 

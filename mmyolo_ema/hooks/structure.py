@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -65,6 +66,6 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             model.train(current)
 
 
-def _same(now: dict, before: dict) -> bool:
+def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether two dictionaries hold the same objects under the same names."""
     return now.keys() == before.keys() and all(value is before[name] for name, value in now.items())

@@ -231,11 +231,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         self._plan = None
         self._warned = set()
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
         return {key: value for key, value in super().__getstate__().items() if key != '_plan'}
 

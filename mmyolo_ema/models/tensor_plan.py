@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from itertools import accumulate, pairwise
 from operator import attrgetter
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,12 @@ class Pair(NamedTuple):
 class Group(NamedTuple):
     """Tensors that one fused call updates: all the averaged ones have one device and dtype."""
 
-    averaged: list
-    source: list
+    averaged: list[Tensor]
+    source: list[Tensor]
     #: Tensors like the averaged ones, for sources of another device or dtype; None for those of the same.
-    converted: Optional[list]
+    converted: Optional[list[Tensor]]
 
-    def converted_source(self) -> list:
+    def converted_source(self) -> list[Tensor]:
         """Returns the source tensors on the device and in the dtype of the average."""
         if self.converted is None:
             return self.source
@@ -236,7 +236,7 @@ def is_averaged(source: Tensor, reference: TensorReference, update_buffers: bool
 
 def _grouped(pairs: list[Pair]) -> list[Group]:
     """Groups pairs by the device and dtype of the averaged tensor, and by whether the source has the same."""
-    groups: dict[tuple, list[Pair]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Pair]] = defaultdict(list)
     for pair in pairs:
         kind = pair.averaged.device, pair.averaged.dtype
         groups[(*kind, (pair.source.device, pair.source.dtype) == kind)].append(pair)

@@ -1,7 +1,7 @@
 """Where a module holds its tensors, by name."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ __all__ = ['TensorReference', 'check_same_tensors', 'tensor_references', 'unwrap
 class TensorReference(NamedTuple):
     """A place in a module that holds a tensor: ``holder[key]``."""
 
-    holder: dict
+    holder: dict[str, Any]
     key: str
     is_parameter: bool
     is_persistent: bool
