@@ -8,6 +8,7 @@ from mmyolo_ema.cli.posthoc_picture import draw_horizons
 from mmyolo_ema.cli.posthoc_tables import sweep_table, verdict
 from mmyolo_ema.posthoc import read_run
 from mmyolo_ema.posthoc.bootstrap import Comparison
+from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR
 from mmyolo_ema.posthoc.sweep import sweep
 
 HOOK = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"
@@ -50,7 +51,8 @@ def test_best_horizon_is_found_and_closed_in_on(run, path):
     # A horizon of 14 updates has a mean age of 13, which is update 87 of 100.
     result = sweep(run, Nearness(87), ['5', 20, '40'], path)
     assert list(result.candidates) == ['shipped', 'raw', '5', '20', '40', '7.071', '14.14', '11.89', '16.82']
-    assert (result.best.name, result.best.score) == ('14.14', pytest.approx(0, abs=0.2))
+    averages = {name: candidate.score for name, candidate in result.candidates.items() if name != 'raw'}
+    assert result.best.name == max(averages, key=averages.get) == '14.14'
     assert result.best.average.target == run.average('14.14').target
 
 
@@ -82,7 +84,8 @@ def test_picture_has_metric_and_error_by_the_age(run, path, figures):
 def test_average_that_cannot_be_made_well_is_dropped(run, path):
     evaluation = Nearness(87)
     result = sweep(run, evaluation, ['2', '14'], path)
-    assert result.dropped == {'2': pytest.approx(0.4, abs=0.3)}
+    assert result.dropped == {'2': run.average('2').error}
+    assert result.dropped['2'] > USUAL_ERROR
     assert evaluation.measured[:3] == ['shipped', 'raw', '14']
     assert '2' not in evaluation.measured
 
