@@ -65,7 +65,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             None: all.
         exclude (list[str]): Regular expressions; what they are found in is copied instead. A shared tensor is excluded
             if one of its names is. Defaults to none.
-
         dtype (str | torch.dtype, optional): 'float32' or 'float64': in which the average is kept of weights that have
             fewer bits, such as bfloat16. What is copied or frozen keeps the model's. Defaults to None: the model's.
         save_dtype (str | torch.dtype, optional): In which the EMAHook of this package stores an average that is kept
