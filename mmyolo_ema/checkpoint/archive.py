@@ -94,7 +94,8 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
         _check_one_directory(path, archive)
         entries = archive.infolist()
         # torch finds an entry whatever its case, and in the folder of the first one.
-        sizes = {entry.filename.lower(): entry.file_size for entry in entries}
+        sizes = {entry.orig_filename.lower(): entry.file_size for entry in entries}
+        programs = [entry for entry in entries if entry.orig_filename.lower().endswith('data.pkl')]
         is_stored = [entry.compress_type == zipfile.ZIP_STORED for entry in entries]
         if len(sizes) < len(entries):
             raise zipfile.BadZipFile('the archive has two entries of one name')
@@ -102,12 +103,11 @@ def _inspected(path: Path, identity: tuple[int, ...]) -> bool:
             raise zipfile.BadZipFile('the archive has an entry of two sizes')
         if sum(sizes.values()) > most:
             raise NotPlain('compressed data that is far larger than the file')
-        folder = entries[0].filename.split('/')[0] if entries else ''
-        for entry in entries:
-            if entry.filename.lower().endswith('data.pkl'):
-                with archive.open(entry) as program:
-                    check_program(program, most,
-                                  lambda name, count: sizes.get(f'{folder}/data/{name}'.lower()) == count)
+        if len(programs) != 1:
+            raise zipfile.BadZipFile(f'the archive has {len(programs)} pickles')
+        folder = entries[0].orig_filename.split('/')[0]
+        with archive.open(programs[0]) as program:
+            check_program(program, most, lambda name, count: sizes.get(f'{folder}/data/{name}'.lower()) == count)
         return all(is_stored)
 
 

@@ -15,11 +15,12 @@ MOST_DEPTH = 64
 #: many such keys takes hours.
 MOST_BITS_OF_KEY = 64
 
-#: The memory that a step takes, about: no empty container has more, and a number far less.
+#: The memory that a step takes, about: no empty container has more, and a number far less, as what makes nothing new.
 BYTES_OF_STEP, _BYTES_OF_NUMBER = 256, 32
+_SMALL_STEPS = ('MARK', 'APPEND', 'SETITEM')
 
 # How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
-_MOST_ITEMS = 10**4
+_MOST_ITEMS = 10**5
 
 # How many keys may be neither text nor a number of few bits.
 _MOST_ODD_KEYS = 100
@@ -62,9 +63,8 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
     memo: dict[Any, _Item] = {}
     odd_keys = taken_bytes = 0
     for opcode, argument, _ in pickletools.genops(program):
-        is_of_memo = 'PUT' in opcode.name or 'GET' in opcode.name
-        is_number = isinstance(argument, (int, float)) and not is_of_memo
-        taken_bytes += _BYTES_OF_NUMBER if is_number else BYTES_OF_STEP
+        is_small = isinstance(argument, (int, float)) or opcode.name.startswith(_SMALL_STEPS)
+        taken_bytes += _BYTES_OF_NUMBER if is_small else BYTES_OF_STEP
         if taken_bytes > most_bytes:
             raise NotPlain(f'a program that takes more than {most_bytes:,} bytes, which is far larger than the file')
         if 'PUT' in opcode.name:
@@ -130,7 +130,12 @@ def _called(opcode: str, argument: _Item, called: _Item) -> _Item:
 
 def _check_storage(item: _Item, is_storage: Callable[[Any, int], bool]) -> None:
     """Raises unless the file has what a persistent identifier names; torch maps what lies behind a record too."""
-    _, kind, name, _, count, *_ = (part.name.rpartition(' ')[2] or part.value for part in item.value)
+    _, kind, name, _, count, *_ = item.value
+    # What a call makes has a name that is not known here, and a text of other signs may be decoded in two ways.
+    if not (isinstance(name.value, str) and name.value.isascii() and name.value.isdigit()):
+        raise NotPlain('a tensor whose record is not named by a number')
+    kind = kind.name.rpartition(' ')[2]
     size = 1 if kind == 'UntypedStorage' else StorageType(kind).dtype.itemsize
-    if not is_storage(name, count * size):
-        raise NotPlain(f'a tensor of {count} times {size} bytes, which is not the size of its record {name!r:.80}')
+    if not is_storage(name.value, count.value * size):
+        raise NotPlain(f'a tensor of {count.value} times {size} bytes, which is not the size of its record '
+                       f'{name.value!r:.80}')

@@ -29,8 +29,8 @@ def name(module, attribute):
     return f'c{module}\n{attribute}\n'.encode()
 
 
-def tensor(count, kind='FloatStorage', key='0'):
-    storage = b'(' + text('storage') + name('torch', kind) + text(key) + text('cpu') + integer(count) + b'tQ'
+def tensor(count, kind='FloatStorage', key='0', named=text):
+    storage = b'(' + text('storage') + name('torch', kind) + named(key) + text('cpu') + integer(count) + b'tQ'
     return (name('torch._utils', '_rebuild_tensor_v2') + b'(' + storage + integer(0) + b'(' + integer(count) + b't(' +
             integer(1) + b't\x89' + name('collections', 'OrderedDict') + b')RtR')
 
@@ -106,6 +106,41 @@ def test_tensor_of_another_size_than_its_record_is_refused(tmp_path, count, kind
                 partial(checkpoint.extract, out=tmp_path / 'out.pth')):
         with pytest.raises(ValueError, match=rf"a\.pth is refused, .* is not the size of its record '{key}'"):
             use(path)
+
+
+@pytest.mark.parametrize('key', [name('_codecs', 'encode') + text('0') + text('latin1') + b'\x86R', b'\x88', integer(2),
+                                 b'U\x02\xc2\xb2'], ids=['call', 'boolean', 'integer', 'bytes'])
+def test_record_of_another_name_than_a_number_in_text_is_refused(tmp_path, key):
+    # A number is listed in an older file by the opcode that tells the protocol; a call is known by what is called.
+    path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4, key=key, named=bytes) + b's')
+    with zipfile.ZipFile(path, 'a') as archive:
+        for record in ('encode', 'None', '2', '\xc2\xb2'):
+            archive.writestr(f'a/data/{record}', WEIGHT)
+    torch.save(dict(state_dict={}), tmp_path / 'b.pth', _use_new_zipfile_serialization=False)
+    older = (tmp_path / 'b.pth').read_bytes()
+    start = older.rindex(b'\x80\x02}')
+    (tmp_path / 'b.pth').write_bytes(older[:start] + b'\x80\x02}(' + text('state_dict') + b'}' + text('w') +
+                                     tensor(4, key=key, named=bytes).replace(b'tQ', b'NtQ') + b'su.\x80\x02].')
+    for file in (path, tmp_path / 'b.pth'):
+        with pytest.raises(ValueError, match='a tensor whose record is not named by a number'):
+            checkpoint.read(file, mmap=True)
+
+
+def test_archive_of_several_pickles_is_refused(tmp_path):
+    path = write(tmp_path / 'a.pth', b'}')
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('b/data.pkl', b'N.')
+    with pytest.raises(ValueError, match='the archive has 2 pickles'):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize('meta', [
+    dict(classes=tuple(f'class {index}' for index in range(20_000))),
+    dict(log=[dict(step=index, loss=0.5) for index in range(100_000)]),
+], ids=['classes', 'log'])
+def test_long_record_of_a_run_is_read(tmp_path, meta):
+    torch.save(dict(state_dict={}, meta=meta), tmp_path / 'a.pth')
+    assert checkpoint.read(tmp_path / 'a.pth')['meta'] == meta
 
 
 @pytest.mark.parametrize('names', [b'](e', b'X\x01\x00\x00\x000](e', b'}X\x01\x00\x00\x00aX\x01\x00\x00\x000s'])
