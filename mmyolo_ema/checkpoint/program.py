@@ -16,8 +16,11 @@ MOST_DEPTH = 64
 MOST_BITS_OF_KEY = 64
 
 #: The memory that a step takes, about: no empty container has more, and a number far less, as what makes nothing new.
-BYTES_OF_STEP, _BYTES_OF_NUMBER = 256, 32
+BYTES_OF_STEP, _BYTES_OF_NUMBER = 256, 48
 _SMALL_STEPS = ('MARK', 'APPEND', 'SETITEM')
+
+# torch's safe reader lacks the steps of newer ones.
+_LAST_PROTOCOL = 3
 
 # How many items a tuple may hold, with all that is in it. One can be a key, whose hash takes as long as it is large.
 _MOST_ITEMS = 10**5
@@ -63,6 +66,9 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
     memo: dict[Any, _Item] = {}
     odd_keys = taken_bytes = 0
     for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name == 'PROTO' and int(argument or 0) > _LAST_PROTOCOL:
+            raise NotPlain(f'a pickle of protocol {argument}, which torch does not read safely: load it in full if you '
+                           'trust it, and save it with pickle_protocol=2')
         is_small = isinstance(argument, (int, float)) or opcode.name.startswith(_SMALL_STEPS)
         taken_bytes += _BYTES_OF_NUMBER if is_small else BYTES_OF_STEP
         if taken_bytes > most_bytes:
@@ -73,7 +79,7 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
         if 'GET' in opcode.name:
             stack.append(memo[argument]._replace(is_repeated=True))
             continue
-        taken = _take(stack, opcode)
+        taken = _take(stack, opcode) if opcode.stack_before else []
         if 'TUPLE' in opcode.name:
             stack.append(_tuple(taken))
         elif opcode.name == 'GLOBAL':
@@ -94,7 +100,7 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
             stack.append(_Item())
         else:
             is_long = isinstance(argument, int) and argument.bit_length() > MOST_BITS_OF_KEY
-            stack += [_Item(value=argument, is_odd_key=is_long)] * len(opcode.stack_after)
+            stack += [_Item(0, 1, '', argument, is_long)] * len(opcode.stack_after)
 
 
 def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[_Item]:

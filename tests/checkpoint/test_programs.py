@@ -126,6 +126,18 @@ def test_record_of_another_name_than_a_number_in_text_is_refused(tmp_path, key):
             checkpoint.read(file, mmap=True)
 
 
+@pytest.mark.parametrize('is_archive', [True, False])
+def test_newer_pickle_protocol_is_named(tmp_path, is_archive):
+    for protocol in (3, 4, 5):
+        torch.save(dict(state_dict=dict(w=torch.ones(4))), tmp_path / 'a.pth', pickle_protocol=protocol,
+                   _use_new_zipfile_serialization=is_archive)
+        if protocol == 3:
+            assert torch.equal(checkpoint.read(tmp_path / 'a.pth')['state_dict']['w'], torch.ones(4))
+        else:
+            with pytest.raises(ValueError, match=f'a pickle of protocol {protocol}, which torch does not read safely'):
+                checkpoint.read(tmp_path / 'a.pth')
+
+
 def test_archive_of_several_pickles_is_refused(tmp_path):
     path = write(tmp_path / 'a.pth', b'}')
     with zipfile.ZipFile(path, 'a') as archive:
