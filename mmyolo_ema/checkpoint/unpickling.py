@@ -325,6 +325,8 @@ def _dense(tensor: Tensor) -> tuple[Tensor, int]:
     """Returns a tensor without the attributes that a file may give it."""
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
         raise NotPlain(f'a tensor that is no array of numbers ({tensor.layout}, {tensor.dtype}, {tensor.device})')
+    if tensor.ndim > MOST_DEPTH:  # which torch neither computes with nor shows
+        raise NotPlain(f'a tensor of {tensor.ndim} dimensions')
     tensor = tensor.detach()
     return tensor, 64 + tensor.nbytes
 

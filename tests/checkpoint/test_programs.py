@@ -138,6 +138,12 @@ def test_newer_pickle_protocol_is_named(tmp_path, is_archive):
                 checkpoint.read(tmp_path / 'a.pth')
 
 
+def test_tensor_of_many_dimensions_is_refused(tmp_path):
+    torch.save(dict(state_dict=dict(w=torch.ones([1] * 5000))), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='a tensor of 5000 dimensions'):
+        checkpoint.read(tmp_path / 'a.pth')
+
+
 def test_archive_of_several_pickles_is_refused(tmp_path):
     path = write(tmp_path / 'a.pth', b'}')
     with zipfile.ZipFile(path, 'a') as archive:
