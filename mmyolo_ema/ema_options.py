@@ -21,7 +21,7 @@ _OF_HOOK = dict(mmengine=_OF_MMENGINE,
 # What this package's class takes, and not MMDetection's of the same name.
 _OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype')
 # Names that no further average can have: those of others, and what ends metrics of COCO.
-_TAKEN = ('ema', 'raw', 'origin', 's', 'm', 'l')
+_TAKEN = ('ema', 'raw', 'only', 'origin', 's', 'm', 'l')
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
 

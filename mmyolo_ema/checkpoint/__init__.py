@@ -14,6 +14,7 @@ from mmyolo_ema.checkpoint.weights import (
     raw_weights,
     state_dict_kind,
     updates_in,
+    weights_in,
     weights_of,
 )
 
@@ -21,5 +22,5 @@ __all__ = [
     'PREFIX', 'Comparison', 'ForeignFile', 'Inspection', 'Misfits', 'Mismatches', 'Published', 'averaged_weights',
     'check_no_program', 'compare', 'extract', 'has_ema', 'inspect', 'latest_complete', 'latest_whole', 'listed',
     'load_all', 'load_fitting', 'publish', 'raw_weights', 'read', 'state_dict_kind', 'updates_in', 'use_safe_loader',
-    'verify', 'weights_of'
+    'verify', 'weights_in', 'weights_of'
 ]

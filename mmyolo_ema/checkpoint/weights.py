@@ -16,9 +16,9 @@ from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
 from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
-    'FURTHER', 'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of', 'has_ema',
-    'is_dense', 'origin', 'place_of', 'raw_weights', 'second_weights', 'single_precision_bytes', 'state_dict_kind',
-    'tensors', 'unprefixed', 'updates_in', 'weights_of'
+    'FURTHER', 'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of',
+    'further_averages', 'has_ema', 'is_dense', 'origin', 'place_of', 'raw_weights', 'second_weights',
+    'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed', 'updates_in', 'weights_in', 'weights_of'
 ]
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -65,6 +65,13 @@ def second_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return _of_average(stored) if isinstance(stored, dict) else {}
 
 
+def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the states of the further averages of an EMAHook by name, as they are stored; may be empty."""
+    stored = checkpoint.get(FURTHER)
+    return {name: state for name, state in (stored if isinstance(stored, dict) else {}).items()
+            if isinstance(name, str) and name not in ('ema', 'raw', 'only') and isinstance(state, dict)}
+
+
 def _of_average(stored: dict[str, Any]) -> dict[str, Any]:
     return unprefixed({name: value for name, value in stored.items()
                        if isinstance(name, str) and name.startswith(PREFIX)}, like=stored)
@@ -105,17 +112,39 @@ def unprefixed(weights: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_dict_kind(checkpoint: dict[str, Any]) -> str:
-    """Returns which weights are under ``state_dict``: 'ema', 'raw', or 'only' if the file does not say."""
+    """Returns which weights are under ``state_dict``.
+
+    'ema', 'raw', 'only' if the file does not say, or the name of the further average that they were extracted from.
+    """
     if has_ema(checkpoint):
         return 'ema'
     kind = origin(checkpoint).get('weights')
-    return kind if kind in ('ema', 'raw') else 'only'
+    return kind if isinstance(kind, str) and kind.isidentifier() else 'only'
 
 
-def origin(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``."""
+def weights_in(checkpoint: dict[str, Any]) -> list[str]:
+    """Returns which weights are in a file, as :func:`weights_of` takes them: those under ``state_dict`` first.
+
+    Example:
+        >>> weights_in(dict(state_dict={}, ema_state_dict={}, ema_averages=dict(short={})))
+        ['ema', 'raw', 'short']
+    """
+    raw = ['raw'] if has_ema(checkpoint) else []
+    return list(dict.fromkeys([state_dict_kind(checkpoint), *raw, *further_averages(checkpoint)]))
+
+
+def origin(checkpoint: dict[str, Any], kind: str = 'ema') -> dict[str, Any]:
+    """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``.
+
+    Args:
+        checkpoint: As :func:`read` returns it.
+        kind: The name of a further average, for what the file says about that. Defaults to 'ema': about all.
+    """
     meta = checkpoint.get('meta')
     own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
+    if kind in further_averages(checkpoint) and isinstance(own, dict):
+        averages = own.get('averages')
+        own = averages.get(kind) if isinstance(averages, dict) else None
     return own if isinstance(own, dict) else {}
 
 
@@ -124,18 +153,21 @@ def weights_of(checkpoint: dict[str, Any], kind: Optional[str] = None) -> dict[s
 
     Args:
         checkpoint: As :func:`read` returns it.
-        kind: 'ema' for the averaged weights, or the only ones of a file that does not say which they are; 'raw'.
-            Defaults to None: those under ``state_dict``, averaged or the only ones.
+        kind: 'ema' for the averaged weights, or the only ones of a file that does not say which they are; 'raw'; or
+            the name of a further average. Defaults to None: those under ``state_dict``, averaged or the only ones.
 
     Raises:
-        ValueError: If the file does not hold them.
+        ValueError: If the file does not hold them, with the names of those that it holds.
     """
-    stored = state_dict_kind(checkpoint)
-    if kind == 'raw' and stored != 'raw' and has_ema(checkpoint):
+    further, stored = further_averages(checkpoint), state_dict_kind(checkpoint)
+    if kind in further:
+        return _of_average(further[kind])
+    if kind == 'raw' and has_ema(checkpoint):
         return raw_weights(checkpoint)
     if kind not in (None, stored) and (stored, kind) != ('only', 'ema'):
-        known = 'one set of weights' if stored == 'only' else f'the {stored} weights'
-        raise ValueError(f'it holds {known} only, so that there is nothing for --weights {kind}')
+        names = weights_in(checkpoint)
+        known = 'one set of weights' if names == ['only'] else f'the {", ".join(names)} weights'
+        raise ValueError(f'it holds {known} only, and none called {kind!r}')
     return averaged_weights(checkpoint)
 
 
@@ -146,9 +178,15 @@ def first_names(weights: dict[str, Any]) -> dict[str, str]:
             for name, value in weights.items()}
 
 
-def updates_in(checkpoint: dict[str, Any]) -> Optional[int]:
-    """Returns how many updates the average in a checkpoint has had, None if it does not say."""
-    steps = checkpoint['ema_state_dict'].get('steps') if has_ema(checkpoint) else origin(checkpoint).get('updates')
+def updates_in(checkpoint: dict[str, Any], kind: str = 'ema') -> Optional[int]:
+    """Returns how many updates the average in a checkpoint has had, None if it does not say.
+
+    Args:
+        checkpoint: As :func:`read` returns it.
+        kind: The name of a further average. Defaults to 'ema': the main one.
+    """
+    state = further_averages(checkpoint).get(kind, checkpoint.get('ema_state_dict'))
+    steps = state.get('steps') if isinstance(state, dict) else origin(checkpoint).get('updates')
     if isinstance(steps, Tensor) and steps.numel() == 1 and form_of(steps).kind == 'integer':
         steps = int(steps)
     # More take too long to go through.

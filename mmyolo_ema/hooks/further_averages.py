@@ -10,7 +10,7 @@ from torch import nn
 
 from mmyolo_ema._upstream import add_own_state
 from mmyolo_ema.checkpoint import Mismatches, load_fitting
-from mmyolo_ema.checkpoint.weights import FURTHER, origin
+from mmyolo_ema.checkpoint.weights import FURTHER, further_averages, origin
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
@@ -82,7 +82,8 @@ class FurtherAverages:
             state = average.state_dict()
             # As for the main one: a hook of a module may remove what is not its own.
             add_own_state(average, state)
-            checkpoint[FURTHER][name] = cpu_copies(state)
+            state.update(cpu_copies(state))  # it has the versions of modules, too
+            checkpoint[FURTHER][name] = state
         checkpoint['meta']['mmyolo_ema']['averages'] = {name: record.as_meta() for name, record in self.records.items()}
 
     def load(self, checkpoint: dict[str, Any], main: BaseAveragedModel, resumes: bool) -> tuple[str, list[Mismatches]]:
@@ -97,16 +98,13 @@ class FurtherAverages:
             What there is to say about it, or nothing, and what each does not have in common with the file's.
         """
         self.forget_schedules()
-        content = checkpoint.get(FURTHER) if resumes else None
-        stored = {name: state for name, state in (content if isinstance(content, dict) else {}).items()
-                  if isinstance(state, dict)}
-        about = origin(checkpoint).get('averages')
+        stored = further_averages(checkpoint) if resumes else {}
         said, mismatches = '', []
         for name, average in self.averages.items():
             meta = checkpoint.get('meta') or {}
             if name in stored:
                 mismatches.append(load_fitting(stored[name], average))
-                meta = dict(mmyolo_ema=about.get(name) if isinstance(about, dict) else None)
+                meta = dict(mmyolo_ema=origin(checkpoint, name))
             else:
                 load_fitting(dict(steps=main.steps), average)
                 copy_tensors(main.module, average.module)

@@ -130,7 +130,7 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
 
 def test_extracted_raw_weights_are_not_taken_for_averaged_ones(trained, tmp_path):
     extract(trained, tmp_path / 'raw.pth', 'raw')
-    with pytest.raises(ValueError, match='it holds the raw weights only, so that there is nothing for --weights ema'):
+    with pytest.raises(ValueError, match="it holds the raw weights only, and none called 'ema'"):
         extract(tmp_path / 'raw.pth', tmp_path / 'b.pth', 'ema')
     extract(tmp_path / 'raw.pth', tmp_path / 'b.pth')
     assert checkpoint.read(tmp_path / 'b.pth')['meta']['mmyolo_ema'] == dict(weights='raw', updates=8)

@@ -250,6 +250,27 @@ def test_raw_weights_of_a_file_without_ema_raise(stored):
         checkpoint.raw_weights(stored)
 
 
+def test_weights_are_found_by_their_names(stored, net):
+    assert checkpoint.weights_in(stored) == ['ema', 'raw']
+    short = {f'module.{name}': value + 1 for name, value in net.state_dict().items()}
+    stored['ema_averages'] = dict(short=dict(short, steps=torch.tensor(7)), raw=short, broken=[1])
+    stored['meta']['mmyolo_ema'] = dict(updates=3, averages=dict(short=dict(mean_age=2.5)))
+    assert checkpoint.weights_in(stored) == ['ema', 'raw', 'short']
+    assert_equal(dict(checkpoint.weights_of(stored, 'short')),
+                 {name: value + 1 for name, value in net.state_dict().items()})
+    assert_equal(dict(checkpoint.weights_of(stored, 'raw')), dict(net.state_dict()))
+    assert_equal(dict(checkpoint.weights_of(stored, 'ema')), dict(stored['state_dict']))
+    assert (checkpoint.updates_in(stored), checkpoint.updates_in(stored, 'short')) == (2, 7)
+    with pytest.raises(ValueError, match="it holds the ema, raw, short weights only, and none called 'shrt'"):
+        checkpoint.weights_of(stored, 'shrt')
+
+
+@pytest.mark.parametrize(('said', 'kind'), [('short', 'short'), ('two words', 'only'), (['raw'], 'only')])
+def test_only_weights_are_those_that_a_file_names(said, kind):
+    content = dict(state_dict=dict(weight=torch.ones(1)), meta=dict(mmyolo_ema=dict(weights=said)))
+    assert checkpoint.weights_in(content) == [kind]
+
+
 def test_weights_of_the_model_fit(net):
     checkpoint.load_all(net.state_dict(), net)
     checkpoint.load_all({f'module.{name}': value for name, value in net.state_dict().items()}, net)

@@ -99,6 +99,15 @@ def test_run_resumes_bit_for_bit(toy, tmp_path, messages):
     assert 'EMA: resumed at update 5' in map(str, messages)
 
 
+def test_weights_of_an_average_are_read_from_a_file_by_its_name(toy, tmp_path):
+    runner = train(toy, 'run', several())
+    content = checkpoint.read(tmp_path / 'run' / 'epoch_2.pth')
+    assert checkpoint.weights_in(content) == KINDS
+    weights = checkpoint.weights_of(content, 'long')
+    assert_equal(dict(weights), dict(average_of(runner).averages['long'].module.state_dict()))
+    assert weights._metadata['norm'] == dict(version=2)
+
+
 def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy, tmp_path, messages):
     train(toy, 'before', several())
     path = tmp_path / 'before' / 'epoch_2.pth'

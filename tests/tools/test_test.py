@@ -58,7 +58,7 @@ def test_extracted_raw_weights_are_not_taken_for_averaged_ones(tool, refused, co
     checkpoint.extract(checkpoint_file, Path('raw.pth'), 'raw')
     tool('test', config_file, 'raw.pth', '--cfg-options', 'log_level=INFO', '--work-dir', 'run')
     assert "testing: the file's only weights (raw)\n" in capsys.readouterr().out
-    assert 'it holds the raw weights only, so that there is nothing for --weights ema' in refused(
+    assert "it holds the raw weights only, and none called 'ema'" in refused(
         'test', config_file, 'raw.pth', '--weights', 'ema')
 
 
