@@ -27,7 +27,8 @@ def test_documented_names_are_those_of_the_package():
             'mmyolo_ema.posthoc.fit.__name__, all(hasattr(mmyolo_ema, name) for name in mmyolo_ema.__all__))')
     ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ['0.0', 'inspect', 'fit', 'True']
-    assert {'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', '__version__'} <= set(mmyolo_ema.__all__)
+    assert {'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', 'StoredWeightsHook',
+            '__version__'} <= set(mmyolo_ema.__all__)
 
 
 @pytest.mark.slow

@@ -51,6 +51,6 @@ hook = HOOKS.build(dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', mo
 assert 'mmyolo_ema' not in sys.modules
 averaged = MODELS.build(hook.ema_cfg, default_args=dict(model=nn.Linear(1, 1)))
 assert type(averaged).__module__ == 'mmyolo_ema.models.exp_momentum_ema'
-HOOKS.build(dict(type='mmyolo_ema.RawWeightsHook'))
+HOOKS.build(dict(type='mmyolo_ema.StoredWeightsHook', weights='short'))
 """
     subprocess.run([sys.executable, '-c', program], check=True)

@@ -12,7 +12,7 @@ from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import GroupDifference, TensorDifference, by_group, difference
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import ABSENT, stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, state_dict_kind, weights_of
+from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, weights_in, weights_of
 
 __all__ = ['Comparison', 'compare']
 
@@ -55,8 +55,9 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     Args:
         one: As for :func:`mmyolo_ema.checkpoint.read`.
         other: The second file.
-        kind: 'ema' for the averaged weights, 'raw' for the raw ones; a file that does not say which weights it holds
-            fits either. Defaults to None: the averaged weights of a file that holds both, otherwise the only ones.
+        kind: 'ema' for the averaged weights, 'raw' for the raw ones, or the name of a further average; a file that
+            holds one set and does not say which fits all. Defaults to None: the averaged weights of a file that holds
+            several, otherwise the only ones.
 
     Raises:
         OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does; or if a file has no such weights.
@@ -109,7 +110,7 @@ def _distance(tensor: TensorDifference) -> float:
 
 def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
     content = read(path, mmap=True)
-    if state_dict_kind(content) == 'only':
+    if weights_in(content) == ['only']:
         return averaged_weights(content)
     try:
         return weights_of(content, kind)

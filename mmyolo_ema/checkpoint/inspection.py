@@ -23,14 +23,15 @@ from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
 from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
-    averaged_weights,
+    FURTHER,
     first_names,
     form_of,
+    further_averages,
     has_ema,
     origin,
-    raw_weights,
-    state_dict_kind,
     updates_in,
+    weights_in,
+    weights_of,
 )
 from mmyolo_ema.ema_config import hooks_in_text, hooks_named, stored_hook
 from mmyolo_ema.schedules import Schedule
@@ -44,12 +45,15 @@ class StoredWeights:
     """One set of weights in a file.
 
     Attributes:
-        kind: 'ema', 'raw', or 'only' where there is one set and the file does not say which.
+        kind: 'ema', 'raw', the name of a further average, or 'only' where the file does not say which.
         key: Where it is in the file.
         tensors: Number of tensors, by name.
         numbers: How many elements they hold; what several names share is counted once.
         dtypes: Their dtypes.
         nonfinite: Names of the tensors with NaN or infinity.
+        size: Bytes of the tensors; what several names share is counted once.
+        updates: How often the average was updated; None of raw weights, or if the file does not say.
+        mean_age: As of :class:`StoredAverage`.
     """
 
     kind: str
@@ -58,6 +62,9 @@ class StoredWeights:
     numbers: int
     dtypes: list[str]
     nonfinite: list[str] = field(default_factory=list)
+    size: int = 0
+    updates: Optional[int] = None
+    mean_age: Optional[float] = None
 
 
 @dataclass
@@ -94,7 +101,7 @@ class Inspection:
         iteration: Iterations trained, if it says so.
         written_by: Version of MMEngine, if it says so.
         weights: Its sets of weights.
-        average: Its average, None if it holds none.
+        average: Its average, the main one of several; None if it holds none.
         has_optimizer: Whether it holds the state of an optimizer, so that a run can go on from it.
         parts: Bytes of tensors in each of its parts; the rest of the file under ``'rest'``.
         distance: How far average and raw weights are apart, over all but counts and statistics, relative to the raw;
@@ -103,7 +110,7 @@ class Inspection:
         shared: Names of each tensor that is stored once under several names.
         repeated: Names of tensors with the same content that are stored several times.
         stale: Names of BatchNorm layers whose statistics in the average stopped following the model.
-        unmatched: Names that one of the two sets lacks, or has in another shape.
+        unmatched: Names that one of the sets lacks, or that average and raw weights have in another shape.
     """
 
     file: str
@@ -139,26 +146,15 @@ def inspect(path: Path) -> Inspection:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, 'epoch_1.pth')
         ...     torch.save(dict(state_dict=dict(weight=torch.tensor([1., float('nan')]))), path)
-        ...     inspect(path).weights
-        [StoredWeights(kind='only', key='state_dict', tensors=1, numbers=2, dtypes=['float32'], nonfinite=['weight'])]
+        ...     weights, = inspect(path).weights
+        >>> weights.kind, weights.tensors, weights.numbers, weights.nonfinite
+        ('only', 1, 2, ['weight'])
     """
     path = Path(path)
     content = read(path, mmap=True)
     verify(path, must_have_checksums=False)
     meta = _dictionary(content.get('meta'))
-    hook = _hook(meta)
-    sets = _sets(content)
-    average = None
-    if 'ema' in sets:
-        updates = updates_in(content)
-        made = _made(origin(content).get('posthoc'))
-        hooks = len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook'))
-        age, schedule = stored_age(meta, updates) if updates else None, _schedule(meta)
-        momentum = None if schedule is None else getattr(latest(schedule), 'momentum', None)
-        average = StoredAverage(updates, hook, age, None if schedule is None else str(schedule), hooks=hooks,
-                                horizon=momentum and 1 / momentum)
-        if made is not None:
-            average = StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made, hooks)
+    kinds = weights_in(content)
     parts = _sizes(content)
     inspection = Inspection(
         file=str(path),
@@ -167,33 +163,42 @@ def inspect(path: Path) -> Inspection:
         iteration=_integer(meta.get('iter')),
         # MMEngine appends the hash of its last commit, without a space.
         written_by=re.sub('[0-9a-f]{40}$', '', str(meta['mmengine_version'])) if 'mmengine_version' in meta else None,
-        weights=[_stored(kind, weights) for kind, weights in sets.items()],
-        average=average,
+        weights=[_stored(content, kind) for kind in kinds],
+        average=_average(content, kinds[0]),
         has_optimizer=bool(_dictionary(content.get('optimizer'))),
         parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
         distance=None,
         differences=[],
-        shared=_shared(list(sets.values())[-1]),
+        shared=_shared(weights_of(content, 'raw' if 'raw' in kinds else None)),
         repeated=[],
         stale=[],
         unmatched=[])
-    if has_ema(content):
-        inspection.weights[-1].key = 'ema_state_dict'
-    del content, sets
+    del content
     _compare_sets(path, inspection)
     return inspection
 
 
-def _sets(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the sets of weights of a file by kind, the raw one last."""
-    if has_ema(content):
-        return dict(ema=averaged_weights(content), raw=raw_weights(content))
-    return {state_dict_kind(content): averaged_weights(content)}
+def _average(content: dict[str, Any], kind: str) -> Optional[StoredAverage]:
+    """Returns what is known of an average; None of weights that are none."""
+    if kind in ('raw', 'only'):
+        return None
+    meta, updates, own = _dictionary(content.get('meta')), updates_in(content, kind), origin(content, kind)
+    hook, hooks = _hook(meta), len(hooks_named(hooks_in_text(str(meta.get('cfg') or '')), 'EMAHook'))
+    made = _made(own.get('posthoc'))
+    if made is not None:
+        return StoredAverage(updates, hook, made.get('mean_age'), made.get('schedule'), made, hooks)
+    if kind != 'ema':
+        meta = dict(mmyolo_ema=own)  # the config tells the schedule of the main one
+    age, schedule = stored_age(meta, updates) if updates else None, _schedule(meta)
+    momentum = None if schedule is None else getattr(latest(schedule), 'momentum', None)
+    return StoredAverage(updates, hook, age, None if schedule is None else str(schedule), hooks=hooks,
+                         horizon=momentum and 1 / momentum)
 
 
 def _compare_sets(path: Path, inspection: Inspection) -> None:
     """Goes through all weights once, and adds what it finds."""
     kinds = [weights.kind for weights in inspection.weights]
+    has_both, raw_place = kinds[:2] == ['ema', 'raw'], kinds.index('raw') if 'raw' in kinds else 0
     names: dict[bytes, list[str]] = {}
     compared: list[TensorDifference] = []
     lag: dict[str, int] = {}
@@ -202,14 +207,14 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
             if isinstance(value, Tensor) and not _is_finite(value):
                 weights.nonfinite.append(name)
         # The raw weights say which tensors a model shares: an average may have lost it.
-        last = values[-1]
-        content = fingerprint(last) if isinstance(last, Tensor) and last.dim() > 1 else None
+        raw = values[raw_place]
+        content = fingerprint(raw) if isinstance(raw, Tensor) and raw.dim() > 1 else None
         if content:
             names.setdefault(content, []).append(name)
         if any(value is ABSENT for value in values):
             inspection.unmatched.append(name)
-        if len(values) == 2 and all(isinstance(value, Tensor) and value.numel() for value in values):
-            ema, raw = values
+        if has_both and all(isinstance(value, Tensor) and value.numel() for value in values[:2]):
+            ema = values[0]
             if ema.shape != raw.shape:
                 inspection.unmatched.append(name)
             else:
@@ -220,7 +225,7 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
     stored_once = [set(group) for group in inspection.shared]
     inspection.repeated = [group for group in names.values() if len(group) > 1
                            and not any(set(group) <= names_of_one for names_of_one in stored_once)]
-    if len(kinds) == 2:
+    if has_both:
         again = {name for group in [*inspection.shared, *inspection.repeated] for name in group[1:]}
         compared = [tensor for tensor in compared if tensor.name not in again]
         inspection.differences = by_group(compared)
@@ -246,18 +251,23 @@ def _stale(compared: list[TensorDifference], lag: dict[str, int], average: Optio
 
 
 def _open(path: Path, kind: str) -> dict[str, Any]:
-    return _sets(read(path, mmap=True))[kind]
+    return weights_of(read(path, mmap=True), kind)
 
 
-def _stored(kind: str, weights: dict[str, Any]) -> StoredWeights:
-    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    distinct = set(first_names(tensors).values())
+def _stored(content: dict[str, Any], kind: str) -> StoredWeights:
+    tensors = {name: value for name, value in weights_of(content, kind).items() if isinstance(value, Tensor)}
+    distinct = [tensors[name] for name in set(first_names(tensors).values())]
+    average = _average(content, kind) or StoredAverage(None, {}, None)
+    key = 'ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict'
     return StoredWeights(
         kind=kind,
-        key='state_dict',
+        key=f'{FURTHER}.{kind}' if kind in further_averages(content) else key,
         tensors=len(tensors),
-        numbers=sum(tensors[name].numel() for name in distinct),
-        dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}))
+        numbers=sum(tensor.numel() for tensor in distinct),
+        dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}),
+        size=sum(tensor.nbytes for tensor in distinct),
+        updates=average.updates,
+        mean_age=average.mean_age)
 
 
 def _shared(weights: dict[str, Any]) -> list[list[str]]:

@@ -21,7 +21,15 @@ from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.mismatches import listed
 from mmyolo_ema.checkpoint.reading import read
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import first_names, has_ema, origin, tensors, updates_in, weights_of
+from mmyolo_ema.checkpoint.weights import (
+    first_names,
+    further_averages,
+    has_ema,
+    origin,
+    tensors,
+    updates_in,
+    weights_of,
+)
 from mmyolo_ema.files import write_named_by_content, write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
@@ -56,7 +64,8 @@ def extract(path: Path, out: Path, kind: Optional[str] = None) -> None:
     Args:
         path: As for :func:`mmyolo_ema.checkpoint.read`.
         out: File to write, ``.pth``, ``.pt`` or ``.safetensors``. Its folder is made if need be.
-        kind: 'ema' or 'raw'. Defaults to None: the averaged weights, or the only ones of a file that holds one set.
+        kind: 'ema', 'raw', or the name of a further average. Defaults to None: the averaged weights, or the only ones
+            of a file that holds one set.
 
     Raises:
         OSError, ValueError: As :func:`mmyolo_ema.checkpoint.read` does; if there are no such weights; if ``out`` has
@@ -111,11 +120,12 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
     meta = meta_without_program(content)
-    if has_ema(content):
+    if has_ema(content) or kind in further_averages(content):
+        kind = kind or 'ema'
         # What made the average, if the file says it.
-        made = {} if kind == 'raw' else {key: value for key, value in origin(content).items()
+        made = {} if kind == 'raw' else {key: value for key, value in origin(content, kind).items()
                                          if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')}
-        meta['mmyolo_ema'] = dict(made, weights=kind or 'ema', updates=updates_in(content))
+        meta['mmyolo_ema'] = dict(made, weights=kind, updates=updates_in(content, kind))
     state = plain(OrderedDict(weights))
     if hasattr(weights, '_metadata'):
         vars(state)['_metadata'] = plain(weights._metadata)

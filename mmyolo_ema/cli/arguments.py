@@ -12,8 +12,8 @@ from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
-    'SET_BY_LAUNCHER', 'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'check_new',
-    'check_writable', 'count'
+    'SET_BY_LAUNCHER', 'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'add_weights',
+    'check_new', 'check_writable', 'count'
 ]
 
 #: What each launcher tells the processes that it starts.
@@ -65,6 +65,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
                         'set of the config is built, which reads its annotations, and counted)')
     parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
     add_cfg_options(parser)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that chooses from the weights in a checkpoint."""
+    parser.add_argument('--weights', metavar='NAME', help='ema: the averaged weights; raw: those that the optimizer '
+                        'trained; or the name of a further average (default: ema, or the only ones of a file that '
+                        'holds one set)')
 
 
 def count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Tell what a checkpoint holds, and export its averaged or raw weights.
+"""Tell what a checkpoint holds, and export one set of its weights.
 
 Examples:
     python tools/ema_checkpoint.py inspect work_dirs/run/epoch_*.pth
@@ -19,7 +19,7 @@ from typing import Optional
 import torch
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.cli.arguments import OneLineParser, add_command, check_new
+from mmyolo_ema.cli.arguments import OneLineParser, add_command, add_weights, check_new
 from mmyolo_ema.cli.checkpoint_tables import (
     apart,
     broken,
@@ -67,11 +67,6 @@ def parse_args() -> argparse.Namespace:
     compared.add_argument('other', type=Path, metavar='B', help='checkpoint, or .safetensors file')
     add_weights(compared)
     return parser.parse_args()
-
-
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--weights', choices=['ema', 'raw'], help='the averaged weights, or those that the optimizer '
-                        'trained (default: ema, or the only ones of a file that holds one set)')
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -141,7 +136,7 @@ def say_what_is_taken(args: argparse.Namespace) -> None:
     inspection = checkpoint.inspect(args.file)
     kinds = [weights.kind for weights in inspection.weights]
     if len(kinds) == 1:
-        say(f'{args.file} holds one set of weights only, {KINDS[kinds[0]]}: it is taken')
+        say(f'{args.file} holds one set of weights only, {KINDS.get(kinds[0], kinds[0])}: it is taken')
     for line in broken(inspection, args.weights if args.weights in kinds else kinds[0]):
         say(f'warning: {line}')
 
@@ -152,7 +147,7 @@ KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying w
 def kind_of(path: Path, wanted: Optional[str]) -> str:
     """Returns which weights of a file are taken."""
     content = checkpoint.read(path, mmap=True)
-    return wanted if wanted and checkpoint.has_ema(content) else checkpoint.state_dict_kind(content)
+    return wanted if wanted in checkpoint.weights_in(content) else checkpoint.state_dict_kind(content)
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -56,11 +56,13 @@ def _average(average: Optional[StoredAverage]) -> str:
 
 def weights_table(inspection: Inspection) -> Table:
     """Returns a row for each set of weights."""
-    table = Table('weights', 'in the file', 'names', 'elements', 'dtypes', 'tensors with NaN or infinity')
-    _align(table, 2, 3)
+    table = Table('weights', 'in the file', 'updates', 'mean age', 'names', 'elements', 'size', 'dtypes',
+                  'tensors with NaN or infinity')
+    _align(table, *range(2, 7))
     for weights in inspection.weights:
-        table.add_row(_KINDS[weights.kind], weights.key, str(weights.tensors), f'{weights.numbers:,}',
-                      ', '.join(weights.dtypes), listed('', weights.nonfinite) or 'none')
+        table.add_row(_KINDS.get(weights.kind, weights.kind), weights.key, _number(weights.updates, ','),
+                      _number(weights.mean_age, ',.1f'), str(weights.tensors), f'{weights.numbers:,}',
+                      megabytes(weights.size), ', '.join(weights.dtypes), listed('', weights.nonfinite) or 'none')
     return table
 
 
@@ -83,7 +85,7 @@ def problems(inspection: Inspection) -> list[str]:
     for weights in inspection.weights:
         lines += broken(inspection, weights.kind)
     if inspection.unmatched:
-        lines.append('only one of the two sets holds, or in another shape' + listed(': ', inspection.unmatched))
+        lines.append('not all sets hold, or in another shape' + listed(': ', inspection.unmatched))
     if inspection.average and not inspection.stale and any(
             group.differing and group.group.endswith('counts of batches') for group in inspection.differences):
         lines.append("BatchNorm's num_batches_tracked stands still in the average, as in MMDetection's and MMEngine's "
@@ -107,7 +109,7 @@ def _ema_type(hook: dict[str, Any]) -> str:
 def broken(inspection: Inspection, kind: str) -> list[str]:
     """Returns what is wrong with one set of weights itself."""
     lines = [
-        f'NaN or infinity in the {_WORDS[kind]}weights' + listed(': ', weights.nonfinite)
+        f'NaN or infinity in the {_WORDS.get(kind, f"{kind} ")}weights' + listed(': ', weights.nonfinite)
         for weights in inspection.weights
         if weights.kind == kind and weights.nonfinite
     ]
@@ -153,6 +155,10 @@ def percent(relative: Optional[float]) -> str:
 def megabytes(size: int) -> str:
     """Returns a number of bytes in megabytes (10**6)."""
     return f'{size / 1e6:,.1f} MB'
+
+
+def _number(number: Optional[float], form: str) -> str:
+    return '' if number is None else format(number, form)
 
 
 def _align(table: Table, *columns: int) -> None:

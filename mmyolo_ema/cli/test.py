@@ -1,4 +1,4 @@
-"""Test a detector: the averaged weights of a checkpoint, or the raw ones.
+"""Test a detector: the averaged weights of a checkpoint, the raw ones, or those of a further average.
 
 Example:
     python tools/test.py CONFIG epoch_300.pth
@@ -15,22 +15,19 @@ from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.building import scope_of
-from mmyolo_ema.cli.arguments import Parser, check_new, check_writable
+from mmyolo_ema.cli.arguments import Parser, add_weights, check_new, check_writable
 from mmyolo_ema.cli.config import build_model, load_config
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.runner import build_runner, finish
 from mmyolo_ema.cli.visualization import draw_predictions
-from mmyolo_ema.hooks import RawWeightsHook
+from mmyolo_ema.hooks import StoredWeightsHook
 from mmyolo_ema.printing import say
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--weights', choices=['ema', 'raw'],
-                        help='which weights of the checkpoint to test: the averaged ones, which it holds under '
-                        "'state_dict', or those the optimizer trained (default: ema, or the only ones of a file that "
-                        'holds one set)')
+    add_weights(parser)
     parser.add_argument('--out', help='write the predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help="draw the predictions into this folder (MMDetection's hook: in the "
@@ -58,9 +55,7 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
         stop(error)
     model = build_model(cfg)
     try:
-        weights = checkpoint.raw_weights(content) if args.weights == 'raw' else checkpoint.weights_of(
-            content, args.weights)
-        remark = checkpoint.load_all(weights, model).remark
+        remark = checkpoint.load_all(checkpoint.weights_of(content, args.weights), model).remark
     except ValueError as error:
         stop(f'{args.checkpoint} cannot be tested with this config: {error}')
     if remark:
@@ -70,12 +65,15 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
 
 def tested(content: dict[str, Any], kind: Optional[str]) -> str:
     """Returns in words which weights of a file are tested."""
-    stored, updates = checkpoint.state_dict_kind(content), checkpoint.updates_in(content)
-    if stored == 'ema' and kind != 'raw':
-        return 'EMA weights' + (f' of {updates:,} updates' if updates is not None else '')
-    if stored == 'ema':
+    stored = checkpoint.weights_in(content)
+    kind = kind if kind in stored else stored[0]
+    if kind == 'raw' and len(stored) > 1:
         return 'raw weights'
-    return "the file's only weights" + (' (raw)' if stored == 'raw' else '')
+    if kind in ('raw', 'only'):
+        return "the file's only weights" + (' (raw)' if kind == 'raw' else '')
+    updates = checkpoint.updates_in(content, kind)
+    return ('EMA weights' if kind == 'ema' else f'weights of the average {kind!r}') + (
+        f' of {updates:,} updates' if updates is not None else '')
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
@@ -128,8 +126,8 @@ def main() -> None:
     runner.logger.info(f'testing: {what}')
     # For the file of metrics.
     runner.message_hub.update_info('test/weights', what)
-    if args.weights == 'raw':
-        runner.register_hook(RawWeightsHook())
+    if args.weights:
+        runner.register_hook(StoredWeightsHook(args.weights))
     if args.out is not None:
         dump = dict(type='mmdet.DumpDetResults', out_file_path=args.out)
         runner.test_evaluator.metrics.append(METRICS.build(dump))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import forget_runs, load_tool
+from tests.helpers import EMA_HOOK, forget_runs, load_tool
 
 
 @pytest.fixture
@@ -48,6 +48,18 @@ def config_file(demo_config, tmp_path):
     cfg.pop('experiment_name')
     cfg.dump(path)
     return path
+
+
+@pytest.fixture(scope='session')
+def trained_with_further(train_once):
+    """Returns the path of a checkpoint with a further average, long, of a run that validates it."""
+    hook = {key: value for key, value in EMA_HOOK.items() if key != 'evaluate_on_origin'}
+    return train_once(**{
+        'custom_hooks': [dict(hook, averages=dict(long=dict(momentum=0.2, gamma=8)), evaluate=['ema', 'long'])],
+        'train_dataloader.dataset.indices': 48,
+        'train_cfg.max_epochs': 8,
+        'train_cfg.val_interval': 8,
+        'param_scheduler.0.end': 8}) / 'epoch_8.pth'
 
 
 @pytest.fixture
