@@ -77,6 +77,25 @@ def test_nan_and_infinity_are_named_for_each_set(trained, tmp_path):
     assert inspect(tmp_path / 'broken.pth').distance.relative is None
 
 
+def test_further_average_is_told_by_what_the_file_says_of_it_alone(trained, tmp_path):
+    content = checkpoint.read(trained)
+    short = {f'module.{name}': value.clone() for name, value in content['state_dict'].items()}
+    short['module.neck.out_convs.0.conv.weight'][0] = float('nan')
+    content['ema_averages'] = dict(short=dict(short, steps=torch.tensor(5)))
+    torch.save(content, tmp_path / 'a.pth')
+    inspection = inspect(tmp_path / 'a.pth')
+    ema, raw, further = inspection.weights
+    assert (ema.nonfinite, raw.nonfinite, further.nonfinite) == ([], [], ['neck.out_convs.0.conv.weight'])
+    # The config tells the schedule of the main average only.
+    assert (further.updates, further.mean_age) == (5, None)
+    assert 'NaN or infinity in the short weights: neck.out_convs.0.conv.weight' in problems(inspection)
+    before = inspect(trained)
+    assert (inspection.average, inspection.distance, inspection.shared, inspection.unmatched) == (
+        before.average, before.distance, before.shared, [])
+    checkpoint.extract(tmp_path / 'a.pth', tmp_path / 'short.pth', 'short')
+    assert inspect(tmp_path / 'short.pth').average.mean_age is None
+
+
 def test_shared_tensors_that_were_stored_apart_are_repeated(trained, tmp_path):
     content = checkpoint.read(trained)
     content['ema_state_dict'] = {name: value.clone() for name, value in content['ema_state_dict'].items()}
