@@ -36,12 +36,13 @@ class FurtherAverages:
         self.averages: dict[str, BaseAveragedModel] = {}
         self.records: dict[str, AverageRecord] = {}
 
-    def make(self, model: nn.Module, ema_cfg: dict[str, Any]) -> None:
+    def make(self, model: nn.Module, main_cfg: dict[str, Any]) -> None:
         """Makes the averages of a model; what their options do not say is the main one's, but for its schedule."""
-        common = {key: value for key, value in ema_cfg.items() if key not in ('momentum', 'gamma')}
+        common = {key: value for key, value in main_cfg.items() if key not in ('momentum', 'gamma')}
         for name, options in self._options.items():
             own = {key: value for key, value in options.items() if key != 'mean_age'}
-            self.averages[name] = MODELS.build(dict(common, **own), default_args=dict(model=model))
+            ema_cfg = dict(common, **own)
+            self.averages[name] = MODELS.build(ema_cfg, default_args=dict(model=model))
             self.records[name] = AverageRecord(self.averages[name])
 
     def forget_schedules(self) -> None:

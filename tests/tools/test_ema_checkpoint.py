@@ -186,7 +186,7 @@ def test_interrupted_run_leaves_no_half_file(command, kind, tmp_path):
             break
         shutil.rmtree(tmp_path / 'out')  # it was done before it heard of it
     assert (process.returncode, said) == ((130, 'interrupted\n') if kind == signal.SIGINT else (143, ''))
-    assert list((tmp_path / 'out').iterdir()) == []
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.slow

@@ -142,8 +142,8 @@ def test_terminal_gets_tables_with_lines(config):
     (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'], 'EMAHook has no option gama (did you mean gamma?)'),
     (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=ExponentialMovingAverage'],
      "EMAHook has no option gamma (ema_type='mmyolo_ema.ExpMomentumEMA' has it): it takes ema_type, strict_load, "
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, and its '
-     'average ExponentialMovingAverage takes momentum, interval, device,'),
+     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, averages, '
+     'evaluate, and its average ExponentialMovingAverage takes momentum, interval, device,'),
     (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
     (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),
     (['small.py', '--mean-age', '0.04'], "--mean-age: '0.04' is less than one update"),

@@ -46,8 +46,9 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
     (['nowhere.py'], 'there is no config nowhere.py'),
     (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'],
      'EMAHook has no option gama (did you mean gamma?): it takes ema_type, strict_load, '
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, and its '
-     'average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers'),
+     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, averages, '
+     'evaluate, and its average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers, include, '
+     'exclude, dtype, save_dtype'),
     (['small.py', '--cfg-options', 'custom_hooks.0.decay=0.95', 'custom_hooks.0.gama=2'],
      'EMAHook has no option decay (momentum is 1 - decay: write momentum=0.05) and no option gama (did you mean gamma'),
     (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=None', 'custom_hooks.0.momentum=20'],
