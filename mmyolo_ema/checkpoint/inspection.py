@@ -154,7 +154,7 @@ def inspect(path: Path) -> Inspection:
     content = read(path, mmap=True)
     verify(path, must_have_checksums=False)
     meta = _dictionary(content.get('meta'))
-    kinds = weights_in(content)
+    averages = {kind: _average(content, kind) for kind in weights_in(content)}
     parts = _sizes(content)
     inspection = Inspection(
         file=str(path),
@@ -163,13 +163,13 @@ def inspect(path: Path) -> Inspection:
         iteration=_integer(meta.get('iter')),
         # MMEngine appends the hash of its last commit, without a space.
         written_by=re.sub('[0-9a-f]{40}$', '', str(meta['mmengine_version'])) if 'mmengine_version' in meta else None,
-        weights=[_stored(content, kind) for kind in kinds],
-        average=_average(content, kinds[0]),
+        weights=[_stored(content, kind, average) for kind, average in averages.items()],
+        average=next(iter(averages.values())),
         has_optimizer=bool(_dictionary(content.get('optimizer'))),
         parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
         distance=None,
         differences=[],
-        shared=_shared(weights_of(content, 'raw' if 'raw' in kinds else None)),
+        shared=_shared(weights_of(content, 'raw' if 'raw' in averages else None)),
         repeated=[],
         stale=[],
         unmatched=[])
@@ -254,10 +254,9 @@ def _open(path: Path, kind: str) -> dict[str, Any]:
     return weights_of(read(path, mmap=True), kind)
 
 
-def _stored(content: dict[str, Any], kind: str) -> StoredWeights:
+def _stored(content: dict[str, Any], kind: str, average: Optional[StoredAverage]) -> StoredWeights:
     tensors = {name: value for name, value in weights_of(content, kind).items() if isinstance(value, Tensor)}
     distinct = [tensors[name] for name in set(first_names(tensors).values())]
-    average = _average(content, kind) or StoredAverage(None, {}, None)
     key = 'ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict'
     return StoredWeights(
         kind=kind,
@@ -266,8 +265,8 @@ def _stored(content: dict[str, Any], kind: str) -> StoredWeights:
         numbers=sum(tensor.numel() for tensor in distinct),
         dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}),
         size=sum(tensor.nbytes for tensor in distinct),
-        updates=average.updates,
-        mean_age=average.mean_age)
+        updates=average.updates if average else None,
+        mean_age=average.mean_age if average else None)
 
 
 def _shared(weights: dict[str, Any]) -> list[list[str]]:

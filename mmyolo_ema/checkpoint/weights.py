@@ -17,7 +17,7 @@ from mmyolo_ema.schedules import MOST_UPDATES
 
 __all__ = [
     'FURTHER', 'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of',
-    'further_averages', 'has_ema', 'is_dense', 'origin', 'place_of', 'raw_weights', 'second_weights',
+    'further_averages', 'has_ema', 'is_dense', 'kind_taken', 'origin', 'place_of', 'raw_weights', 'second_weights',
     'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed', 'updates_in', 'weights_in', 'weights_of'
 ]
 
@@ -131,6 +131,11 @@ def weights_in(checkpoint: dict[str, Any]) -> list[str]:
     """
     raw = ['raw'] if has_ema(checkpoint) else []
     return list(dict.fromkeys([state_dict_kind(checkpoint), *raw, *further_averages(checkpoint)]))
+
+
+def kind_taken(checkpoint: dict[str, Any], wanted: Optional[str]) -> str:
+    """Returns which weights :func:`weights_of` takes of a file that may not say which it holds."""
+    return wanted if wanted in weights_in(checkpoint) else state_dict_kind(checkpoint)
 
 
 def origin(checkpoint: dict[str, Any], kind: str = 'ema') -> dict[str, Any]:

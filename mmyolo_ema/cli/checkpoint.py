@@ -19,6 +19,7 @@ from typing import Optional
 import torch
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.checkpoint.weights import kind_taken
 from mmyolo_ema.cli.arguments import OneLineParser, add_command, add_weights, check_new
 from mmyolo_ema.cli.checkpoint_tables import (
     apart,
@@ -146,8 +147,7 @@ KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying w
 
 def kind_of(path: Path, wanted: Optional[str]) -> str:
     """Returns which weights of a file are taken."""
-    content = checkpoint.read(path, mmap=True)
-    return wanted if wanted in checkpoint.weights_in(content) else checkpoint.state_dict_kind(content)
+    return kind_taken(checkpoint.read(path, mmap=True), wanted)
 
 
 def compare(args: argparse.Namespace) -> int:

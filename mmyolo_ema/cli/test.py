@@ -15,6 +15,7 @@ from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.building import scope_of
+from mmyolo_ema.checkpoint.weights import kind_taken
 from mmyolo_ema.cli.arguments import Parser, add_weights, check_new, check_writable
 from mmyolo_ema.cli.config import build_model, load_config
 from mmyolo_ema.cli.ending import stop
@@ -65,9 +66,8 @@ def check_checkpoint(args: argparse.Namespace, cfg: Config) -> str:
 
 def tested(content: dict[str, Any], kind: Optional[str]) -> str:
     """Returns in words which weights of a file are tested."""
-    stored = checkpoint.weights_in(content)
-    kind = kind if kind in stored else stored[0]
-    if kind == 'raw' and len(stored) > 1:
+    kind = kind_taken(content, kind)
+    if kind == 'raw' and len(checkpoint.weights_in(content)) > 1:
         return 'raw weights'
     if kind in ('raw', 'only'):
         return "the file's only weights" + (' (raw)' if kind == 'raw' else '')
