@@ -1,10 +1,10 @@
 """What is wrong with an environment in which MMDetection cannot be imported, and the command that mends it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
-__all__ = ['check_torch', 'remedy']
+__all__ = ['check_torch', 'explained', 'remedy']
 
 # The two families install the same modules, so the advice must name packages of the one that is there.
 _FAMILIES = {
@@ -13,8 +13,23 @@ _FAMILIES = {
 }
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Says what is missing where an import fails, and the command that installs it.
+
+    Raises:
+        RuntimeError: MMEngine's registry passes over an ImportError, and would only say that a hook is not registered.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise RuntimeError(f'mmyolo_ema cannot work here: {remedy(error)}') from error
+
+
 def check_torch() -> None:
     """Raises ImportError if this torch lacks the fused calls that an average is updated with."""
+    import torch  # which takes a second, and only what averages needs it
+
     lacking = [name for name in ('_foreach_lerp_', '_foreach_copy_') if not hasattr(torch, name)]
     if lacking:
         raise ImportError(f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.4 or '

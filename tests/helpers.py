@@ -1,8 +1,9 @@
 """What tests call; what they are given is in conftest.py."""
 
-import importlib
 import importlib.util
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from torch import nn
+
+from mmyolo_ema import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = dict(train='train', test='test', ema_schedule='schedule', ema_checkpoint='checkpoint', posthoc_ema='posthoc')
@@ -108,10 +111,14 @@ def small_config(work_dir, **options):
 
 
 def load_tool(name):
-    """Returns the module of a tool, named by its path under tools/, or of the command that it starts."""
-    if name in COMMANDS:
-        return importlib.import_module(f'mmyolo_ema.cli.{COMMANDS[name]}')
+    """Returns the module of a tool, named by its path under tools/."""
     spec = importlib.util.spec_from_file_location(Path(name).name, ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def call_tool(name, *arguments):
+    """Calls what a tool does with the given arguments in this process, and returns its exit status."""
+    with mock.patch.object(sys, 'argv', [f'{name}.py', *map(str, arguments)]):
+        return cli.call(COMMANDS[name]) if name in COMMANDS else load_tool(name).main()

@@ -9,7 +9,7 @@ from tests.helpers import ROOT
 
 # What each room, or file of the top level, imports of the others. All may import `_upstream`.
 ARROWS = {
-    'registry': set(),
+    'registry': {'environment'},
     'environment': set(),
     'files': set(),
     'printing': set(),
@@ -25,8 +25,8 @@ ARROWS = {
     'hooks': {'checkpoint', 'ema_config', 'ema_options', 'files', 'models', 'printing', 'processes', 'registry',
               'schedules'},
     'posthoc': {'building', 'checkpoint', 'ema_config', 'files', 'run_plan', 'schedules'},
-    'cli': {'building', 'checkpoint', 'ema_config', 'ema_options', 'files', 'hooks', 'posthoc', 'printing', 'processes',
-            'registry', 'run_plan', 'schedules'},
+    'cli': {'building', 'checkpoint', 'ema_config', 'ema_options', 'environment', 'files', 'hooks', 'posthoc',
+            'printing', 'processes', 'registry', 'run_plan', 'schedules'},
     '_upstream': set(),
     '__init__': {'checkpoint', 'environment', 'hooks', 'models', 'posthoc', 'schedule', 'schedules'},
 }

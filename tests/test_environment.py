@@ -41,7 +41,7 @@ OF_CONFIG = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmyolo_
 @pytest.mark.parametrize(('blocked', 'user', 'said'), [
     ('mmcv._ext', OF_CONFIG, 'mmcv is installed without its compiled ops'),
     ('mmdet', OF_CONFIG, 'mmdet is not installed: pip install '),
-    ('mmengine', 'import mmyolo_ema', 'mmengine is not installed: pip install '),
+    ('mmengine', 'from mmyolo_ema import EMAHook', 'mmengine is not installed: pip install '),
 ])
 def test_import_fails_with_one_error(blocked, user, said):
     program = f"""

@@ -6,12 +6,13 @@ The only room that prints. A command's arguments and words are in its file, its 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, Optional
 
 from mmyolo_ema.cli.ending import run, stop
+from mmyolo_ema.environment import explained
 from mmyolo_ema.printing import say
 
-__all__ = ['COMMANDS', 'main', 'run_command']
+__all__ = ['COMMANDS', 'call', 'main', 'run_command']
 
 #: The commands, and what they do.
 COMMANDS = dict(
@@ -36,9 +37,23 @@ def main() -> None:
 def run_command(name: str, argv: Sequence[str]) -> NoReturn:
     """Runs a command and ends the process. Imports it only then, so that an interrupt meanwhile is one line too.
 
+    Its arguments are looked at first, so that ``--help`` and what is wrong with them do not wait for the import.
+
     Args:
         name: The command.
         argv: What it is called, and its arguments.
     """
     sys.argv = list(argv)
-    run(lambda: import_module(f'mmyolo_ema.cli.{name}').main())
+    run(lambda: call(name))
+
+
+def call(name: str) -> Optional[int]:
+    """Calls a command with the arguments in ``sys.argv``, and returns its exit status."""
+    try:
+        with explained():
+            args = import_module('mmyolo_ema.cli.parsers').PARSERS[name]()
+            import_module('mmyolo_ema.registry')  # which looks at the environment
+            command = import_module(f'mmyolo_ema.cli.{name}')
+    except RuntimeError as error:
+        stop(error)
+    return command.main(args)

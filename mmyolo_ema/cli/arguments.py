@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Union
 
@@ -24,7 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports wrong arguments in one line; shows its description as it is written."""
 
     def __init__(self, description: Optional[str], **kwargs: Any) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(description=cleandoc(description or ''),
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         stop(f'{message} (see {self.prog} --help)')

@@ -1,18 +1,10 @@
-"""Tell what a checkpoint holds, and export one set of its weights.
-
-Examples:
-    python tools/ema_checkpoint.py inspect work_dirs/run/epoch_*.pth
-    python tools/ema_checkpoint.py extract epoch_300.pth --weights raw -o raw.pth
-    python tools/ema_checkpoint.py publish epoch_300.pth -o rtmdet_s --dtype float16
-    python tools/ema_checkpoint.py compare epoch_290.pth epoch_300.pth
-"""
+"""Tell what a checkpoint holds, and export one set of its weights."""
 
 import argparse
 import json
 import math
 import os
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -20,7 +12,7 @@ import torch
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.weights import kind_taken
-from mmyolo_ema.cli.arguments import OneLineParser, add_command, add_weights, check_new
+from mmyolo_ema.cli.arguments import check_new
 from mmyolo_ema.cli.checkpoint_tables import (
     apart,
     broken,
@@ -34,40 +26,6 @@ from mmyolo_ema.cli.checkpoint_tables import (
 from mmyolo_ema.cli.ending import report_error, stop
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.printing import say
-
-
-def parse_args() -> argparse.Namespace:
-    parser = OneLineParser(__doc__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-    add = partial(add_command, commands)
-    inspected = add('inspect', 'tell what files hold, how far average and raw weights are apart, and what is wrong',
-                    'inspect work_dirs/run/epoch_*.pth')
-    inspected.add_argument('files', nargs='+', type=Path, metavar='FILE', help='checkpoint, .safetensors file, or a '
-                           'folder with checkpoints')
-    inspected.add_argument('--json', action='store_true', help='print a list with an object for each file')
-
-    extracted = add('extract', 'write one set of weights to a file of its own, which every loader opens',
-                    'extract epoch_300.pth --weights raw -o raw.safetensors')
-    extracted.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
-    add_weights(extracted)
-    extracted.add_argument('-o', '--out', type=Path, required=True, help='file to write: .pth, .pt or .safetensors')
-
-    published = add('publish', 'write one set of weights to STEM-12345678.pth, named by the hash of its content',
-                    'publish epoch_300.pth -o rtmdet_s --dtype float16')
-    published.add_argument('file', type=Path, metavar='FILE', help='checkpoint')
-    add_weights(published)
-    published.add_argument('-o', '--out', required=True, metavar='STEM',
-                           help='folder and beginning of the name')
-    published.add_argument('--dtype', choices=['float16', 'bfloat16', 'float32'], help='precision of the weights; the '
-                           "running statistics of BatchNorm keep theirs (default: the file's)")
-
-    compared = add('compare', 'tell whether two files hold the same weights; exit status 0 if they do, 1 if not',
-                   'compare epoch_300.pth rtmdet_s-12345678.pth')
-    compared.add_argument('one', type=Path, metavar='A', help='checkpoint, or .safetensors file')
-    compared.add_argument('other', type=Path, metavar='B', help='checkpoint, or .safetensors file')
-    add_weights(compared)
-    return parser.parse_args()
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -161,8 +119,7 @@ def compare(args: argparse.Namespace) -> int:
 COMMANDS = dict(inspect=inspect, extract=extract, publish=publish, compare=compare)
 
 
-def main() -> int:
-    args = parse_args()
+def main(args: argparse.Namespace) -> int:
     try:
         return COMMANDS[args.command](args) or 0
     except BrokenPipeError:

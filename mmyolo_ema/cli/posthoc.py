@@ -1,15 +1,7 @@
-"""Choose the horizon of the average after the training, from the checkpoints that a run left.
-
-Examples:
-    python tools/posthoc_ema.py plan CONFIG                                                 # before the training
-    python tools/posthoc_ema.py fit work_dirs/run --horizon 2epochs 500 4% last:10epochs    # how well would it go?
-    python tools/posthoc_ema.py build work_dirs/run --horizon 2epochs -o half.pth           # make it
-    python tools/posthoc_ema.py sweep work_dirs/run CONFIG                                  # which one is best?
-"""
+"""Choose the horizon of the average after the training, from the checkpoints that a run left."""
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Optional
 
 from mmengine.config import Config
@@ -18,7 +10,7 @@ from tqdm import tqdm
 from mmyolo_ema.checkpoint import load_all, read
 from mmyolo_ema.checkpoint.weights import averaged_weights
 from mmyolo_ema.cli import posthoc_tables as tables
-from mmyolo_ema.cli.arguments import OneLineParser, add_cfg_options, add_command, add_run_flags, check_new, count
+from mmyolo_ema.cli.arguments import check_new
 from mmyolo_ema.cli.config import build_model, read_config, read_plan
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.posthoc_picture import draw_horizons
@@ -39,55 +31,6 @@ BY_NAME = ("The class of this average averages a tensor once for each of its nam
            "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 NO_HORIZON = 'name a --horizon: the average of this run has none'
 BAR = partial(tqdm, disable=None, leave=False)
-HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500', '2epochs', '4%%'; or last:LENGTH, "
-           'the plain mean of the last updates, or power:DEVIATION')
-
-
-def parse_args() -> argparse.Namespace:
-    parser = OneLineParser(__doc__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-    def add_stored(name: str, help_text: str, example: str) -> argparse.ArgumentParser:
-        command = add_command(commands, name, help_text, example)
-        command.add_argument('work_dir', type=Path, metavar='WORK_DIR', help="folder with a run's checkpoints")
-        return command
-
-    planned = add_command(commands, 'plan', 'tell what can be made of the checkpoints that a config will keep, and '
-                          'what to keep for more', 'plan configs/demo/rtmdet_nuclei.py')
-    planned.add_argument('config', help='config file of a training with an EMAHook')
-    planned.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: an eighth to eight times '
-                         "the run's)")
-    add_run_flags(planned)
-    fitted = add_stored('fit', 'tell how well averages can be made of the checkpoints, without reading weights',
-                        'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs')
-    fitted.add_argument('--horizon', nargs='+', metavar='H', help=HORIZON + ' (default: a quarter, half, twice and '
-                        "four times the run's)")
-    fitted.add_argument('--coefficients', action='store_true', help='show how they are made of the checkpoints')
-    built = add_stored('build', 'make averages of the checkpoints, and write each to a checkpoint of its own',
-                       'build work_dirs/run --horizon 2epochs -o half.pth')
-    built.add_argument('--horizon', required=True, nargs='+', metavar='H', help=HORIZON)
-    built.add_argument('-o', '--out', type=Path, required=True, nargs='+', help='file to write, .pth; one for each '
-                       '--horizon')
-    built.add_argument('--bn-batches', type=count, metavar='N', help='estimate the statistics of BatchNorm anew, on so '
-                       'many training batches of --config (default: average them too)')
-    built.add_argument('--config', help='config of the training, for --bn-batches')
-    add_cfg_options(built)
-    swept = add_stored('sweep', 'validate averages of many horizons, and tell whether the best is better than the '
-                       "run's own", 'sweep work_dirs/run configs/demo/rtmdet_nuclei.py')
-    swept.add_argument('config', help='config with the model and its validation')
-    swept.add_argument('--horizons', nargs='+', metavar='H', help=HORIZON + " (default: an eighth to eight times the "
-                       "run's, and then around the best)")
-    swept.add_argument('--metric', help="metric to choose by (default: the config's save_best, or the first)")
-    swept.add_argument('--resamples', type=count, default=1000, help='how often images are drawn anew to tell chance '
-                       'from gain (default: 1000)')
-    add_cfg_options(swept)
-    args = parser.parse_args()
-    if args.command == 'build':
-        if len(args.out) != len(args.horizon):
-            parser.error(f'-o names {len(args.out)} files for {len(args.horizon)} --horizon')
-        if (args.bn_batches is None) is not (args.config is None):
-            parser.error('--bn-batches and --config go together')
-    return args
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -153,7 +96,7 @@ def sweep(args: argparse.Namespace) -> None:
         stop(f'{best} exists, but {measured} does not: move it away')
     run = read_run(args.work_dir)
     print_run(run)
-    texts = args.horizons or horizons_around(run.schedule) or stop(NO_HORIZON)
+    texts = args.horizon or horizons_around(run.schedule) or stop(NO_HORIZON)
     for text in texts:  # what is wrong with a text is said before anything is built
         target(text, run.schedule, run.updates, run.updates_per_epoch)
     load_all(averaged_weights(read(run.files[-1].path, mmap=True)), build_model(cfg))
@@ -203,8 +146,7 @@ def print_run(run: StoredRun) -> None:
 COMMANDS = dict(plan=plan, fit=fit, build=build, sweep=sweep)
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     try:
         COMMANDS[args.command](args)
     except BrokenPipeError:

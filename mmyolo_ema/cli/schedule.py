@@ -1,12 +1,4 @@
-"""Tell what momentum and gamma mean for a run: what the average holds at each point of it, and what would suit it.
-
-Examples:
-    python tools/ema_schedule.py CONFIG                                # the config's own run
-    python tools/ema_schedule.py CONFIG --gpus 8 --plot schedule.png
-    python tools/ema_schedule.py CONFIG --mean-age 4%                  # or 500 (updates), or 2epochs
-    python tools/ema_schedule.py CONFIG --scale-from-batch 256         # the momentum was meant for 256 images a step
-    python tools/ema_schedule.py --momentum 0.0002 0.01 --gamma 2000 100 --iters 2000
-"""
+"""Tell what momentum and gamma mean for a run: what the average holds at each point of it, and what would suit it."""
 
 import argparse
 from dataclasses import replace
@@ -16,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 from matplotlib.figure import Figure
 
-from mmyolo_ema.cli.arguments import OneLineParser, add_run_flags, check_new, count
+from mmyolo_ema.cli.arguments import check_new
 from mmyolo_ema.cli.config import read_config, read_plan
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.schedule_picture import ScheduleCurves, draw_schedules
@@ -26,47 +18,6 @@ from mmyolo_ema.files import write_new
 from mmyolo_ema.printing import say
 from mmyolo_ema.run_plan import RunPlan
 from mmyolo_ema.schedules import Ramp, in_updates, of_age, profile, rescaled, rounded, three_digits
-
-
-def parse_args() -> argparse.Namespace:
-    parser = OneLineParser(__doc__)
-    parser.add_argument('config', nargs='?', help='config file of a training with an EMAHook')
-    parser.add_argument('--momentum', type=fraction, nargs='+', help='momentum (1 - decay) to look at, beside the '
-                        "config's if there is one; several make several settings")
-    parser.add_argument('--gamma', type=positive, nargs='+',
-                        help="gamma for each --momentum, or one for all (default: the config's, or 2000)")
-    parser.add_argument('--mean-age', metavar='AGE', help='suggest momentum and gamma for this mean age at the end: '
-                        "'4%%' of the run, '500' updates or '2epochs'")
-    parser.add_argument('--scale-from-batch', type=count, metavar='IMAGES', help='suggest momentum and gamma that do '
-                        "with this run's batches what the config's do with so many images in an update")
-    parser.add_argument('--plot', type=Path, metavar='F.png', help='draw the momentum over the run, and the '
-                        'weight of each past update in the final average')
-    add_run_flags(parser)
-    args = parser.parse_args()
-    if args.config is None and (args.momentum is None or args.iters is None):
-        parser.error('name a config, or pass --momentum and --iters')
-    if args.config is None and args.scale_from_batch:
-        parser.error('--scale-from-batch needs a config, which tells the batch size of the run')
-    if args.gamma and not args.momentum:
-        parser.error('--gamma goes with --momentum')
-    if args.gamma and len(args.gamma) not in (1, len(args.momentum)):
-        parser.error(f'--gamma takes one number, or one for each of {len(args.momentum)} --momentum, but got '
-                     f'{len(args.gamma)}')
-    return args
-
-
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float('inf'):
-        raise argparse.ArgumentTypeError(f'must be above 0, but got {text}')
-    return number
-
-
-def fraction(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f'must be above 0 and below 1, but got {text}')
-    return number
 
 
 class Suggestion(NamedTuple):
@@ -165,8 +116,7 @@ def literal(value: object) -> str:
     return f'{value:.12g}' if isinstance(value, float) else repr(value)
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_plot(args.plot)
     plan = plan_of(args)

@@ -1,9 +1,4 @@
-"""Test a detector: the averaged weights of a checkpoint, the raw ones, or those of a further average.
-
-Example:
-    python tools/test.py CONFIG epoch_300.pth
-    python tools/test.py CONFIG epoch_300.pth --weights raw
-"""
+"""Test a detector: the averaged weights of a checkpoint, the raw ones, or those of a further average."""
 
 import argparse
 from copy import deepcopy
@@ -16,26 +11,13 @@ from mmengine.registry import METRICS
 from mmyolo_ema import checkpoint
 from mmyolo_ema.building import scope_of
 from mmyolo_ema.checkpoint.weights import kind_taken
-from mmyolo_ema.cli.arguments import Parser, add_weights, check_new, check_writable
+from mmyolo_ema.cli.arguments import check_new, check_writable
 from mmyolo_ema.cli.config import build_model, load_config
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.runner import build_runner, finish
 from mmyolo_ema.cli.visualization import draw_predictions
 from mmyolo_ema.hooks import StoredWeightsHook
 from mmyolo_ema.printing import say
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint file')
-    add_weights(parser)
-    parser.add_argument('--out', help='write the predictions to this pickle file')
-    parser.add_argument('--show', action='store_true', help='show the predictions')
-    parser.add_argument('--show-dir', help="draw the predictions into this folder (MMDetection's hook: in the "
-                        "run's own)")
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds between two shown images (default: 2)')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    return parser.parse_args()
 
 
 def check_out(out: str) -> None:
@@ -110,8 +92,7 @@ def innermost_dataset(cfg: Config) -> Config:
     return dataset
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     checkpoint.use_safe_loader()
     cfg = load_config(args, needs=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
     if args.out is not None:

@@ -1,9 +1,4 @@
-"""Train a detector with MMEngine's runner.
-
-Example:
-    python tools/train.py configs/demo/rtmdet_nuclei.py
-    python tools/train.py configs/rtmdet/rtmdet_s_ema_8xb32-300e_coco.py --amp    # COCO in data/coco, and a GPU
-"""
+"""Train a detector with MMEngine's runner."""
 
 import argparse
 import os
@@ -15,7 +10,6 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.cli.arguments import Parser
 from mmyolo_ema.cli.config import load_config
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.resumption import check_resumable
@@ -27,15 +21,6 @@ from mmyolo_ema.hooks.own_files import OwnFilesOnly
 from mmyolo_ema.printing import printable, say
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS, MODELS
-
-
-def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision, on a GPU')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
-                        help='go on from a checkpoint, by default the latest in the work directory')
-    return parser.parse_args()
 
 
 def check_hooks(cfg: Config) -> None:
@@ -136,8 +121,7 @@ def print_if_done(meta: dict[str, Any], train_cfg: dict[str, Any]) -> None:
             say(f'nothing is left to train: the checkpoint is of {counted} {done}, and {planned} is {wanted}')
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     checkpoint.use_safe_loader()
     use_whole_files()
     cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import EMA_HOOK, forget_runs, load_tool
+from tests.helpers import EMA_HOOK, call_tool, forget_runs
 
 
 @pytest.fixture
@@ -13,10 +13,8 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(name, *arguments):
-        module = load_tool(name)
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         forget_runs()
-        return module.main()
+        return call_tool(name, *arguments)
 
     return run
 

@@ -66,3 +66,12 @@ start('train')
     assert done.stderr.startswith('error: ')
     assert done.stderr.count('\n') == 1
     assert 'after make, use .venv/bin/python; elsewhere, pip install -e .' in done.stderr
+
+
+@pytest.mark.parametrize('command', cli.COMMANDS)
+def test_help_does_not_wait_for_torch(command):
+    program = ("import sys; sys.modules['torch'] = None; from mmyolo_ema import cli; "
+               f"sys.argv = ['mmyolo-ema', '{command}', '--help']; cli.main()")
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert f'usage: mmyolo-ema {command}' in done.stdout

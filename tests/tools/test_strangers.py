@@ -4,7 +4,6 @@ import os
 import random
 import resource
 import shutil
-import sys
 import time
 import zipfile
 
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmyolo_ema import checkpoint
-from tests.helpers import assert_equal, load_tool
+from tests.helpers import assert_equal, call_tool
 
 SECONDS, KILOBYTES = 10, 10**6
 
@@ -57,16 +56,13 @@ def files(trained, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(capsys, tmp_path):
     """Returns a function that runs a command on files, and returns its status: that of a refusal in one line is 2."""
-    tools = {name: load_tool(name) for name in ('ema_checkpoint', 'posthoc_ema')}
-
     def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         before, start = sorted(tmp_path.rglob('*')), time.monotonic()
         capsys.readouterr()
         try:
-            status = tools[name].main() or 0
+            status = call_tool(name, *arguments) or 0
         except SystemExit as stopped:
             status = stopped.code
         said = capsys.readouterr()
