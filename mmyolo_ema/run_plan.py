@@ -83,7 +83,8 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     if begin >= total:
         raise ValueError(f'the average would begin after {begin:,} iterations, but the run has {total:,}')
     batch = _count(_section(cfg, 'train_dataloader'), 'batch_size')
-    meant_for = _section(cfg, 'auto_scale_lr').get('base_batch_size')
+    scaling = _section(cfg, 'auto_scale_lr')
+    meant_for = scaling.get('base_batch_size') if scaling.get('enable') else None
     if batch and meant_for and meant_for != batch * gpus * accumulated:
         origin += (f'; auto_scale_lr.base_batch_size is {meant_for} images a step, and here it is '
                    f'{batch * gpus * accumulated}: --gpus says how many train')

@@ -74,6 +74,8 @@ def schedule() -> argparse.Namespace:
                         "'4%%' of the run, '500' updates or '2epochs'")
     parser.add_argument('--scale-from-batch', type=count, metavar='IMAGES', help='suggest momentum and gamma that do '
                         "with this run's batches what the config's do with so many images in an update")
+    parser.add_argument('--all', action='store_true', help='show momentum, horizon and effective sample size too, how '
+                        'the average came there, and the recipes published for COCO')
     parser.add_argument('--plot', type=Path, metavar='F.png', help='draw the momentum over the run, and the '
                         'weight of each past update in the final average')
     add_run_flags(parser)

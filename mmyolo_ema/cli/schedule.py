@@ -126,15 +126,19 @@ def main(args: argparse.Namespace) -> None:
     settings += [Setting(f'suggestion for {suggestion.reason}', suggestion.schedule) for suggestion in suggested]
     if args.plot is not None:
         draw(settings, updates, args.plot)
-    reports = [report(setting, updates, per_epoch) for setting in settings]
+    reports = [report(setting, updates, per_epoch, args.all) for setting in settings]
     print_run(plan, updates, args)
-    for described in reports:
-        show(described.table)
-        say('', *described.words, '')
-    show(recipes_table(reports, per_epoch))
-    say('')
+    for described in reports[:len(settings) - len(suggested)]:
+        say(described.setting.label, *(f'    {line}' for line in described.answer), '')
     for suggestion in suggested:
         print_suggestion(suggestion, plan)
+    for described in reports:
+        show(described.table)
+        say('', *(described.before if args.all else []))
+    if args.all:
+        say('')
+        show(recipes_table(reports, per_epoch))
+        say('')
     if args.plot is not None:
         say(f'{args.plot}  the picture')
 

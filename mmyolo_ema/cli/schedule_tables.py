@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Optional
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmyolo_ema.schedules import RECIPES, USUAL_AGES, Figures, Schedule, advice, figures, is_raw, rounded
 
@@ -10,6 +10,8 @@ __all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report']
 
 # Where in the run the average is looked at.
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+# The columns that say how old the average is.
+_SHORT = ('updates', 'mean age', 'share')
 # Of fewer updates than this the average is nearly the newest, however short the run.
 _FEW = 10
 
@@ -28,37 +30,40 @@ class Setting(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a setting makes of a run: the figures at its end, a table over the run, and what they mean in words."""
+    """What a setting makes of a run: the figures at its end, a table over the run, and what they mean in words.
+
+    The answer is about the end of the run, and what to do if it does not suit; ``before`` is how it came there.
+    """
 
     setting: Setting
     at_end: Figures
     table: Table
-    words: list[str]
+    answer: list[str]
+    before: list[str]
 
 
-def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None) -> Report:
+def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None, all_columns: bool = False
+           ) -> Report:
     """Says what an average is in the course of a run.
 
     Args:
         setting: The schedule of the average.
         updates: Number of updates in the run, at least 1.
         updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
+        all_columns: Whether the table has more than the age. Defaults to False.
 
     Example:
         >>> from mmyolo_ema.schedules import Ramp
-        >>> print(report(Setting('default', Ramp()), updates=2_001).words[0])
+        >>> print(report(Setting('default', Ramp()), updates=2_001).before[0])
         after 200 updates the average holds about 1 of them: practically the raw weights
     """
     points = sorted({max(round(share * updates), 1) for share in _SHARES})
     rows = figures(setting.schedule, points, start=max(round(updates / 100), 1))
-    table = Table('updates', 'epoch', 'momentum', 'horizon', 'mean age', 'in epochs', 'share', 'effective sample size',
-                  'weight of first 1 %', title=setting.label)
-    for column in table.columns:
-        column.justify = 'right'
-    for row in rows:
-        table.add_row(f'{row.updates:,}', _epochs(row.updates, updates_per_epoch), f'{row.momentum:.3g}',
-                      rounded(row.horizon), rounded(row.mean_age), _epochs(row.mean_age, updates_per_epoch),
-                      f'{row.mean_age / row.updates:.2%}', rounded(row.effective_sample_size), f'{row.start:.1%}')
+    cells = [_cells(row, updates_per_epoch) for row in rows]
+    names = [name for name in cells[0] if all_columns or name in _SHORT]
+    table = Table(*(Column(name, justify='right') for name in names), title=setting.label)
+    for texts in cells:
+        table.add_row(*(texts[name] for name in names))
     # What stays the same from point to point is said once, where it begins, and at the end.
     words, kind = [], ''
     for row in rows:
@@ -67,8 +72,22 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
             if row is rows[-1] or kind != before:
                 words.append(f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} '
                              f'{meaning(setting.schedule, row)}')
-    advised = advice(setting.schedule, updates)
-    return Report(setting, rows[-1], table, words + [advised] * bool(advised))
+    answer = [words.pop(), *filter(None, [advice(setting.schedule, updates)])]
+    return Report(setting, rows[-1], table, answer, words)
+
+
+def _cells(row: Figures, updates_per_epoch: Optional[float]) -> dict[str, str]:
+    return {
+        'updates': f'{row.updates:,}',
+        'epoch': _epochs(row.updates, updates_per_epoch),
+        'momentum': f'{row.momentum:.3g}',
+        'horizon': rounded(row.horizon),
+        'mean age': rounded(row.mean_age),
+        'in epochs': _epochs(row.mean_age, updates_per_epoch),
+        'share': f'{row.mean_age / row.updates:.2%}',
+        'effective sample size': rounded(row.effective_sample_size),
+        'weight of first 1 %': f'{row.start:.1%}'
+    }
 
 
 def meaning(schedule: Schedule, at: Figures) -> str:

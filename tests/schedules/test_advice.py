@@ -55,7 +55,7 @@ def test_what_would_suit_is_as_old_as_it_says(interval):
 
 @pytest.mark.parametrize('updates', [2_000, 5_000, 8_000, 20_000])
 def test_report_and_advice_agree(updates):
-    said, words = advice(Ramp(), updates), report(Setting('', Ramp()), updates).words
+    said, words = advice(Ramp(), updates), report(Setting('', Ramp()), updates).answer
     assert (words[-1] == said) is bool(said) is (updates < 10_000)
     assert any('the end,' in line and 'practically the raw weights' in line for line in words) is bool(said)
 

@@ -21,11 +21,11 @@ def rows(said, first):
 
 
 def test_report_of_a_config_counts_its_run(tool, config, capsys):
-    tool('ema_schedule', config)
+    tool('ema_schedule', config, '--all')
     said = capsys.readouterr().out
     assert f'{config}: 480 updates of the average, 20 in an epoch\n' in said
     assert '    24 epochs x 20 iterations: 160 images, 8 in a batch\n' in said
-    table = rows(said, 'config: ramp momentum=0.0495, gamma=39.9')
+    table = rows(said, 'config: ramp momentum=0.0495, gamma=39.9\n\n')
     assert [row[0] for row in table] == ['5', '24', '48', '120', '240', '360', '480']
     assert table[-1] == ['480', '24', '0.0495', '20.2', '19.2', '0.96', '4.00%', '39.4', '0.0%']
     assert 'after 480 updates, the end, the average holds about 39 of them: its mean age is between 1% and 20% ' in said
@@ -34,20 +34,29 @@ def test_report_of_a_config_counts_its_run(tool, config, capsys):
     assert recipes['this run, config'][:3] == ['480', '20.2', '1.01']
 
 
+def test_answer_and_line_to_paste_come_first(tool, config, capsys):
+    tool('ema_schedule', config, '--mean-age', '2epochs')
+    said = capsys.readouterr().out
+    answer, line, table = (said.index(part) for part in ('after 480 updates, the end', 'dict(type=', '| updates |'))
+    assert answer < line < table
+    assert '| updates | mean age | share |' in said
+    assert 'COCO' not in said
+
+
 def test_defaults_in_a_short_run_are_the_raw_weights(tool, capsys):
     tool('ema_schedule', '--momentum', '0.0001', '0.01', '--gamma', '2000', '100', '--iters', '2001')
     said = capsys.readouterr().out
     assert 'after 2,001 updates, the end, the average holds about 4 of them: practically the raw weights\n' in said
     assert 'momentum=0.0001 and gamma=2000 do not suit this run of 2,001 updates' in said
     assert 'momentum=0.0123 and gamma=114 would make them 4% of the run old' in said
-    assert rows(said, 'setting 1')[-1][4] == f'{mean_age(2001, 0.0001, 2000):.3g}'
-    assert rows(said, 'setting 2')[-1][4] == f'{mean_age(2001, 0.01, 100):.3g}'
+    assert rows(said, 'setting 1: ramp momentum=0.0001, gamma=2000\n\n')[-1][1] == f'{mean_age(2001, 0.0001, 2000):.3g}'
+    assert rows(said, 'setting 2: ramp momentum=0.01, gamma=100\n\n')[-1][1] == f'{mean_age(2001, 0.01, 100):.3g}'
 
 
 def test_suggestion_for_a_mean_age_is_that_old(tool, config, capsys):
     tool('ema_schedule', config, '--mean-age', '2epochs')
     said = capsys.readouterr().out
-    assert rows(said, 'suggestion for a mean age of 40 updates (2epochs)')[-1][4:7] == ['40', '2', '8.33%']
+    assert rows(said, 'suggestion for a mean age of 40 updates (2epochs)')[-1] == ['480', '40', '8.33%']
     options = re.search(r'--cfg-options (.*)', said)[1]
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(dict(option.split('=') for option in options.split()))
@@ -93,7 +102,7 @@ custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma
 
 @pytest.mark.slow
 def test_narrow_terminal_gets_whole_numbers():
-    command = f'COLUMNS=60 {sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.0002 --iters 277235'
+    command = f'COLUMNS=60 {sys.executable} {ROOT}/tools/ema_schedule.py --all --momentum 0.0002 --iters 277235'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
     assert '…' not in said
     assert '| 277,235 |' in said
