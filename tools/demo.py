@@ -7,26 +7,32 @@ Example:
     python tools/demo.py
 """
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
-import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+import mmyolo_ema.registry  # noqa: F401  first, because it says what an environment lacks
 
 # isort: split
 import mmcv
 import numpy as np
 from demo_picture import Detections, draw_detections
+from mmengine.config import Config
 from mmengine.fileio import load
 from pycocotools.coco import COCO
+from rich.progress import Progress
 from rich.table import Table
 
-from mmyolo_ema.cli.arguments import OneLineParser
+from mmyolo_ema.cli.arguments import OneLineParser, add_cfg_options
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.tables import show
+from mmyolo_ema.printing import say
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'
@@ -36,13 +42,33 @@ METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75')
 RAW = '_origin'
 # Boxes that the picture shows; the metrics use all.
 MIN_SCORE = 0.3
+# What MMEngine logs: the epoch, its iteration and how many it has; and the metrics of a validation.
+TRAINED = re.compile(r'Epoch\(train\) +\[(\d+)\]\[ *(\d+)/(\d+)\]')
+VALIDATED = re.compile(rf'Epoch\(val\) +\[(\d+)\].* {METRICS[0]}: (\S+).* {METRICS[0]}{RAW}: (\S+)')
 
 
-def run(tool: str, *arguments: object) -> None:
-    """Runs a tool in a process of its own; its output goes to the terminal."""
+def run(log: Path, tool: str, *arguments: object, epochs: int = 0) -> None:
+    """Runs a tool in a process of its own; its output goes to the log, and of a training the progress is shown."""
     command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
-    if subprocess.run(command).returncode != 0:
-        stop(f'tools/{tool} failed; its output is above')
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = ['']
+    with (log.open('a') as file,
+          Progress(*Progress.get_default_columns(), transient=True,
+                   disable=not (epochs and sys.stdout.isatty())) as progress,
+          subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process):
+        task = progress.add_task('training', total=epochs)
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            lines.append(line.strip())
+            if trained := TRAINED.search(line):
+                epoch, iteration, per_epoch = map(int, trained.groups())
+                progress.update(task, completed=epoch - 1 + iteration / per_epoch)
+            if validated := VALIDATED.search(line):
+                validation, averaged, raw = validated.groups()
+                progress.console.print(f'  epoch {validation} of {epochs}: mAP {averaged} averaged, {raw} raw')
+    if process.returncode != 0:
+        stop(f'tools/{tool} failed: {next(filter(None, reversed(lines)), "")} ({log} has all it said)')
 
 
 def last_checkpoint(work_dir: Path) -> Path:
@@ -67,7 +93,8 @@ def metrics_in_test(work_dir: Path) -> dict[str, float]:
 
 def held_out_detections(predictions: Path) -> list[Detections]:
     """Returns the held-out images with their true boxes and the predicted ones of a test run."""
-    coco = COCO(DATA / 'val.json')
+    with redirect_stdout(io.StringIO()):
+        coco = COCO(DATA / 'val.json')
     shown = []
     for sample in load(predictions):
         image_id, instances = sample['img_id'], sample['pred_instances']
@@ -88,17 +115,20 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help="override settings of the demo's config")
-    options = parser.parse_args().cfg_options
-    overrides = ['--cfg-options', *options] if options else []
+    add_cfg_options(parser)
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(parser.parse_args().cfg_options or {})
+    overrides = sys.argv[1:]
     folder = Path('work_dirs') / f'demo-{time.strftime("%Y%m%d_%H%M%S")}'
-    run('train.py', CONFIG, '--work-dir', folder / 'train', *overrides)
+    log = folder / 'log.txt'
+    say(f'Training a small RTMDet on photographs of nuclei; {log} has the whole log.')
+    run(log, 'train.py', CONFIG, '--work-dir', folder / 'train', *overrides, epochs=cfg.train_cfg.max_epochs)
     saved = last_checkpoint(folder / 'train')
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
-    run('test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions,
+    say(f'Testing what is in {os.path.relpath(saved)}: the averaged weights, then the raw ones.')
+    run(log, 'test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions,
         *overrides)
-    run('test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw', *overrides)
+    run(log, 'test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw', *overrides)
     draw_detections(held_out_detections(predictions),
                     f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}', picture)
     measured = [metrics_in_training(folder / 'train', suffix) for suffix in ('', RAW)]

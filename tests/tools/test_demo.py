@@ -17,7 +17,11 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(tmp_path):
     rows = [line for line in done.stdout.splitlines() if 'in training' in line]
     map_50 = float(rows[0].split('|')[3])
     assert map_50 > 0.8
+    assert len(done.stdout.splitlines()) < 40
+    assert [line.split(':')[0] for line in done.stdout.splitlines() if 'averaged,' in line] == [
+        f'  epoch {epoch} of 24' for epoch in (6, 12, 18, 24)]
     folder = next((tmp_path / 'work_dirs').iterdir())
+    assert 'Epoch(train) [24][20/20]' in (folder / 'log.txt').read_text()
     assert matplotlib.image.imread(folder / 'detections.png').shape[0] > 500
     assert matplotlib.image.imread(folder / 'train' / 'ema_curves.png').shape[1] > 1000
     saved = checkpoint.read(folder / 'train' / 'epoch_24.pth')
@@ -28,7 +32,7 @@ def test_mismatch_fails_the_demo(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     demo = load_tool('demo')
     metrics = dict.fromkeys(demo.METRICS, 0.5)
-    monkeypatch.setattr(demo, 'run', lambda *args: None)
+    monkeypatch.setattr(demo, 'run', lambda *args, **kwargs: None)
     monkeypatch.setattr(demo, 'last_checkpoint', lambda work_dir: 'epoch_24.pth')
     monkeypatch.setattr(demo, 'held_out_detections', lambda path: [])
     monkeypatch.setattr(demo, 'draw_detections', lambda *args: None)
@@ -39,6 +43,14 @@ def test_mismatch_fails_the_demo(monkeypatch, capsys):
         demo.main()
     assert stopped.value.code == 2
     assert 'the file does not give what was measured in training' in capsys.readouterr().err
+
+
+def test_demo_says_why_a_tool_failed(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / 'tools' / 'demo.py', '--cfg-options', 'custom_hooks.0.momentun=1'],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: tools/train.py failed: error: the config cannot be trained')
+    assert done.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize('count', [1, 4, 5])
