@@ -55,16 +55,25 @@ class Comparison(NamedTuple):
     Attributes:
         best: Name of the candidate with the highest mAP.
         difference: Its mAP less that of the base; positive is better.
-        low: Lower end of the difference's 95 % interval, which does not know that the candidate was chosen.
-        high: The upper end.
+        intervals: The 95 % interval of each candidate's difference to the base, by name. That of the best does not know
+            that it was chosen.
         p_value: How often the best of so many would look this good by chance, if none were better than the base.
     """
 
     best: str
     difference: float
-    low: float
-    high: float
+    intervals: dict[str, tuple[float, float]]
     p_value: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the best candidate's interval."""
+        return self.intervals[self.best][0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the best candidate's interval."""
+        return self.intervals[self.best][1]
 
     @property
     def is_better(self) -> bool:
@@ -185,9 +194,9 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
         _gains(candidates, base, np.bincount(generator.integers(size, size=size), minlength=size))
         for _ in progress(range(resamples))])
     best = int(gains.argmax())
-    low, high = np.percentile(drawn[:, best], [2.5, 97.5])
+    ends = zip(*np.percentile(drawn, [2.5, 97.5], axis=0).tolist())
     by_chance = int(np.count_nonzero((drawn - gains).max(axis=1) >= gains[best]))
-    return Comparison(list(candidates)[best], float(gains[best]), float(low), float(high),
+    return Comparison(list(candidates)[best], float(gains[best]), dict(zip(candidates, ends)),
                       (1 + by_chance) / (1 + resamples))
 
 

@@ -151,7 +151,8 @@ class _Running:
             comparison = compare(known, base, resamples, progress=self.progress)
         self._write(metric=self.metric, best=best.name, dropped=self.dropped,
                     candidates=list(map(_as_data, self.candidates.values())),
-                    comparison=comparison and dict(comparison._asdict(), is_better=comparison.is_better))
+                    comparison=comparison and dict(comparison._asdict(), low=comparison.low, high=comparison.high,
+                                                   is_better=comparison.is_better))
         return SweepResult(str(self.metric), self.candidates, best, self.dropped, comparison)
 
     def _measure(self, weights: Callable[[], dict[str, Any]], average: Reconstruction) -> None:

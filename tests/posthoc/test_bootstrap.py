@@ -166,12 +166,12 @@ def test_best_of_many_by_luck_is_not_better():
 
 
 def test_small_p_value_alone_is_not_enough():
-    assert Comparison('one', 0.1, 0.01, 0.2, 0.04).is_better
-    assert not Comparison('one', 0.1, -0.01, 0.2, 0.04).is_better
+    assert Comparison('one', 0.1, {'one': (0.01, 0.2)}, 0.04).is_better
+    assert not Comparison('one', 0.1, {'one': (-0.01, 0.2)}, 0.04).is_better
 
 
 def test_same_detections_are_not_better():
-    assert compare({'same': detector(0, 0.6)}, detector(0, 0.6), resamples=50) == ('same', 0, 0, 0, 1)
+    assert compare({'same': detector(0, 0.6)}, detector(0, 0.6), resamples=50) == ('same', 0, {'same': (0, 0)}, 1)
 
 
 def test_worse_detector_is_not_better():

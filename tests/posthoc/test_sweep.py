@@ -81,6 +81,27 @@ def test_picture_has_metric_and_error_by_the_age(run, path, figures):
     assert [list(values) for values in below.lines[0].get_data()] == [ages, errors]
 
 
+def test_picture_shows_what_chance_does(run, path, figures):
+    result = sweep(run, Nearness(87), ['5', '20', '40'], path)
+    others = [candidate for candidate in result.candidates.values() if candidate.name not in ('raw', 'shipped')]
+    intervals = {candidate.name: (-0.1, 0.2) for candidate in others}
+    draw_horizons(replace(result, comparison=Comparison('14', 0.1, intervals, 0.3)), path.with_suffix('.png'))
+    band, = figures[0].axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (result.run_ema.score - 0.1, result.run_ema.score + 0.2)
+
+
+def test_names_in_the_picture_do_not_overlap(run, path, figures):
+    result = sweep(run, Nearness(87), ['5', '20', '20.1', '20.2', '40'], path)
+    draw_horizons(result, path.with_suffix('.png'))
+    above = figures[0].axes[0]
+    figures[0].canvas.draw()
+    boxes = [text.get_window_extent() for text in above.texts]
+    assert len(boxes) >= 3
+    assert result.best.name in {text.get_text() for text in above.texts}
+    assert not any(box.overlaps(other) for index, box in enumerate(boxes) for other in boxes[:index])
+
+
 def test_average_that_cannot_be_made_well_is_dropped(run, path):
     evaluation = Nearness(87)
     result = sweep(run, evaluation, ['2', '14'], path)
@@ -118,8 +139,8 @@ def test_metric_that_is_not_measured_is_named(run, path):
 @pytest.mark.parametrize(('time', 'compared', 'said'), [
     (91, None, 'is the best of these: keep it'),
     (87, None, "cannot be told; it can for COCO's mAP"),
-    (87, Comparison('14', 0.1, -0.1, 0.3, 0.3), "no more than chance: keep the run's EMA"),
-    (87, Comparison('14', 0.1, 0.05, 0.3, 0.01), 'best_posthoc.pth is better'),
+    (87, Comparison('14', 0.1, {'14': (-0.1, 0.3)}, 0.3), "no more than chance: keep the run's EMA"),
+    (87, Comparison('14', 0.1, {'14': (0.05, 0.3)}, 0.01), 'best_posthoc.pth is better'),
 ])
 def test_verdict_tells_chance_from_gain(run, path, time, compared, said):
     result = sweep(run, Nearness(time), ['14'], path)
