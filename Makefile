@@ -6,6 +6,7 @@
 # DEVICE  where to run: auto (a GPU, where there is one and mmcv has operators for it), cpu or cuda
 # TORCH   pinned (installed with the rest) or installed: that of PYTHON, and no other is installed
 # WHEELS  a folder that everything is installed from, without a network; `make wheels` fills it for PYTHON_VERSION
+# BUILDER what `make docs` puts into build/docs: html, or linkcheck, which tries the links to other sites
 
 PYTHON ?= python3
 STACK ?= onedl
@@ -13,6 +14,7 @@ DEVICE ?= auto
 TORCH ?= pinned
 WHEELS ?=
 PYTHON_VERSION ?= 3.12
+BUILDER ?= html
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))$(if $(filter-out pinned,$(TORCH)),-$(TORCH)-torch)
 LOOK := $(VENV)/bin/python tools/environment/device.py
 ON_DEVICE := $(LOOK) $(DEVICE)
@@ -30,7 +32,7 @@ $(shell rm -f $(VENV)/ready)
 endif
 endif
 
-.PHONY: demo test benchmark gpu-check lint environment wheels clean
+.PHONY: demo test benchmark gpu-check lint docs environment wheels clean
 
 demo: environment
 	@$(ONE_THREAD) $(ON_DEVICE) tools/demo.py
@@ -51,6 +53,13 @@ gpu-check:
 lint: environment
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/docs
+	$(VENV)/bin/sphinx-build -M $(BUILDER) docs build/docs --fail-on-warning --keep-going --quiet
+
+$(VENV)/docs: tools/environment/docs.txt $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 environment: $(VENV)/ready
 

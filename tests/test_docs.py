@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mmyolo_ema import checkpoint
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
 
@@ -21,3 +23,11 @@ def test_tests_in_the_tables_of_differences_are_there():
     sources = '\n'.join(path.read_text() for path in ROOT.glob('tests/**/*.py'))
     assert len(named) > 30
     assert sorted(name for name in named if f'def {name}(' not in sources) == []
+
+
+def test_loop_of_the_page_about_plain_pytorch_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'pytorch.md').read_text(), re.DOTALL)
+    exec(''.join(blocks), {})
+    assert checkpoint.weights_in(checkpoint.read('both.pth')) == ['ema', 'raw']
+    assert checkpoint.read('both.pth')['ema_state_dict']['steps'] == 100
