@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import GroupDifference, TensorDifference, by_group, difference
-from mmyolo_ema.checkpoint.reading import read
+from mmyolo_ema.checkpoint.reading import read, read_weights
 from mmyolo_ema.checkpoint.streaming import ABSENT, stream
-from mmyolo_ema.checkpoint.weights import averaged_weights, first_names, weights_in, weights_of
+from mmyolo_ema.checkpoint.weights import first_names, weights_in
 
 __all__ = ['Comparison', 'compare']
 
@@ -64,12 +64,13 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     """
     comparison = Comparison([], [], [], [], [], [], [])
     compared = []
-    opened = [_open(path, kind) for path in (one, other)]
+    # What a file that holds one set and does not say which holds is of any kind.
+    sets = [partial(read_weights, path, None if weights_in(read(path, mmap=True)) == ['only'] else kind)
+            for path in (one, other)]
+    firsts = [first_names(open_set()) for open_set in sets]
     for path in (one, other):
         verify(path, must_have_checksums=False)
-    firsts = [first_names(weights) for weights in opened]
-    del opened
-    for name, (left, right) in stream(*(partial(_open, path, kind) for path in (one, other))):
+    for name, (left, right) in stream(*sets):
         if left is ABSENT or right is ABSENT:
             (comparison.only_in_other if left is ABSENT else comparison.only_in_one).append(name)
         elif not (isinstance(left, Tensor) and isinstance(right, Tensor)):
@@ -106,13 +107,3 @@ def _are_same(left: Any, right: Any) -> bool:
 
 def _distance(tensor: TensorDifference) -> float:
     return float('inf') if tensor.relative is None else tensor.relative
-
-
-def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
-    content = read(path, mmap=True)
-    if weights_in(content) == ['only']:
-        return averaged_weights(content)
-    try:
-        return weights_of(content, kind)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error

@@ -6,16 +6,9 @@ which nobody runs.
 
 from typing import Any
 
-__all__ = ['check_no_program', 'meta_without_program', 'without_program']
+__all__ = ['check_no_program', 'meta_without_program']
 
 _KEY = 'config'
-
-
-def without_program(content: Any) -> Any:
-    """Returns what a file holds, without the program in it."""
-    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
-        content['meta'] = meta_without_program(content)
-    return content
 
 
 def meta_without_program(content: dict[str, Any]) -> dict[str, Any]:

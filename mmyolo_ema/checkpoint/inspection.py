@@ -19,7 +19,7 @@ from mmyolo_ema.checkpoint.difference import (
     is_statistic,
     total,
 )
-from mmyolo_ema.checkpoint.reading import read
+from mmyolo_ema.checkpoint.reading import read, read_weights
 from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
 from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
@@ -202,7 +202,7 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
     names: dict[bytes, list[str]] = {}
     compared: list[TensorDifference] = []
     lag: dict[str, int] = {}
-    for name, values in stream(*(partial(_open, path, kind) for kind in kinds)):
+    for name, values in stream(*(partial(read_weights, path, kind) for kind in kinds)):
         for weights, value in zip(inspection.weights, values):
             if isinstance(value, Tensor) and not _is_finite(value):
                 weights.nonfinite.append(name)
@@ -248,10 +248,6 @@ def _stale(compared: list[TensorDifference], lag: dict[str, int], average: Optio
     # Steps with NaN that were left out make it lag a little.
     yield from (layer.rstrip('.') for layer, batches in lag.items()
                 if layer in differing and batches > 1 and batches >= (average.updates - 1) / 2)
-
-
-def _open(path: Path, kind: str) -> dict[str, Any]:
-    return weights_of(read(path, mmap=True), kind)
 
 
 def _stored(content: dict[str, Any], kind: str, average: Optional[StoredAverage]) -> StoredWeights:

@@ -58,7 +58,7 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Mismatches:
         weights: Tensors by name, and what modules keep besides; a prefix ``module.`` is ignored.
         model: The bare model.
     """
-    stored = unprefixed(weights, like=weights)
+    stored = unprefixed(weights)
     shape = _of_another_kind(stored, model)
     for name in shape:
         del stored[name]

@@ -17,13 +17,13 @@ from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 
 from mmyolo_ema.checkpoint.archive import can_be_mapped, most_bytes, verify
-from mmyolo_ema.checkpoint.embedded_program import without_program
+from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.program import NotPlain
 from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
-from mmyolo_ema.checkpoint.weights import FURTHER, SECOND
+from mmyolo_ema.checkpoint.weights import FURTHER, SECOND, weights_of
 from mmyolo_ema.files import locked
 
-__all__ = ['ForeignFile', 'latest_complete', 'latest_whole', 'read', 'use_safe_loader']
+__all__ = ['ForeignFile', 'latest_complete', 'latest_whole', 'read', 'read_weights', 'use_safe_loader']
 
 
 class ForeignFile(ValueError):
@@ -75,6 +75,19 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     return content
 
 
+def read_weights(path: Union[str, Path], kind: Optional[str] = None) -> dict[str, Any]:
+    """Returns one set of weights of a file, mapped.
+
+    Raises:
+        OSError, ValueError: As :func:`read` and :func:`weights_of` do, with the name of the file.
+    """
+    content = read(path, mmap=True)
+    try:
+        return weights_of(content, kind)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
 def use_safe_loader() -> None:
     """Makes MMEngine, in this process, read files and http(s) addresses as :func:`read` does.
 
@@ -85,7 +98,10 @@ def use_safe_loader() -> None:
     # Also for files that a backbone starts from, which may hold bare weights. MMEngine logs the part of the name
     # after 'load_from_'.
     def load_from_local(filename: Union[str, Path], map_location: Any) -> Any:
-        return without_program(_load(filename, map_location))
+        content = _load(filename, map_location)
+        if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+            content['meta'] = meta_without_program(content)
+        return content
 
     def load_from_http(filename: str, map_location: Any) -> Any:
         return load_from_local(_download(filename), map_location)

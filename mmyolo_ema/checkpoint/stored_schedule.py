@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any, Optional
 
+from mmyolo_ema.checkpoint.weights import origin
 from mmyolo_ema.ema_config import schedule_of, stored_hook
 from mmyolo_ema.schedules import Segmented, figures
 from mmyolo_ema.schedules.history import Segments, from_data, latest, schedule_from, with_momentum
@@ -22,7 +23,7 @@ def stored_segments(meta: dict[str, Any]) -> Segments:
         ValueError: If the file says it in a form that is not understood, or its config has several EMAHooks or an
             average of an unknown class.
     """
-    said = _own(meta).get('schedule')
+    said = origin(dict(meta=meta)).get('schedule')
     if said is not None:
         return from_data(said)
     hook = stored_hook(meta)
@@ -40,7 +41,7 @@ def second_segments(meta: dict[str, Any]) -> Segments:
     Raises:
         ValueError: As :func:`stored_segments`, or if the file does not say it.
     """
-    said = _own(meta)
+    said = origin(dict(meta=meta))
     if said.get('second_schedule') is not None:
         return from_data(said['second_schedule'])
     momentum, schedule = said.get('second_momentum'), schedule_from(stored_segments(meta))
@@ -57,14 +58,9 @@ def stored_age(meta: dict[str, Any], updates: int) -> Optional[float]:
         meta: What the checkpoint says about itself.
         updates: How many updates the average has had.
     """
-    age = _own(meta).get('mean_age')
-    if isinstance(age, float) and _own(meta).get('updates') == updates:
-        return age
+    said = origin(dict(meta=meta))
+    if isinstance(said.get('mean_age'), float) and said.get('updates') == updates:
+        return said['mean_age']
     with suppress(ValueError):
         return figures(schedule_from(stored_segments(meta)), [updates])[0].mean_age if updates else 0.0
     return None
-
-
-def _own(meta: dict[str, Any]) -> dict[str, Any]:
-    own = meta.get('mmyolo_ema')
-    return own if isinstance(own, dict) else {}

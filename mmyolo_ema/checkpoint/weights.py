@@ -56,13 +56,13 @@ def raw_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return averaged_weights(checkpoint)
     if not has_ema(checkpoint):
         raise ValueError("it holds no EMA (no 'ema_state_dict'), so there are no raw weights beside its only ones")
-    return _of_average(checkpoint['ema_state_dict'])
+    return unprefixed(checkpoint['ema_state_dict'], prefixed_only=True)
 
 
 def second_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns the weights of the second average that a SnapshotHook keeps, as :func:`raw_weights`; may be empty."""
     stored = checkpoint.get(SECOND)
-    return _of_average(stored) if isinstance(stored, dict) else {}
+    return unprefixed(stored, prefixed_only=True) if isinstance(stored, dict) else {}
 
 
 def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,11 +70,6 @@ def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     stored = checkpoint.get(FURTHER)
     return {name: state for name, state in (stored if isinstance(stored, dict) else {}).items()
             if isinstance(name, str) and name not in ('ema', 'raw', 'only') and isinstance(state, dict)}
-
-
-def _of_average(stored: dict[str, Any]) -> dict[str, Any]:
-    return unprefixed({name: value for name, value in stored.items()
-                       if isinstance(name, str) and name.startswith(PREFIX)}, like=stored)
 
 
 def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -86,28 +81,26 @@ def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Returns:
         As :func:`raw_weights`; a prefix ``module.`` of all names, from a model wrapper, is left out.
     """
-    stored = checkpoint['state_dict']
-    return unprefixed({name: value for name, value in stored.items() if isinstance(name, str)}, like=stored)
+    return unprefixed(checkpoint['state_dict'])
 
 
-def unprefixed(weights: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """Returns weights without the prefix ``module.``, if all have it, for a model to load.
+def unprefixed(state: dict[str, Any], prefixed_only: bool = False) -> dict[str, Any]:
+    """Returns the weights of a state without the prefix ``module.``, if all have it, for a model to load.
 
     Args:
-        weights: By name.
-        like: The state of which they are a part, which may tell the versions of modules: a module that changed its
-            names looks there when it is loaded.
+        state: Weights by name. It may tell the versions of modules: one that changed its names looks there when it is
+            loaded.
+        prefixed_only: Whether to leave out what has no prefix: an average's own. Defaults to False.
     """
-    named = OrderedDict(weights)
-    versions = getattr(like, '_metadata', None)
-    versions = {name: value for name, value in versions.items() if isinstance(name, str)} if versions else {}
-    if all(name.startswith(PREFIX) for name in weights):
-        named = OrderedDict((name[len(PREFIX):], value) for name, value in weights.items())
-        # A module's name has no dot at its end.
-        versions = {f'{name}.'[len(PREFIX):].rstrip('.'): value for name, value in versions.items()
-                    if f'{name}.'.startswith(PREFIX)}
+    names = [name for name in state if isinstance(name, str) and (name.startswith(PREFIX) or not prefixed_only)]
+    prefix = PREFIX if all(name.startswith(PREFIX) for name in names) else ''
+    named = OrderedDict((name.removeprefix(prefix), state[name]) for name in names)
+    # A module's name has no dot at its end.
+    versions = OrderedDict((f'{name}.'.removeprefix(prefix).rstrip('.'), value)
+                           for name, value in (getattr(state, '_metadata', None) or {}).items()
+                           if isinstance(name, str) and f'{name}.'.startswith(prefix))
     if versions:
-        vars(named)['_metadata'] = OrderedDict(versions)
+        vars(named)['_metadata'] = versions
     return named
 
 
@@ -166,7 +159,7 @@ def weights_of(checkpoint: dict[str, Any], kind: Optional[str] = None) -> dict[s
     """
     further, stored = further_averages(checkpoint), state_dict_kind(checkpoint)
     if kind in further:
-        return _of_average(further[kind])
+        return unprefixed(further[kind], prefixed_only=True)
     if kind == 'raw' and has_ema(checkpoint):
         return raw_weights(checkpoint)
     if kind not in (None, stored) and (stored, kind) != ('only', 'ema'):
