@@ -27,7 +27,6 @@ from mmyolo_ema.schedules.momenta import (
     Restarted,
     Schedule,
     Segmented,
-    Triangular,
     Uniform,
     momentum_at,
 )
@@ -35,8 +34,8 @@ from mmyolo_ema.schedules.recipes import RECIPES, Recipe
 
 __all__ = [
     'MOST_UPDATES', 'RECIPES', 'SUITED_SHARE', 'USUAL_AGES', 'Annealing', 'Constant', 'Figures', 'Power',
-    'Profile', 'Ramp', 'Recipe', 'Recorded', 'Repeated', 'Restarted', 'Schedule', 'Segmented', 'Triangular',
-    'Uniform', 'advice', 'aged', 'figures', 'in_updates', 'instead_of_decay',
+    'Profile', 'Ramp', 'Recipe', 'Recorded', 'Repeated', 'Restarted', 'Schedule', 'Segmented', 'Uniform',
+    'advice', 'aged', 'figures', 'in_updates', 'instead_of_decay',
     'is_nearly_raw', 'is_raw', 'mean_age', 'momentum_at', 'of_age', 'profile', 'ramp_of_age', 'rescaled', 'rounded',
     'suggested', 'suited', 'three_digits'
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = [
     'Annealing', 'Constant', 'Power', 'Ramp', 'Recorded', 'Repeated', 'Restarted', 'Schedule', 'Segmented',
-    'Triangular', 'Uniform', 'momentum_at'
+    'Uniform', 'momentum_at'
 ]
 
 
@@ -136,25 +136,6 @@ class Power(Schedule):
 
     def momentum_at(self, step: int) -> float:
         return 1 - (step / (step + self.interval))**(self.exponent + 1)
-
-
-@dataclass(frozen=True)
-class Triangular(Schedule):
-    """Weights that rise evenly over the first half of a number of updates, and fall evenly over the second.
-
-    For the last ``length`` updates of a run: see :class:`Restarted`. Beyond them the average is the model itself.
-    """
-
-    interval = 1
-    length: int
-
-    def momentum_at(self, step: int) -> float:
-        left = self.length - step - 1
-        if left < 0:
-            return 1.0
-        if step < left:
-            return 2 / (step + 2)
-        return (left + 1) / ((self.length + 1)**2 // 4 - left * (left + 1) // 2)
 
 
 @dataclass(frozen=True)

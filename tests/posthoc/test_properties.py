@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc import Snapshot, fit, gram
-from mmyolo_ema.schedules import Annealing, Constant, Power, Ramp, Repeated, Restarted, Triangular, Uniform
+from mmyolo_ema.schedules import Annealing, Constant, Power, Ramp, Repeated, Restarted, Uniform
 from tests.helpers import weights_of
 
 UPDATES = 200
@@ -15,7 +15,7 @@ momenta, gammas, intervals = st.floats(1e-4, 0.9), st.floats(1, 1e3), st.integer
 plain = st.one_of(
     st.builds(Ramp, momenta, gammas, intervals), st.builds(Constant, momenta, intervals),
     st.builds(Annealing, momenta, gammas, intervals), st.builds(Uniform, intervals),
-    st.builds(Power, st.floats(0, 20), intervals), st.builds(Triangular, st.integers(1, 300)))
+    st.builds(Power, st.floats(0, 20), intervals))
 # Raw weights are an average with momentum 1.
 schedules = st.one_of(plain, st.builds(Restarted, plain, st.integers(0, 300)),
                       st.builds(Repeated, plain, st.integers(2, 3)), st.just(Constant(1.0)))

@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmyolo_ema.posthoc.targets import target
-from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Triangular, Uniform, figures
+from mmyolo_ema.schedules import Constant, Power, Ramp, Restarted, Uniform, figures
 from tests.helpers import weights_of
 
 
@@ -32,11 +31,7 @@ def test_power_function_has_the_age_deviation_that_it_is_named_by(deviation, exp
 def test_windows_have_the_weights_that_they_are_named_by(updates, data):
     length = data.draw(st.integers(1, updates))
     last = weights_of(target(f'last:{length}', Ramp(), updates).schedule, updates)
-    triangle = weights_of(Restarted(Triangular(length), updates - length), updates)
     assert last[updates - length:] == pytest.approx(1 / length)
-    rising = np.arange(1, length + 1)
-    weights = np.minimum(rising, rising[::-1])
-    assert triangle[updates - length:] == pytest.approx(weights / weights.sum())
 
 
 @pytest.mark.parametrize(('text', 'said'), [
