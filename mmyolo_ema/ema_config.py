@@ -7,8 +7,8 @@ from mmyolo_ema.schedules import Schedule
 from mmyolo_ema.schedules.classes import schedule_of_class
 
 __all__ = [
-    'averages_by_name', 'class_name', 'ema_hook_in', 'ema_type_of', 'hooks_in_text', 'hooks_named', 'schedule_of',
-    'stored_hook'
+    'averages_by_name', 'class_name', 'ema_hook_in', 'ema_type_of', 'hooks_in_text', 'hooks_named', 'package_of',
+    'schedule_of', 'stored_hook'
 ]
 
 # A longer text takes far more memory than its size; a config has a hundredth of that.
@@ -44,9 +44,6 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict[str, Any]]]:
 def schedule_of(hook: dict[str, Any]) -> Schedule:
     """Returns the schedule of the average that an EMAHook makes, of a class that is known.
 
-    Args:
-        hook: The hook's options, as a config has them.
-
     Raises:
         ValueError: If the class is not known, or it would refuse the options, or they name a mean age: what that makes
             of momentum and gamma depends on the run.
@@ -68,7 +65,7 @@ def ema_type_of(hook: dict[str, Any]) -> Any:
 
 def averages_by_name(hook: dict[str, Any]) -> bool:
     """Whether the average of an EMAHook averages a tensor once for each of its names: those of all classes but ours."""
-    return hook.get('update_buffers') is True and not str(ema_type_of(hook)).startswith('mmyolo_ema.')
+    return hook.get('update_buffers') is True and package_of(ema_type_of(hook)) != 'mmyolo_ema'
 
 
 def stored_hook(meta: dict[str, Any]) -> dict[str, Any]:
@@ -84,11 +81,7 @@ def stored_hook(meta: dict[str, Any]) -> dict[str, Any]:
 def hooks_in_text(text: str) -> list[Any]:
     """Returns the ``custom_hooks`` of a config's text, which is read and not run.
 
-    Args:
-        text: A config as MMEngine stores it in a checkpoint, under ``meta['cfg']``.
-
-    Returns:
-        The hooks; what is no literal stands there as its text. An empty list if the text is not understood.
+    What is no literal stands there as its text. An empty list if the text is not understood.
 
     Example:
         >>> hooks_in_text("custom_hooks = [dict(type='EMAHook', momentum=0.05, other=len)]")
@@ -120,3 +113,9 @@ def _literal(node: ast.expr) -> Any:
 def class_name(kind: Any) -> str:
     """Returns the name of a class, given as a config has it: as a class or by its name with or without a scope."""
     return getattr(kind, '__name__', str(kind)).split('.')[-1]
+
+
+def package_of(kind: Any) -> str:
+    """Returns the package of a class, given as a config has it; a bare name is MMEngine's."""
+    path = f'{kind.__module__}.{kind.__name__}' if isinstance(kind, type) else str(kind)
+    return path.split('.')[0] if '.' in path else 'mmengine'

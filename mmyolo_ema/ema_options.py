@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.registry import Registry
 
-from mmyolo_ema.ema_config import class_name, ema_type_of
+from mmyolo_ema.ema_config import class_name, ema_type_of, package_of
 from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
@@ -43,11 +43,11 @@ def check_options(hook: dict[str, Any]) -> None:
         Traceback (most recent call last):
         TypeError: EMAHook has no option momentums (did you mean momentum?): it takes ema_type, strict_load, ...
     """
-    package, ema_type = _package(hook['type']), ema_type_of(hook)
+    package, ema_type = package_of(hook['type']), ema_type_of(hook)
     average = class_name(ema_type)
     if package not in _OF_HOOK or average not in SCHEDULES:
         return
-    of_average = _of_average(average, is_own=_package(ema_type) == 'mmyolo_ema')
+    of_average = _of_average(average, is_own=package_of(ema_type) == 'mmyolo_ema')
     known = [*_OF_HOOK[package], *of_average]
     unknown = [option for option in hook if option not in (*known, *_OF_ANY)]
     if unknown:
@@ -145,9 +145,6 @@ def _hint(option: str, value: Any, known: list[str]) -> str:
 def of_average(hook: dict[str, Any]) -> dict[str, Any]:
     """Returns the options of the average that an EMAHook makes, and its ``type``.
 
-    Args:
-        hook: The hook's options, as a config has them.
-
     Example:
         >>> of_average(dict(type='EMAHook', momentum=0.1, begin_epoch=2))
         {'momentum': 0.1, 'type': 'ExponentialMovingAverage'}
@@ -159,9 +156,3 @@ def of_average(hook: dict[str, Any]) -> dict[str, Any]:
 def _of_average(name: str, is_own: bool) -> list[str]:
     options = [*(field.name for field in fields(SCHEDULES[name])), 'device', 'update_buffers']
     return [*options, *_OF_OWN] if is_own else options
-
-
-def _package(kind: Any) -> str:
-    """Returns the package of a hook's class; a bare name is MMEngine's."""
-    path = kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__name__}'
-    return path.split('.')[0] if '.' in path else 'mmengine'

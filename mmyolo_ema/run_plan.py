@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmyolo_ema.building import build_average, scope_of
-from mmyolo_ema.ema_config import class_name, ema_hook_in, ema_type_of
+from mmyolo_ema.ema_config import class_name, ema_hook_in, ema_type_of, package_of
 from mmyolo_ema.ema_options import check_options, of_average
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.schedules import Schedule, ramp_of_age
@@ -76,7 +76,7 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     accumulated = _accumulative_counts(_section(cfg, 'optim_wrapper'))
     if accumulated > 1:
         origin += f', {accumulated} of them accumulated for an optimizer step'
-    counted = accumulated if _listens_to_optimizer(hook) else 1
+    counted = accumulated if package_of(hook['type']) == 'mmyolo_ema' else 1
     if counted < accumulated:
         origin += " (MMEngine's EMAHook counts each iteration as an update all the same)"
     begin = _begin(hook, per_epoch, by_epoch='max_epochs' in _section(cfg, 'train_cfg'))
@@ -123,12 +123,6 @@ def _schedule(hook: dict[str, Any], updates: int, updates_per_epoch: Optional[fl
     if schedule is None:
         raise ValueError(unknown)
     return schedule
-
-
-def _listens_to_optimizer(hook: dict[str, Any]) -> bool:
-    """Whether the hook is ours: MMEngine's counts iterations."""
-    kind = hook['type']
-    return (kind if isinstance(kind, str) else kind.__module__).startswith('mmyolo_ema.')
 
 
 def _iterations(cfg: Config, gpus: int, iters: Optional[int],

@@ -1,6 +1,7 @@
 import pytest
 
-from mmyolo_ema.ema_config import ema_hook_in, hooks_in_text, schedule_of
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.ema_config import averages_by_name, ema_hook_in, hooks_in_text, schedule_of
 from mmyolo_ema.schedules import Annealing, Constant, Ramp, Uniform
 
 
@@ -37,3 +38,9 @@ def test_schedule_is_that_of_the_class(options, schedule):
 def test_momentum_that_the_class_would_refuse_is_refused(value):
     with pytest.raises(ValueError, match='momentum must be a number above 0 and below 1, but got'):
         schedule_of(dict(type='EMAHook', momentum=value))
+
+
+@pytest.mark.parametrize(('ema_type', 'by_name'), [
+    (ExpMomentumEMA, False), ('mmyolo_ema.ExpMomentumEMA', False), ('ExpMomentumEMA', True), (5, True)])
+def test_class_of_this_package_averages_shared_tensors_once_however_it_is_named(ema_type, by_name):
+    assert averages_by_name(dict(type='EMAHook', ema_type=ema_type, update_buffers=True)) is by_name
