@@ -12,17 +12,19 @@ from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-__all__ = [
-    'WholeFilesBackend', 'check_no_links', 'locked', 'replace', 'use_whole_files', 'write_named_by_content', 'write_new'
-]
+__all__ = ['WholeFilesBackend', 'check_no_links', 'locked', 'replace', 'use_whole_files', 'write_new']
 
 
-def write_new(path: Path, write: Callable[[Path], object]) -> None:
+def write_new(path: Path, write: Callable[[Path], object], by_content: bool = False) -> Path:
     """Writes a file that must not be there yet: whole, or not at all.
 
     Args:
         path: The file. Its folder is made if need be.
         write: Writes to the temporary path that it is given, which has the same suffix and lies in the same folder.
+        by_content: Whether the first 8 hex digits of the file's sha256 are put into its name. Defaults to False.
+
+    Returns:
+        The file: ``path``, or ``STEM-12345678.SUFFIX``.
 
     Raises:
         FileExistsError: If there is such a file already, even if it appeared meanwhile. It is left as it is.
@@ -31,41 +33,19 @@ def write_new(path: Path, write: Callable[[Path], object]) -> None:
         >>> import tempfile
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_new(Path(folder) / 'new' / 'a.txt', lambda path: path.write_text('whole'))
-        ...     (Path(folder) / 'new' / 'a.txt').read_text()
+        ...     path = write_new(Path(folder) / 'new' / 'a.txt', lambda path: path.write_text('whole'))
+        ...     path.read_text()
         'whole'
     """
-    _write_new(path, lambda temporary: path, write)
-
-
-def write_named_by_content(stem: Path, suffix: str, write: Callable[[Path], object]) -> Path:
-    """Writes a file whose name ends in the first 8 hex digits of its sha256: whole, or not at all.
-
-    Args:
-        stem: Folder, which is made if need be, and beginning of the name.
-        suffix: End of the name.
-        write: As for :func:`write_new`.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileExistsError: If there is such a file already. It is left as it is.
-    """
-    return _write_new(stem.with_name(stem.name + suffix),
-                     lambda temporary: stem.with_name(f'{stem.name}-{_sha256(temporary)[:8]}{suffix}'), write)
-
-
-def _write_new(path: Path, name: Callable[[Path], Path], write: Callable[[Path], object]) -> Path:
-    """Writes beside a path, and gives what was written the name that is found for it then."""
     with _folder(path), tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         _write_and_sync(temporary, write)
-        named = name(temporary)
+        if by_content:
+            path = path.with_stem(f'{path.stem}-{_sha256(temporary)[:8]}')
         # A rename replaces what is there, and not every file system has links. So the name is taken first.
-        named.touch(exist_ok=False)
-        temporary.replace(named)
-    return named
+        path.touch(exist_ok=False)
+        temporary.replace(path)
+    return path
 
 
 @contextmanager

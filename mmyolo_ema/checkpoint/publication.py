@@ -19,18 +19,10 @@ from mmyolo_ema.checkpoint.archive import verify
 from mmyolo_ema.checkpoint.difference import difference, is_statistic
 from mmyolo_ema.checkpoint.embedded_program import meta_without_program
 from mmyolo_ema.checkpoint.mismatches import listed
-from mmyolo_ema.checkpoint.reading import read
+from mmyolo_ema.checkpoint.reading import read, read_weights
 from mmyolo_ema.checkpoint.streaming import stream
-from mmyolo_ema.checkpoint.weights import (
-    first_names,
-    further_averages,
-    has_ema,
-    origin,
-    tensors,
-    updates_in,
-    weights_of,
-)
-from mmyolo_ema.files import write_named_by_content, write_new
+from mmyolo_ema.checkpoint.weights import first_names, further_averages, has_ema, origin, tensors, updates_in
+from mmyolo_ema.files import write_new
 
 __all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
 
@@ -109,16 +101,14 @@ def publish(path: Path, stem: Path, kind: Optional[str] = None, dtype: Optional[
     if dtype is not None:
         converted, tensor_name, error = _converted(path, kind, dtype)
         content['state_dict'].update(converted)
-    return Published(write_named_by_content(stem, '.pth', partial(save, content)), tensor_name, error)
+    path = write_new(stem.with_name(f'{stem.name}.pth'), partial(save, content), by_content=True)
+    return Published(path, tensor_name, error)
 
 
 def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     content = read(path, mmap=True)
     verify(path)
-    try:
-        weights = weights_of(content, kind)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    weights = read_weights(path, kind)
     meta = meta_without_program(content)
     if has_ema(content) or kind in further_averages(content):
         kind = kind or 'ema'
@@ -148,14 +138,14 @@ def plain(value: Any) -> Any:
 
 def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dict[str, Tensor], Optional[str], float]:
     """Returns what is another tensor in another precision, and which of them lost most by it, and how much."""
-    weights = _open(path, kind)
+    weights = read_weights(path, kind)
     first_of = first_names(weights)
     changing = {name for name, value in tensors(weights) if value.is_floating_point()
                 and value.dtype != dtype and not is_statistic(name)}
     del weights
     converted: dict[str, Tensor] = {}
     most_changed, error, too_large = None, 0.0, []
-    for name, (value,) in stream(partial(_open, path, kind)):
+    for name, (value,) in stream(partial(read_weights, path, kind)):
         if name not in changing:
             continue
         if first_of[name] in converted:
@@ -171,10 +161,6 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
         raise ValueError(f'{path} holds weights that are too large for {str(dtype).removeprefix("torch.")}' +
                          listed(': ', too_large) + '; choose a wider one')
     return converted, most_changed, error
-
-
-def _open(path: Path, kind: Optional[str]) -> dict[str, Any]:
-    return weights_of(read(path, mmap=True), kind)
 
 
 def save(content: dict[str, Any], path: Path) -> None:
