@@ -12,7 +12,6 @@ Example:
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,11 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / 'tools' / 'environment'
-sys.path.insert(0, str(ENVIRONMENT))
-
-from create import requirement  # noqa: E402
-
 DEMO_CONFIG = 'configs/demo/rtmdet_nuclei.py'
 # Of what a part prints.
 LAST_LINES = 15
@@ -101,50 +95,16 @@ def machine(python: Path) -> dict[str, Any]:
     return dict(found, driver=driver, cores=os.cpu_count(), date=time.strftime('%Y-%m-%d'))
 
 
-class SetUp:
-    """Makes the environment: with what is quickly there, and with CUDA operators once they are built.
+def set_up(args: argparse.Namespace, device: str) -> bool:
+    """Makes the environment, or puts other operators into it; returns whether that worked."""
+    command = [sys.executable, ROOT / 'tools' / 'environment' / 'create.py', args.stack, args.folder,
+               '--device', device, '--torch', args.torch, *(['--wheels', args.wheels] if args.wheels else [])]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
 
-    Args:
-        args: The flags of :func:`main`.
-    """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        self._folder = Path(args.folder)
-        self.python = (ROOT / self._folder / 'bin' / 'python').absolute()
-        self._source = ['--wheels', args.wheels] if args.wheels else []
-        self._build: Optional[subprocess.Popen[bytes]] = None
-
-    def create(self, device: str) -> bool:
-        """Makes the environment, or puts other operators into it; returns whether that worked."""
-        command = [sys.executable, ENVIRONMENT / 'create.py', self._args.stack, self._folder, '--device', device,
-                   '--torch', self._args.torch, *self._source]
-        return subprocess.run(command, cwd=ROOT).returncode == 0
-
-    def has_cuda_operators(self) -> bool:
-        """Whether mmcv in the environment has operators for a GPU."""
-        return (ROOT / self._folder / 'ready').read_text().strip().endswith(' cuda')
-
-    def start_to_build(self) -> None:
-        """Starts to compile the CUDA operators in the background."""
-        mmcv = requirement((ENVIRONMENT / f'{self._args.stack}.txt').read_text().splitlines(), 'mmcv')
-        command = [self.python, ENVIRONMENT / 'build_mmcv.py', mmcv, '--device', 'cuda', *self._source]
-        self._build = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-
-    def pause_build(self) -> None:
-        """Lets the compilers rest, so that they do not disturb what is measured."""
-        self._signal_build(signal.SIGSTOP)
-
-    def finish_build(self) -> bool:
-        """Puts the CUDA operators into the environment; returns whether it has them then."""
-        self._signal_build(signal.SIGCONT)
-        if self._build is not None and self._build.wait() == 0:
-            return self.create('cuda')
-        return self.has_cuda_operators()
-
-    def _signal_build(self, number: int) -> None:
-        if self._build is not None and self._build.poll() is None:
-            os.killpg(self._build.pid, number)
+def has_cuda_operators(args: argparse.Namespace) -> bool:
+    """Whether mmcv in the environment has operators for a GPU."""
+    return (ROOT / args.folder / 'ready').read_text().strip().endswith(' cuda')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -152,25 +112,22 @@ def check(args: argparse.Namespace) -> None:
     folder = ROOT / 'work_dirs' / f'gpu_check-{time.strftime("%Y%m%d_%H%M%S")}'
     folder.mkdir(parents=True)
     start = time.perf_counter()
-    set_up = SetUp(args)
-    if not set_up.create('cpu' if args.device == 'cpu' else 'quick'):
+    if not set_up(args, 'cpu' if args.device == 'cpu' else 'quick'):
         sys.exit(1)
-    found = machine(set_up.python)
+    python = (ROOT / args.folder / 'bin' / 'python').absolute()
+    found = machine(python)
     gpu = bool(found['card']) and args.device != 'cpu'
     if args.device == 'cuda' and not gpu:
         sys.exit(f'DEVICE=cuda: torch {found["torch"]} sees no NVIDIA GPU here.')
     set_up_seconds = round(time.perf_counter() - start, 1)
     content: dict[str, Any] = dict(found, card=found['card'] if gpu else '', set_up_seconds=set_up_seconds, parts={})
     print(f'device: {content["card"] or "the CPU, at the size of a toy"}', flush=True)
-    if gpu and not set_up.has_cuda_operators():
-        set_up.start_to_build()
     for name, part in parts(folder, gpu).items():
-        if name == 'step':
-            set_up.pause_build()
-        if name == 'demo' and gpu and not set_up.finish_build():
+        # Compiling them takes minutes, and only the demo needs them.
+        if name == 'demo' and gpu and not (has_cuda_operators(args) or set_up(args, 'cuda')):
             result: dict[str, Any] = dict(ended='left out: mmcv has no working CUDA operators', seconds=0, said=[])
         else:
-            result = run_part(set_up.python, part, gpu)
+            result = run_part(python, part, gpu)
         content['parts'][name] = result
         content['seconds'] = round(time.perf_counter() - start, 1)
         write(folder / 'gpu_check.json', json.dumps(content, indent=1))

@@ -2,10 +2,7 @@
 
 import argparse
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,14 +18,13 @@ def gpu_check(monkeypatch, tmp_path):
     return tool
 
 
-def check(gpu_check, monkeypatch, parts, device='auto', gpu=False, builds=False):
+def check(gpu_check, monkeypatch, parts, device='auto', gpu=False):
     """Runs a check of the given parts and returns what it wrote, or None, and whether it failed."""
     card = 'A GPU' if gpu else ''
     monkeypatch.setattr(gpu_check, 'parts', lambda folder, gpu: parts)
     monkeypatch.setattr(gpu_check, 'machine', lambda python: dict(card=card, torch='2', driver='', cores=1, date=''))
-    monkeypatch.setattr(gpu_check.SetUp, 'create', lambda self, device: True)
-    monkeypatch.setattr(gpu_check.SetUp, 'has_cuda_operators', lambda self: False)
-    monkeypatch.setattr(gpu_check.SetUp, 'start_to_build', lambda self: None)
+    monkeypatch.setattr(gpu_check, 'set_up', lambda args, device: device != 'cuda')
+    monkeypatch.setattr(gpu_check, 'has_cuda_operators', lambda args: False)
     monkeypatch.setattr(gpu_check, 'run_part', lambda python, part, gpu, run=gpu_check.run_part: run(
         Path(sys.executable), part, gpu))
     args = argparse.Namespace(stack='onedl', folder='.venv', device=device, torch='pinned', wheels=None)
@@ -69,27 +65,6 @@ def test_demo_is_left_out_on_a_gpu_without_operators(gpu_check, monkeypatch):
 
 def test_gpu_that_is_asked_for_and_not_there_is_refused(gpu_check, monkeypatch):
     assert check(gpu_check, monkeypatch, {}, device='cuda') == (None, True)
-
-
-def test_compilers_rest_while_something_is_measured(gpu_check):
-    set_up = gpu_check.SetUp(argparse.Namespace(stack='onedl', folder='.venv', torch='pinned', wheels=None))
-    set_up._build = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
-    state = Path(f'/proc/{set_up._build.pid}/stat')
-
-    def wait_until(states):
-        end = time.monotonic() + 30
-        while state.read_text().rsplit(')')[1].split()[0] not in states:
-            assert time.monotonic() < end
-            time.sleep(.01)
-
-    try:
-        set_up.pause_build()
-        wait_until('T')
-        set_up._signal_build(signal.SIGCONT)
-        wait_until('SR')
-    finally:
-        set_up._build.kill()
-        set_up._build.wait()
 
 
 def timing(median):

@@ -123,13 +123,7 @@ def build_environment(header: Path, architecture: str) -> dict[str, str]:
 
 
 def build_wheel(requirement: str, architecture: str, source: list[str], folder: Path) -> Path:
-    """Builds the wheel of a requirement in a folder and returns its path.
-
-    Args:
-        requirement: Such as mmcv==2.1.0.
-        architecture: Of the GPU that CUDA operators are built for, such as '9.0'; empty for none.
-        source: Options of pip that say where mmcv comes from.
-        folder: An empty folder.
+    """Builds the wheel of a requirement in an empty folder and returns its path; pip's options say where it comes from.
 
     Raises:
         BuildError: If the build fails, or yields no operators.
