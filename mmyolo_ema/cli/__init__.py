@@ -38,10 +38,6 @@ def run_command(name: str, argv: Sequence[str]) -> NoReturn:
     """Runs a command and ends the process. Imports it only then, so that an interrupt meanwhile is one line too.
 
     Its arguments are looked at first, so that ``--help`` and what is wrong with them do not wait for the import.
-
-    Args:
-        name: The command.
-        argv: What it is called, and its arguments.
     """
     sys.argv = list(argv)
     run(lambda: call(name))

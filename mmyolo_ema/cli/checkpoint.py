@@ -6,7 +6,6 @@ import math
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -31,7 +30,8 @@ from mmyolo_ema.printing import say
 def inspect(args: argparse.Namespace) -> int:
     """Tells of each file; those that cannot be read are named and do not keep the others from it."""
     status, inspections = 0, []
-    for path in [file for named in args.files for file in checkpoints_in(named)]:
+    # A folder stands for the checkpoints in it.
+    for path in [file for named in args.files for file in sorted(named.glob('[!.]*.pth')) or [named]]:
         try:
             inspection = checkpoint.inspect(path)
         except (OSError, ValueError, RuntimeError) as error:
@@ -44,11 +44,6 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         say(*json.dumps(plain(inspections), indent=2).split('\n'))
     return status
-
-
-def checkpoints_in(path: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, or the path itself."""
-    return sorted(path.glob('[!.]*.pth')) or [path]
 
 
 def plain(value: object) -> object:
@@ -103,14 +98,10 @@ def say_what_is_taken(args: argparse.Namespace) -> None:
 KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying which')
 
 
-def kind_of(path: Path, wanted: Optional[str]) -> str:
-    """Returns which weights of a file are taken."""
-    return kind_taken(checkpoint.read(path, mmap=True), wanted)
-
-
 def compare(args: argparse.Namespace) -> int:
     comparison = checkpoint.compare(args.one, args.other, args.weights)
-    sets = ', '.join(f'{path} ({kind_of(path, args.weights)})' for path in (args.one, args.other))
+    sets = ', '.join(f'{path} ({kind_taken(checkpoint.read(path, mmap=True), args.weights)})'
+                     for path in (args.one, args.other))
     show(difference_table(sets, comparison.groups))
     say('', 'equal' if comparison.are_equal else 'not equal', *comparison_lines(comparison))
     return 0 if comparison.are_equal else 1

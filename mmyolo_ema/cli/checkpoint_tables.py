@@ -1,7 +1,7 @@
 """The lines and tables that describe a checkpoint."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from rich.table import Table
 
@@ -9,6 +9,7 @@ from mmyolo_ema.checkpoint.comparison import Comparison
 from mmyolo_ema.checkpoint.difference import GroupDifference
 from mmyolo_ema.checkpoint.inspection import Inspection, StoredAverage
 from mmyolo_ema.checkpoint.mismatches import listed
+from mmyolo_ema.cli.tables import table_of
 from mmyolo_ema.ema_config import averages_by_name, ema_type_of
 
 __all__ = [
@@ -56,9 +57,9 @@ def _average(average: Optional[StoredAverage]) -> str:
 
 def weights_table(inspection: Inspection) -> Table:
     """Returns a row for each set of weights."""
-    table = Table('weights', 'in the file', 'updates', 'mean age', 'names', 'elements', 'size', 'dtypes',
-                  'tensors with NaN or infinity')
-    _align(table, *range(2, 7))
+    table = table_of(['weights', 'in the file'], ['updates', 'mean age', 'names', 'elements', 'size'])
+    table.add_column('dtypes')
+    table.add_column('tensors with NaN or infinity')
     for weights in inspection.weights:
         table.add_row(_KINDS.get(weights.kind, weights.kind), weights.key, _number(weights.updates, ','),
                       _number(weights.mean_age, ',.1f'), str(weights.tensors), f'{weights.numbers:,}',
@@ -68,8 +69,7 @@ def weights_table(inspection: Inspection) -> Table:
 
 def difference_table(title: str, groups: list[GroupDifference]) -> Table:
     """Returns a row for each part of a model."""
-    table = Table('part', 'tensors', 'of them differ', 'elements', 'L2 distance / norm', title=title)
-    _align(table, 1, 2, 3, 4)
+    table = table_of(['part'], ['tensors', 'of them differ', 'elements', 'L2 distance / norm'], title)
     for group in groups:
         table.add_row(group.group, str(group.tensors), str(group.differing), f'{group.numbers:,}',
                       percent(group.relative))
@@ -94,16 +94,12 @@ def problems(inspection: Inspection) -> list[str]:
     if together and inspection.average and averages_by_name(inspection.average.hook):
         lines.append('tensors under several names were averaged once for each of them in each update, so that the '
                      f'momentum acted as 1 - (1 - momentum) ** {max(map(len, together))} on them, by '
-                     f'{_ema_type(inspection.average.hook)} with update_buffers=True')
+                     f'{ema_type_of(inspection.average.hook)} with update_buffers=True')
     for names in inspection.shared:
         lines.append(f'one tensor under {len(names)} names' + listed(': ', names))
     for names in inspection.repeated:
         lines.append(f'the same content stored under {len(names)} names' + listed(': ', names))
     return lines
-
-
-def _ema_type(hook: dict[str, Any]) -> str:
-    return str(ema_type_of(hook))
 
 
 def broken(inspection: Inspection, kind: str) -> list[str]:
@@ -114,20 +110,16 @@ def broken(inspection: Inspection, kind: str) -> list[str]:
         if weights.kind == kind and weights.nonfinite
     ]
     if inspection.stale and kind == 'ema':
+        # As tools/posthoc_ema.py takes it; a placeholder if it is not known.
+        horizon = _number(inspection.average.horizon if inspection.average else None, '.12g') or 'H'
         unsure = '' if inspection.average and inspection.average.hook else (
             " (or it was averaged by MMDetection's class with update_buffers=True: the file does not say)")
         lines.append(f'stale statistics in the average, {len(inspection.stale)} BatchNorm layers' +
                      listed(': ', inspection.stale) + '. They were copied once and then never again' + unsure +
                      '. Test the raw weights, or estimate the statistics anew: python tools/posthoc_ema.py build '
-                     f'{Path(inspection.file).parent} --horizon {_horizon(inspection)} -o repaired.pth --config CONFIG '
+                     f'{Path(inspection.file).parent} --horizon {horizon} -o repaired.pth --config CONFIG '
                      '--bn-batches 100')
     return lines
-
-
-def _horizon(inspection: Inspection) -> str:
-    """Returns that of the average itself, as tools/posthoc_ema.py takes it; a placeholder if it is not known."""
-    horizon = inspection.average.horizon if inspection.average else None
-    return 'H' if horizon is None else f'{horizon:.12g}'
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
@@ -159,8 +151,3 @@ def megabytes(size: int) -> str:
 
 def _number(number: Optional[float], form: str) -> str:
     return '' if number is None else format(number, form)
-
-
-def _align(table: Table, *columns: int) -> None:
-    for column in columns:
-        table.columns[column].justify = 'right'

@@ -16,12 +16,7 @@ _AVERAGE, _ERROR, _RAW = 'tab:blue', 'lightgray', 'tab:orange'
 
 
 def draw_horizons(result: SweepResult, path: Path) -> None:
-    """Draws the metric and the reconstruction error of averages against their mean age.
-
-    Args:
-        result: What was validated.
-        path: File to write; its suffix names the format.
-    """
+    """Draws the metric and the reconstruction error of averages against their mean age."""
     figure = Figure(figsize=(7, 5.4), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     run_ema, raw = result.run_ema, result.candidates.get(RAW)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from rich.filesize import decimal
-from rich.table import Column, Table
+from rich.table import Table
 
+from mmyolo_ema.cli.tables import table_of
 from mmyolo_ema.posthoc import Reconstruction, Target
 from mmyolo_ema.posthoc.plan import Kept
 from mmyolo_ema.posthoc.sweep import SweepResult
@@ -15,8 +16,8 @@ __all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'remarks_
 
 def plan_table(settings: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
     """Returns how well averages can be made of what several settings keep in a run, and what that takes."""
-    table = _table('Reconstruction error of averages of another horizon', ['average'],
-                   [kept.name for kept in settings])
+    table = table_of(['average'], [kept.name for kept in settings],
+                     'Reconstruction error of averages of another horizon')
     for average in wanted:
         table.add_row(average.name, *(percent(kept.reconstruction_error(average, updates)) if kept.snapshots else ''
                                       for kept in settings))
@@ -27,8 +28,8 @@ def plan_table(settings: Sequence[Kept], wanted: Sequence[Target], updates: int)
 
 def fit_table(averages: Sequence[Reconstruction]) -> Table:
     """Returns how well averages can be made of a run's checkpoints."""
-    table = _table('What can be made of them', ['average'],
-                   ['reconstruction error', 'amplification', 'mean age', 'wanted', 'snapshots'])
+    table = table_of(['average'], ['reconstruction error', 'amplification', 'mean age', 'wanted', 'snapshots'],
+                     'What can be made of them')
     for average in averages:
         fit = average.worst
         table.add_row(average.target.name, percent(fit.reconstruction_error), f'{fit.amplification:.1f}',
@@ -49,7 +50,7 @@ def remarks_on_ramp(wanted: Sequence[Target], updates: int) -> list[str]:
 
 def coefficients_table(averages: Sequence[Reconstruction]) -> Table:
     """Returns how averages are made of a run's checkpoints."""
-    table = _table('Coefficients', ['file', 'weights'], ['updates', *(average.target.name for average in averages)])
+    table = table_of(['file', 'weights'], ['updates', *(average.target.name for average in averages)], 'Coefficients')
     for place, (file, kind) in enumerate(averages[0].run.sources):
         table.add_row(file.path.name, kind, f'{file.updates:,}',
                       *(f'{average.worst.coefficients[place]:.4g}' for average in averages))
@@ -58,7 +59,7 @@ def coefficients_table(averages: Sequence[Reconstruction]) -> Table:
 
 def sweep_table(result: SweepResult) -> Table:
     """Returns what was validated, from the youngest average to the oldest."""
-    table = _table('Validated', ['average'], ['reconstruction error', 'mean age', result.metric, "to the run's EMA"])
+    table = table_of(['average'], ['reconstruction error', 'mean age', result.metric, "to the run's EMA"], 'Validated')
     for candidate in sorted(result.candidates.values(), key=lambda candidate: candidate.average.worst.mean_age):
         name = "the run's EMA" if candidate is result.run_ema else candidate.name
         table.add_row(name + (' (best)' if candidate is result.best else ''), percent(candidate.average.error),
@@ -86,7 +87,3 @@ def verdict(result: SweepResult) -> list[str]:
 def percent(error: float) -> str:
     """Returns a reconstruction error in words; a hundred times what is wanted needs no digits."""
     return f'{error:.2%}' if error < 10 else f'{error:,.0f} times'
-
-
-def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    return Table(*texts, *(Column(name, justify='right') for name in numbers), title=title)

@@ -24,10 +24,6 @@ def check_resumable(content: dict[str, Any], cfg: Config) -> None:
 
     MMEngine takes what it says as it is, and would stop later, or go on with something else.
 
-    Args:
-        content: As :func:`mmyolo_ema.checkpoint.read` returns it.
-        cfg: The config of the run.
-
     Raises:
         ValueError: If the checkpoint lacks a part, holds one in another form, or is of another model.
     """

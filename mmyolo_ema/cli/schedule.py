@@ -4,14 +4,14 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 from matplotlib.figure import Figure
 
 from mmyolo_ema.cli.arguments import check_new
 from mmyolo_ema.cli.config import read_config, read_plan
 from mmyolo_ema.cli.ending import stop
-from mmyolo_ema.cli.schedule_picture import ScheduleCurves, draw_schedules
+from mmyolo_ema.cli.schedule_picture import draw_schedules
 from mmyolo_ema.cli.schedule_tables import Setting, recipes_table, report
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import write_new
@@ -20,25 +20,10 @@ from mmyolo_ema.run_plan import RunPlan
 from mmyolo_ema.schedules import Ramp, in_updates, of_age, profile, rescaled, rounded, three_digits
 
 
-class Suggestion(NamedTuple):
-    """A schedule, and why it is suggested."""
-
-    reason: str
-    schedule: Ramp
-    mean_age: Optional[str] = None
-
-
 def check_plot(path: Path) -> None:
     if path.suffix[1:] not in Figure().canvas.get_supported_filetypes():
         stop(f'--plot must name a picture such as F.png, but got {path}')
     check_new(path, '--plot')
-
-
-def plan_of(args: argparse.Namespace) -> Optional[RunPlan]:
-    """Returns what the config says, None if there is none; stops if it does not tell enough."""
-    if args.config is None:
-        return None
-    return read_plan(read_config(args.config, args.cfg_options), args)
 
 
 def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setting]:
@@ -60,15 +45,15 @@ def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setti
         stop(f"{flags}: the average of {args.config}, {type(base).__name__.lower()}, doesn't have that")
 
 
-def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> list[Suggestion]:
-    """Returns the schedules that were asked for, with three significant digits; stops if there are none."""
-    wanted = []
+def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int) -> dict[str, Ramp]:
+    """Returns the schedules that were asked for, by the reason, with three significant digits; stops at none."""
+    wanted = {}
     interval = plan.schedule.interval if plan else 1
     if args.mean_age is not None:
         try:
             age = in_updates(args.mean_age, updates, plan and plan.updates_per_epoch)
-            wanted.append((f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end',
-                           of_age(updates, age, interval)))
+            reason = f'a mean age of {rounded(age)} updates ({args.mean_age}) at the end'
+            wanted[reason] = of_age(updates, age, interval)
         except ValueError as error:
             stop(f'--mean-age: {error}')
     if args.scale_from_batch and plan is not None:
@@ -79,28 +64,27 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
             stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
         factor = plan.batch_size / args.scale_from_batch
         reason = f'{plan.batch_size} images in an update instead of {args.scale_from_batch}'
-        wanted.append((reason, rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)))
-    if any(momentum > 0.99 for _, (momentum, _) in wanted):
+        wanted[reason] = rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)
+    if any(momentum > 0.99 for momentum, _ in wanted.values()):
         stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
-    return [Suggestion(reason, Ramp(three_digits(momentum), three_digits(gamma), interval), args.mean_age)
-            for reason, (momentum, gamma) in wanted]
+    return {reason: Ramp(three_digits(momentum), three_digits(gamma), interval)
+            for reason, (momentum, gamma) in wanted.items()}
 
 
 def has_mean_age(hook: dict[str, Any]) -> bool:
     return hook.get('mean_age') is not None
 
 
-def print_suggestion(suggestion: Suggestion, plan: Optional[RunPlan]) -> None:
+def print_suggestion(reason: str, schedule: Ramp, plan: Optional[RunPlan], mean_age: Optional[str]) -> None:
     """Prints a schedule as a line for a config, and as options of the command line."""
-    schedule = suggestion.schedule
     hook: dict[str, Any] = dict(type='mmyolo_ema.EMAHook') if plan is None else dict(plan.hook)
     if not (plan and isinstance(plan.schedule, Ramp)):
         hook['ema_type'] = 'mmyolo_ema.ExpMomentumEMA'
     if has_mean_age(hook):
-        hook.update(mean_age=suggestion.mean_age)
+        hook.update(mean_age=mean_age)
     else:
         hook.update(momentum=schedule.momentum, gamma=schedule.gamma)
-    say(f'For {suggestion.reason}:')
+    say(f'For {reason}:')
     say('    dict(' + ', '.join(f'{key}={literal(value)}' for key, value in hook.items()) + ')')
     if plan is not None and plan.place is not None:
         changed = [key for key in ('ema_type', 'mean_age', 'momentum', 'gamma') if hook.get(key) != plan.hook.get(key)]
@@ -119,19 +103,23 @@ def literal(value: object) -> str:
 def main(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_plot(args.plot)
-    plan = plan_of(args)
+    plan = None if args.config is None else read_plan(read_config(args.config, args.cfg_options), args)
     updates, per_epoch = (plan.updates, plan.updates_per_epoch) if plan else (args.iters, None)
     settings = settings_of(args, plan)
     suggested = suggestions(args, plan, updates)
-    settings += [Setting(f'suggestion for {suggestion.reason}', suggestion.schedule) for suggestion in suggested]
+    settings += [Setting(f'suggestion for {reason}', schedule) for reason, schedule in suggested.items()]
     if args.plot is not None:
-        draw(settings, updates, args.plot)
+        curves = {setting.label: profile(setting.schedule, updates) for setting in settings}
+        try:
+            write_new(args.plot, partial(draw_schedules, curves))
+        except (OSError, RuntimeError) as error:
+            stop(f'{args.plot} cannot be written: {error}')
     reports = [report(setting, updates, per_epoch, args.all) for setting in settings]
     print_run(plan, updates, args)
     for described in reports[:len(settings) - len(suggested)]:
         say(described.setting.label, *(f'    {line}' for line in described.answer), '')
-    for suggestion in suggested:
-        print_suggestion(suggestion, plan)
+    for reason, schedule in suggested.items():
+        print_suggestion(reason, schedule, plan, args.mean_age)
     for described in reports:
         show(described.table)
         say('', *(described.before if args.all else []))
@@ -150,12 +138,3 @@ def print_run(plan: Optional[RunPlan], updates: int, args: argparse.Namespace) -
     begin = f'; it begins after {plan.begin:,} others, and all below counts from there' if plan.begin else ''
     epoch = f', {rounded(plan.updates_per_epoch)} in an epoch' if plan.updates_per_epoch else ''
     say(f'{args.config}: {updates:,} updates of the average{epoch}{begin}', f'    {plan.origin}', '')
-
-
-def draw(settings: list[Setting], updates: int, path: Path) -> None:
-    curves = [ScheduleCurves(setting.label, *profile(setting.schedule, updates))
-              for setting in settings]
-    try:
-        write_new(path, partial(draw_schedules, curves))
-    except (OSError, RuntimeError) as error:
-        stop(f'{path} cannot be written: {error}')

@@ -2,11 +2,12 @@
 
 from typing import NamedTuple, Optional
 
-from rich.table import Column, Table
+from rich.table import Table
 
+from mmyolo_ema.cli.tables import table_of
 from mmyolo_ema.schedules import RECIPES, USUAL_AGES, Figures, Schedule, advice, figures, is_raw, rounded
 
-__all__ = ['Report', 'Setting', 'meaning', 'recipes_table', 'report']
+__all__ = ['Report', 'Setting', 'recipes_table', 'report']
 
 # Where in the run the average is looked at.
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -44,13 +45,7 @@ class Report(NamedTuple):
 
 def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None, all_columns: bool = False
            ) -> Report:
-    """Says what an average is in the course of a run.
-
-    Args:
-        setting: The schedule of the average.
-        updates: Number of updates in the run, at least 1.
-        updates_per_epoch: Number of updates in an epoch, None if it is not known. Defaults to None.
-        all_columns: Whether the table has more than the age. Defaults to False.
+    """Says what an average is in the course of a run of at least 1 update; ``all_columns`` has more than its age.
 
     Example:
         >>> from mmyolo_ema.schedules import Ramp
@@ -61,7 +56,7 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
     rows = figures(setting.schedule, points, start=max(round(updates / 100), 1))
     cells = [_cells(row, updates_per_epoch) for row in rows]
     names = [name for name in cells[0] if all_columns or name in _SHORT]
-    table = Table(*(Column(name, justify='right') for name in names), title=setting.label)
+    table = table_of([], names, setting.label)
     for texts in cells:
         table.add_row(*(texts[name] for name in names))
     # What stays the same from point to point is said once, where it begins, and at the end.
@@ -70,8 +65,8 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
         if row.updates >= round(0.1 * updates):
             before, kind = kind, _kind(setting.schedule, row)
             if row is rows[-1] or kind != before:
-                words.append(f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} '
-                             f'{meaning(setting.schedule, row)}')
+                words.append(f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} the average '
+                             f'holds about {max(round(row.effective_sample_size), 1):,} of them: {kind}')
     answer = [words.pop(), *filter(None, [advice(setting.schedule, updates)])]
     return Report(setting, rows[-1], table, answer, words)
 
@@ -90,12 +85,8 @@ def _cells(row: Figures, updates_per_epoch: Optional[float]) -> dict[str, str]:
     }
 
 
-def meaning(schedule: Schedule, at: Figures) -> str:
-    """Returns in words what an average is at a point of a run."""
-    return f'the average holds about {max(round(at.effective_sample_size), 1):,} of them: {_kind(schedule, at)}'
-
-
 def _kind(schedule: Schedule, at: Figures) -> str:
+    """Returns in words what an average is at a point of a run."""
     share = at.mean_age / at.updates
     if at.start > 0.5 and share > USUAL_AGES[1]:
         return 'mostly the weights that it began with'
@@ -110,17 +101,10 @@ def _kind(schedule: Schedule, at: Figures) -> str:
 
 
 def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> Table:
-    """Compares what settings have at the end of a run with published recipes.
-
-    Args:
-        reports: The settings' reports.
-        updates_per_epoch: Number of updates in an epoch of the run, None if it is not known.
-    """
-    table = Table('recipe', 'updates', 'horizon', 'in epochs', 'mean age / run',
-                  'standard deviation of the age / run',
-                  title='At the end, beside the recipes published for COCO (118,287 images)')
-    for column in table.columns[1:]:
-        column.justify = 'right'
+    """Compares what settings have at the end of a run with published recipes."""
+    table = table_of(['recipe'], ['updates', 'horizon', 'in epochs', 'mean age / run',
+                                  'standard deviation of the age / run'],
+                     'At the end, beside the recipes published for COCO (118,287 images)')
     rows = [(f'this run, {report.setting.name}', report.at_end, updates_per_epoch) for report in reports]
     rows += [(recipe.name, recipe.at_end(), recipe.updates_per_epoch) for recipe in RECIPES]
     for name, at_end, per_epoch in rows:

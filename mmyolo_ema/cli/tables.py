@@ -1,15 +1,21 @@
 """Tables on a terminal, or as Markdown in a file."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Optional
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mmyolo_ema.printing import printable, say
 
-__all__ = ['show']
+__all__ = ['show', 'table_of']
+
+
+def table_of(texts: Sequence[str], numbers: Sequence[str], title: Optional[str] = None) -> Table:
+    """Returns an empty table with columns of texts, and of numbers, which stand at the right."""
+    return Table(*texts, *(Column(name, justify='right') for name in numbers), title=title)
 
 
 def show(table: Table) -> None:

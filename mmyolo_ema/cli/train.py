@@ -54,11 +54,6 @@ def set_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: str) -> None:
-    cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-
-
 def set_latest_checkpoint(cfg: Config) -> Optional[str]:
     """Resumes from the last checkpoint that is complete, and returns what there is to say.
 
@@ -131,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     if args.auto_scale_lr:
         set_auto_scale_lr(cfg)
     if args.resume is not None:
-        set_resume(cfg, args.resume)
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     join_processes(cfg, args.local_rank)
     try:
         note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
