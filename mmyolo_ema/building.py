@@ -17,10 +17,7 @@ def build_model(cfg: Config) -> nn.Module:
     """Returns the model of a config, with the ``data_preprocessor`` that may stand beside it. Leaves the config alone.
 
     From then on, MMEngine reads checkpoints safely in this process: a model may load a teacher when it is built, and a
-    backbone when it is initialised.
-
-    Args:
-        cfg: The config. Its scope must be the default one: see :func:`scope_of`.
+    backbone when it is initialised. The scope must be the default one: see :func:`scope_of`.
     """
     use_safe_loader()
     model = deepcopy(cfg.model)
@@ -30,11 +27,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_average(options: dict[str, Any]) -> BaseAveragedModel:
-    """Returns an average of nothing, to be asked for its schedule.
-
-    Args:
-        options: The options of its class, and its ``type``. The scope must be the default one.
-    """
+    """Returns an average of nothing, to be asked for its schedule."""
     use_safe_loader()
     return MODELS.build(options, default_args=dict(model=nn.Module()))
 

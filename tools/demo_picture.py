@@ -23,13 +23,7 @@ class Detections(NamedTuple):
 
 
 def draw_detections(detections: list[Detections], title: str, path: Path) -> None:
-    """Draws predicted boxes over the true ones, each image in a panel of its own.
-
-    Args:
-        detections: Images with their boxes.
-        title: What the picture shows, its first line.
-        path: File to write; its suffix names the format.
-    """
+    """Draws predicted boxes over the true ones, each image in a panel of its own."""
     columns = min(4, len(detections))
     rows = -(-len(detections) // columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.8), layout='constrained')

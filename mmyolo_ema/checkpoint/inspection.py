@@ -122,12 +122,12 @@ class Inspection:
     average: Optional[StoredAverage]
     has_optimizer: bool
     parts: dict[str, int]
-    distance: Optional[GroupDifference]
-    differences: list[GroupDifference]
-    shared: list[list[str]]
-    repeated: list[list[str]]
-    stale: list[str]
-    unmatched: list[str]
+    distance: Optional[GroupDifference] = None
+    differences: list[GroupDifference] = field(default_factory=list)
+    shared: list[list[str]] = field(default_factory=list)
+    repeated: list[list[str]] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
 
 
 def inspect(path: Path) -> Inspection:
@@ -167,12 +167,7 @@ def inspect(path: Path) -> Inspection:
         average=next(iter(averages.values())),
         has_optimizer=bool(_dictionary(content.get('optimizer'))),
         parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
-        distance=None,
-        differences=[],
-        shared=_shared(weights_of(content, 'raw' if 'raw' in averages else None)),
-        repeated=[],
-        stale=[],
-        unmatched=[])
+        shared=_shared(weights_of(content, 'raw' if 'raw' in averages else None)))
     del content
     _compare_sets(path, inspection)
     return inspection

@@ -16,9 +16,6 @@ def stored_segments(meta: dict[str, Any]) -> Segments:
 
     The config in the file tells the only schedule where the file does not say it itself.
 
-    Args:
-        meta: What the checkpoint says about itself.
-
     Raises:
         ValueError: If the file says it in a form that is not understood, or its config has several EMAHooks or an
             average of an unknown class.
@@ -35,9 +32,6 @@ def second_segments(meta: dict[str, Any]) -> Segments:
 
     They differ from those of the first in the momentum, where the file says no more.
 
-    Args:
-        meta: What the checkpoint says about itself.
-
     Raises:
         ValueError: As :func:`stored_segments`, or if the file does not say it.
     """
@@ -52,12 +46,7 @@ def second_segments(meta: dict[str, Any]) -> Segments:
 
 
 def stored_age(meta: dict[str, Any], updates: int) -> Optional[float]:
-    """Returns the mean age of a checkpoint's average in updates, None if it is not known.
-
-    Args:
-        meta: What the checkpoint says about itself.
-        updates: How many updates the average has had.
-    """
+    """Returns the mean age of an average that had so many updates, in updates, None if it is not known."""
     said = origin(dict(meta=meta))
     if isinstance(said.get('mean_age'), float) and said.get('updates') == updates:
         return said['mean_age']

@@ -206,11 +206,7 @@ def known_names_only(most_bytes: float) -> Iterator[tuple[type, ...]]:
 
     Where both have a name, ours counts: the usual advice for MMEngine's files is to allow the real ``getattr``.
 
-    Args:
-        most_bytes: The most memory that all calls of these names together may take.
-
-    Yields:
-        The classes that the user allowed.
+    Yields the classes that the user allowed. All calls of these names together may take so much memory.
     """
     with _LOCK:
         of_torch, of_user = allowed_globals()

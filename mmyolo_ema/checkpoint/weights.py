@@ -132,12 +132,7 @@ def kind_taken(checkpoint: dict[str, Any], wanted: Optional[str]) -> str:
 
 
 def origin(checkpoint: dict[str, Any], kind: str = 'ema') -> dict[str, Any]:
-    """Returns what a file of this package says about itself, such as its ``weights``, and their ``updates``.
-
-    Args:
-        checkpoint: As :func:`read` returns it.
-        kind: The name of a further average, for what the file says about that. Defaults to 'ema': about all.
-    """
+    """Returns what a file of this package says about itself, or about one of its further averages: ``updates``, ..."""
     meta = checkpoint.get('meta')
     own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
     if kind in further_averages(checkpoint) and isinstance(own, dict):

@@ -19,11 +19,7 @@ SCHEDULES: dict[str, Any] = {
 
 
 def schedule_of_class(name: str, options: Mapping[str, Any]) -> Schedule:
-    """Returns the schedule of an average by the name of its class.
-
-    Args:
-        name: The name of the class, a key of :data:`SCHEDULES`.
-        options: Its options; those that are none of the schedule's are passed over.
+    """Returns the schedule of an average by the name of its class; options of others are passed over.
 
     Raises:
         ValueError: If the class is not known, or it would refuse the options.

@@ -81,12 +81,7 @@ def schedule_from(segments: Sequence[tuple[int, Optional[Schedule]]]) -> Schedul
 
 
 def as_data(segments: Segments, updates: int) -> list[list[Any]]:
-    """Returns segments as a checkpoint holds them.
-
-    Args:
-        segments: The segments.
-        updates: Number of updates that were made.
-    """
+    """Returns segments as a checkpoint holds them after a number of updates."""
     ends = [first for first, _ in segments[1:]] + [updates]
     return [[first, None if schedule is None else _described(schedule, end)]
             for (first, schedule), end in zip(segments, ends)]
