@@ -11,17 +11,8 @@ import torch
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.weights import kind_taken
+from mmyolo_ema.cli import checkpoint_tables as tables
 from mmyolo_ema.cli.arguments import check_new
-from mmyolo_ema.cli.checkpoint_tables import (
-    apart,
-    broken,
-    comparison_lines,
-    difference_table,
-    inspection_lines,
-    megabytes,
-    problems,
-    weights_table,
-)
 from mmyolo_ema.cli.ending import report_error, stop
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.printing import say
@@ -38,7 +29,7 @@ def inspect(args: argparse.Namespace) -> int:
             report_error(error, path)
             status = 2
             continue
-        inspections.append(dict(asdict(inspection), problems=problems(inspection)))
+        inspections.append(dict(asdict(inspection), problems=tables.problems(inspection)))
         if not args.json:
             print_inspection(inspection)
     if args.json:
@@ -57,21 +48,21 @@ def plain(value: object) -> object:
 
 
 def print_inspection(inspection: checkpoint.Inspection) -> None:
-    say(*inspection_lines(inspection), '')
-    show(weights_table(inspection))
+    say(*tables.inspection_lines(inspection), '')
+    show(tables.weights_table(inspection))
     say('')
     if inspection.distance is not None:
-        show(difference_table(f'average and raw weights: {apart(inspection.distance.relative)}',
+        show(tables.difference_table(f'average and raw weights: {tables.apart(inspection.distance.relative)}',
                               inspection.differences))
         say('')
-    say(*problems(inspection), '')
+    say(*tables.problems(inspection), '')
 
 
 def extract(args: argparse.Namespace) -> None:
     check_new(args.out, '-o')
     say_what_is_taken(args)
     checkpoint.extract(args.file, args.out, args.weights)
-    say(f'{args.out}  {megabytes(args.out.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+    say(f'{args.out}  {tables.megabytes(args.out.stat().st_size)} of {tables.megabytes(args.file.stat().st_size)}')
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -82,7 +73,7 @@ def publish(args: argparse.Namespace) -> None:
     done = checkpoint.publish(args.file, Path(args.out), args.weights, dtype)
     if done.worst is not None:
         say(f'largest relative error by {args.dtype}: {done.error:.2g} (L2), in {done.worst}')
-    say(f'{done.path}  {megabytes(done.path.stat().st_size)} of {megabytes(args.file.stat().st_size)}')
+    say(f'{done.path}  {tables.megabytes(done.path.stat().st_size)} of {tables.megabytes(args.file.stat().st_size)}')
 
 
 def say_what_is_taken(args: argparse.Namespace) -> None:
@@ -91,7 +82,7 @@ def say_what_is_taken(args: argparse.Namespace) -> None:
     kinds = [weights.kind for weights in inspection.weights]
     if len(kinds) == 1:
         say(f'{args.file} holds one set of weights only, {KINDS.get(kinds[0], kinds[0])}: it is taken')
-    for line in broken(inspection, args.weights if args.weights in kinds else kinds[0]):
+    for line in tables.broken(inspection, args.weights if args.weights in kinds else kinds[0]):
         say(f'warning: {line}')
 
 
@@ -102,8 +93,8 @@ def compare(args: argparse.Namespace) -> int:
     comparison = checkpoint.compare(args.one, args.other, args.weights)
     sets = ', '.join(f'{path} ({kind_taken(checkpoint.read(path, mmap=True), args.weights)})'
                      for path in (args.one, args.other))
-    show(difference_table(sets, comparison.groups))
-    say('', 'equal' if comparison.are_equal else 'not equal', *comparison_lines(comparison))
+    show(tables.difference_table(sets, comparison.groups))
+    say('', 'equal' if comparison.are_equal else 'not equal', *tables.comparison_lines(comparison))
     return 0 if comparison.are_equal else 1
 
 
