@@ -10,8 +10,6 @@ from torch import nn
 
 from mmyolo_ema.checkpoint import use_safe_loader
 
-__all__ = ['build_average', 'build_model', 'scope_of']
-
 
 def build_model(cfg: Config) -> nn.Module:
     """Returns the model of a config, with the ``data_preprocessor`` that may stand beside it. Leaves the config alone.

@@ -6,11 +6,6 @@ from typing import Any, Optional
 from mmyolo_ema.schedules import Schedule
 from mmyolo_ema.schedules.classes import schedule_of_class
 
-__all__ = [
-    'averages_by_name', 'class_name', 'ema_hook_in', 'ema_type_of', 'hooks_in_text', 'hooks_named', 'package_of',
-    'schedule_of', 'stored_hook'
-]
-
 # A longer text takes far more memory than its size; a config has a hundredth of that.
 _LONGEST = 10**6
 # Larger integers are no floats, which schedules reckon with.

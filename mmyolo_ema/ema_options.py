@@ -10,10 +10,6 @@ from mmyolo_ema.ema_config import class_name, ema_type_of, package_of
 from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
-__all__ = [
-    'check_averages', 'check_class', 'check_mean_age_alone', 'check_options', 'kinds_to_evaluate', 'of_average'
-]
-
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 _OF_HOOK = dict(mmengine=_OF_MMENGINE,
                 mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age',

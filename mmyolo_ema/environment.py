@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-__all__ = ['check_torch', 'explained', 'remedy']
-
 # The two families install the same modules, so the advice must name packages of the one that is there.
 _FAMILIES = {
     'onedl': dict(mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection'),

@@ -12,8 +12,6 @@ from typing import Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
-__all__ = ['WholeFilesBackend', 'check_no_links', 'locked', 'replace', 'use_whole_files', 'write_new']
-
 
 def write_new(path: Path, write: Callable[[Path], object], by_content: bool = False) -> Path:
     """Writes a file that must not be there yet: whole, or not at all.

@@ -4,8 +4,6 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-__all__ = ['escape_log', 'printable', 'say']
-
 
 def printable(text: object) -> str:
     r"""Returns a text in one line, with escapes for what is not printable.

@@ -7,8 +7,6 @@ from typing import Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 
-__all__ = ['raised_by_all', 'whereabouts']
-
 
 def whereabouts() -> str:
     """Returns the rank and the host of this process, for a message."""

@@ -14,8 +14,6 @@ from mmyolo_ema.models import schedule_of
 from mmyolo_ema.schedules import Schedule, ramp_of_age
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
-__all__ = ['RunPlan', 'plan_run']
-
 _DEFAULT_HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA')
 
 

@@ -9,8 +9,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-__all__ = ['Detections', 'draw_detections']
-
 TRUE_COLOUR, PREDICTED_COLOUR = 'limegreen', 'orangered'
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from mmyolo_ema.checkpoint.program import BYTES_OF_STEP, NotPlain, check_program
 
-__all__ = ['can_be_mapped', 'is_archive', 'most_bytes', 'verify']
-
 # The records at the end of an archive: of the format before and after files of 4 GB, and what points to the latter.
 _END, _LOCATOR, _END_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sIQI'), struct.Struct('<4sQ2H2I4Q')
 

@@ -14,8 +14,6 @@ from mmyolo_ema.checkpoint.reading import read, read_weights
 from mmyolo_ema.checkpoint.streaming import ABSENT, stream
 from mmyolo_ema.checkpoint.weights import first_names, weights_in
 
-__all__ = ['Comparison', 'compare']
-
 _MOST = 5
 
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from mmyolo_ema.checkpoint.streaming import chunks
 
-__all__ = ['GroupDifference', 'TensorDifference', 'by_group', 'difference', 'group_of', 'is_statistic', 'total']
-
 
 class TensorDifference(NamedTuple):
     """Two tensors of one name and shape.

@@ -6,8 +6,6 @@ which nobody runs.
 
 from typing import Any
 
-__all__ = ['check_no_program', 'meta_without_program']
-
 _KEY = 'config'
 
 

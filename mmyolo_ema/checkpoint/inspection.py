@@ -37,8 +37,6 @@ from mmyolo_ema.ema_config import hooks_in_text, hooks_named, stored_hook
 from mmyolo_ema.schedules import Schedule
 from mmyolo_ema.schedules.history import latest, schedule_from
 
-__all__ = ['Inspection', 'StoredAverage', 'StoredWeights', 'inspect']
-
 
 @dataclass
 class StoredWeights:

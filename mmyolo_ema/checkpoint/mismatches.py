@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from mmyolo_ema.checkpoint.weights import form_of, unprefixed
 
-__all__ = ['Misfits', 'Mismatches', 'listed', 'load_all', 'load_fitting']
-
 # Of BatchNorm: no loader of MMEngine's asks for it, and some exporters leave it out.
 _COUNT = 'num_batches_tracked'
 

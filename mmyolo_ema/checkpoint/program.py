@@ -6,8 +6,6 @@ from typing import IO, Any, NamedTuple
 
 from torch.serialization import StorageType
 
-__all__ = ['BYTES_OF_STEP', 'MOST_BITS_OF_KEY', 'MOST_DEPTH', 'NotPlain', 'check_program']
-
 #: How deep containers may be in each other.
 MOST_DEPTH = 64
 

@@ -24,8 +24,6 @@ from mmyolo_ema.checkpoint.streaming import stream
 from mmyolo_ema.checkpoint.weights import first_names, further_averages, has_ema, origin, tensors, updates_in
 from mmyolo_ema.files import write_new
 
-__all__ = ['SUFFIXES', 'Published', 'extract', 'plain', 'publish', 'save']
-
 #: What the name of an extracted file may end in.
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 

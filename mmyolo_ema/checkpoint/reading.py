@@ -23,8 +23,6 @@ from mmyolo_ema.checkpoint.unpickling import known_names_only, restored
 from mmyolo_ema.checkpoint.weights import FURTHER, SECOND, weights_of
 from mmyolo_ema.files import locked
 
-__all__ = ['ForeignFile', 'latest_complete', 'latest_whole', 'read', 'read_weights', 'use_safe_loader']
-
 
 class ForeignFile(ValueError):
     """What is no checkpoint, or none that may be read; not one that is truncated."""

@@ -8,8 +8,6 @@ from mmyolo_ema.ema_config import schedule_of, stored_hook
 from mmyolo_ema.schedules import Segmented, figures
 from mmyolo_ema.schedules.history import Segments, from_data, latest, schedule_from, with_momentum
 
-__all__ = ['second_segments', 'stored_age', 'stored_segments']
-
 
 def stored_segments(meta: dict[str, Any]) -> Segments:
     """Returns the segments of the run that a checkpoint is of.

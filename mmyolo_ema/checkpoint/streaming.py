@@ -8,8 +8,6 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-__all__ = ['ABSENT', 'chunks', 'fingerprint', 'stream']
-
 #: Stands for what a set does not hold.
 ABSENT = object()
 

@@ -27,8 +27,6 @@ from torch.serialization import StorageType
 from mmyolo_ema._upstream import allowed_globals, only_allowed
 from mmyolo_ema.checkpoint.program import MOST_BITS_OF_KEY, MOST_DEPTH, NotPlain
 
-__all__ = ['known_names_only', 'restored']
-
 # Without those that differ between machines, which torch's reader takes in no form.
 _NUMBERS_OR_TEXT = re.compile(r'\?|b1?|[iu][1248]|f[248]|c8|c16|[SU]\d*')
 

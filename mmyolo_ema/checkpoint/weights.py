@@ -15,12 +15,6 @@ from torch import Tensor
 from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
 from mmyolo_ema.schedules import MOST_UPDATES
 
-__all__ = [
-    'FURTHER', 'PREFIX', 'SECOND', 'SNAPSHOTS', 'Form', 'averaged_weights', 'first_names', 'form_of',
-    'further_averages', 'has_ema', 'is_dense', 'kind_taken', 'origin', 'place_of', 'raw_weights', 'second_weights',
-    'single_precision_bytes', 'state_dict_kind', 'tensors', 'unprefixed', 'updates_in', 'weights_in', 'weights_of'
-]
-
 #: What the names under ``ema_state_dict`` begin with.
 PREFIX = 'module.'
 

@@ -12,11 +12,6 @@ from mmengine.config import DictAction
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.schedules import MOST_UPDATES
 
-__all__ = [
-    'SET_BY_LAUNCHER', 'OneLineParser', 'Parser', 'add_cfg_options', 'add_command', 'add_run_flags', 'add_weights',
-    'check_new', 'check_writable', 'count'
-]
-
 #: What each launcher tells the processes that it starts.
 SET_BY_LAUNCHER = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 

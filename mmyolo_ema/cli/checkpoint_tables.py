@@ -12,11 +12,6 @@ from mmyolo_ema.checkpoint.mismatches import listed
 from mmyolo_ema.cli.tables import table_of
 from mmyolo_ema.ema_config import averages_by_name, ema_type_of
 
-__all__ = [
-    'apart', 'broken', 'comparison_lines', 'difference_table', 'inspection_lines', 'megabytes', 'percent', 'problems',
-    'weights_table'
-]
-
 _WORDS = dict(ema='averaged ', raw='raw ', only='')
 _KINDS = dict(ema='averaged (ema)', raw='raw', only='the only ones')
 

@@ -17,8 +17,6 @@ from mmyolo_ema.files import check_no_links
 from mmyolo_ema.run_plan import RunPlan, plan_run
 from mmyolo_ema.schedules import MOST_UPDATES
 
-__all__ = ['build_model', 'load_config', 'read_config', 'read_plan']
-
 
 def read_config(path: str, options: Optional[dict[str, Any]]) -> Config:
     """Returns a config with overrides; stops if it cannot be read."""

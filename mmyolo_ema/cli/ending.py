@@ -9,8 +9,6 @@ from typing import NoReturn, Optional, Union
 
 from mmyolo_ema.printing import escape_log, printable
 
-__all__ = ['report_error', 'run', 'stop']
-
 
 def stop(message: Union[str, Exception], *files: Path) -> NoReturn:
     """Ends the program with one line on standard error and exit status 2."""

@@ -14,8 +14,6 @@ from mmyolo_ema.cli.arguments import (
     count,
 )
 
-__all__ = ['PARSERS']
-
 HORIZON = ("horizon 1 / momentum in updates, epochs or percent of the run: '500', '2epochs', '4%%'; or last:LENGTH, "
            'the plain mean of the last updates, or power:DEVIATION')
 

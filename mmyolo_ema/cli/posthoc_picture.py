@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 
 from mmyolo_ema.posthoc.sweep import RAW, Candidate, SweepResult
 
-__all__ = ['draw_horizons']
-
 # Names of averages that there is room for, side by side.
 _MOST_NAMES = 10
 _AVERAGE, _ERROR, _RAW = 'tab:blue', 'lightgray', 'tab:orange'

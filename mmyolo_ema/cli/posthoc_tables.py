@@ -11,8 +11,6 @@ from mmyolo_ema.posthoc.plan import Kept
 from mmyolo_ema.posthoc.sweep import SweepResult
 from mmyolo_ema.schedules import Ramp, figures, is_raw, rounded
 
-__all__ = ['coefficients_table', 'fit_table', 'percent', 'plan_table', 'remarks_on_ramp', 'sweep_table', 'verdict']
-
 
 def plan_table(settings: Sequence[Kept], wanted: Sequence[Target], updates: int) -> Table:
     """Returns how well averages can be made of what several settings keep in a run, and what that takes."""

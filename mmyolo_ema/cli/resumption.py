@@ -16,8 +16,6 @@ from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.config import build_model
 from mmyolo_ema.hooks.average_log import HISTORY, is_history
 
-__all__ = ['check_resumable']
-
 
 def check_resumable(content: dict[str, Any], cfg: Config) -> None:
     """Raises if a run cannot go on from a checkpoint.

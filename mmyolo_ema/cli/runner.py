@@ -13,8 +13,6 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
 
-__all__ = ['build_runner', 'finish', 'join_processes']
-
 
 def join_processes(cfg: Config, local_rank: int) -> None:
     """Joins the processes of a run if the config names a launcher; once, and before MMEngine's runner would do it."""

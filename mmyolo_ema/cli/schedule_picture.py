@@ -6,8 +6,6 @@ from matplotlib.figure import Figure
 
 from mmyolo_ema.schedules import Profile
 
-__all__ = ['draw_schedules']
-
 
 def draw_schedules(curves: dict[str, Profile], path: Path) -> None:
     """Draws the momentum over a run, and the weight that each update has in the final average."""

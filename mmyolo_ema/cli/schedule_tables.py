@@ -7,8 +7,6 @@ from rich.table import Table
 from mmyolo_ema.cli.tables import table_of
 from mmyolo_ema.schedules import RECIPES, USUAL_AGES, Figures, Schedule, advice, figures, is_raw, rounded
 
-__all__ = ['Report', 'Setting', 'recipes_table', 'report']
-
 # Where in the run the average is looked at.
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 # The columns that say how old the average is.

@@ -10,8 +10,6 @@ from rich.text import Text
 
 from mmyolo_ema.printing import printable, say
 
-__all__ = ['show', 'table_of']
-
 
 def table_of(texts: Sequence[str], numbers: Sequence[str], title: Optional[str] = None) -> Table:
     """Returns an empty table with columns of texts, and of numbers, which stand at the right."""

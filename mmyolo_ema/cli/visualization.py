@@ -8,8 +8,6 @@ from mmengine.registry import HOOKS
 
 from mmyolo_ema.building import scope_of
 
-__all__ = ['draw_predictions']
-
 # What the hooks call it: MMDetection and MMSegmentation first, then MMPreTrain.
 _SWITCHES, _FOLDERS = ('draw', 'enable'), ('test_out_dir', 'out_dir')
 

@@ -7,11 +7,6 @@ from mmyolo_ema.schedules.figures import MOST_UPDATES, Figures, figures, mean_ag
 from mmyolo_ema.schedules.lengths import in_updates
 from mmyolo_ema.schedules.momenta import Ramp, Schedule
 
-__all__ = [
-    'SUITED_SHARE', 'USUAL_AGES', 'advice', 'instead_of_decay', 'is_nearly_raw', 'is_raw', 'of_age', 'ramp_of_age',
-    'rescaled', 'rounded', 'suggested', 'suited', 'three_digits'
-]
-
 #: Mean ages, as shares of the run, between which averages have been found useful: from Ajroldi et al., ICML 2025, to
 #: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2023.
 USUAL_AGES = (0.01, 0.2)

@@ -7,8 +7,6 @@ from typing import Any, Optional
 
 from mmyolo_ema.schedules.momenta import Annealing, Constant, Ramp, Schedule, Uniform
 
-__all__ = ['SCHEDULES', 'name_of', 'schedule_of_class']
-
 #: The schedules of the classes of averages that are known.
 SCHEDULES: dict[str, Any] = {
     'ExpMomentumEMA': Ramp,

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from mmyolo_ema.schedules.momenta import Schedule, momentum_at
 
-__all__ = ['MOST_UPDATES', 'Figures', 'Profile', 'aged', 'figures', 'mean_age', 'profile']
-
 #: The longest run, in updates, that is gone through update by update: ten seconds.
 MOST_UPDATES = 20_000_000
 

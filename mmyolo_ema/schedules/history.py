@@ -12,8 +12,6 @@ from typing import Any, Optional
 from mmyolo_ema.schedules.classes import name_of, schedule_of_class
 from mmyolo_ema.schedules.momenta import Recorded, Schedule, Segmented
 
-__all__ = ['Segments', 'as_data', 'continued', 'from_data', 'latest', 'schedule_from', 'until', 'with_momentum']
-
 #: First update and schedule of each segment; None for a schedule that is not known.
 Segments = tuple[tuple[int, Optional[Schedule]], ...]
 

@@ -3,8 +3,6 @@
 import re
 from typing import Optional
 
-__all__ = ['in_updates']
-
 _FORM = re.compile(r'\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(%|epochs?|updates?)?\s*', re.IGNORECASE)
 
 

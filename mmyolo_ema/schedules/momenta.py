@@ -9,11 +9,6 @@ the weights sum to 1.
 import math
 from dataclasses import dataclass
 
-__all__ = [
-    'Annealing', 'Constant', 'Power', 'Ramp', 'Recorded', 'Repeated', 'Restarted', 'Schedule', 'Segmented',
-    'Uniform', 'momentum_at'
-]
-
 
 def momentum_at(step: int, momentum: float = 0.0002, gamma: float = 2000) -> float:
     """Returns the momentum of an update, ramped down exponentially from 1.

@@ -5,8 +5,6 @@ from typing import NamedTuple
 from mmyolo_ema.schedules.figures import Figures, figures
 from mmyolo_ema.schedules.momenta import Constant
 
-__all__ = ['RECIPES', 'Recipe']
-
 _COCO_IMAGES = 118_287
 
 
