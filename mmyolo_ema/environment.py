@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 
-# The two families install the same modules, so the advice must name packages of the one that is there.
-_FAMILIES = {
+#: The two families of packages, which install the same modules: advice must name packages of the one that is there.
+FAMILIES = {
     'onedl': dict(mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection'),
     'openmmlab': dict(mmengine='mmengine', mmcv='mmcv', mmdet='mmdet'),
 }
@@ -62,13 +62,10 @@ def _install_mmcv() -> str:
 
 def _family() -> dict[str, str]:
     """Returns the packages of the family that is installed, in part; of onedl's where none is."""
-    found = [family for family in _FAMILIES.values() if any(_is_installed(package) for package in family.values())]
-    return found[0] if found else _FAMILIES['onedl']
+    return next((family for family in FAMILIES.values() if installed([*family.values()])), FAMILIES['onedl'])
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+def installed(packages: list[str]) -> list[str]:
+    """Returns those of the named packages that are installed, with their versions."""
+    versions = {str(distribution.name).lower(): distribution.version for distribution in distributions()}
+    return [f'{package} {versions[package]}' for package in packages if package in versions]

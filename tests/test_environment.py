@@ -20,7 +20,7 @@ OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
     ('mmcv._ext', ONEDL, '--no-cache-dir onedl-mmcv --force-reinstall --no-deps'),
 ])
 def test_advice_names_a_package_of_the_installed_family(monkeypatch, missing, installed, command):
-    monkeypatch.setattr(environment, '_is_installed', installed.__contains__)
+    monkeypatch.setattr(environment, 'installed', installed.intersection)
     assert environment.remedy(ModuleNotFoundError('no', name=missing)).endswith(command)
 
 

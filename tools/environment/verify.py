@@ -6,18 +6,8 @@ Exit status 0 and one line if it does, 1 and the reason if not.
 """
 
 import sys
-from importlib import metadata
 
-FAMILIES = {
-    'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'),
-    'openmmlab': ('mmengine', 'mmcv', 'mmdet'),
-}
-
-
-def installed(packages: tuple[str, ...]) -> list[str]:
-    """Returns those of the named packages that are installed, with their versions."""
-    names = {distribution.metadata['Name'].lower(): distribution.version for distribution in metadata.distributions()}
-    return [f'{package} {names[package]}' for package in packages if package in names]
+from mmyolo_ema.environment import FAMILIES, installed
 
 
 def devices_with_operators() -> list[str]:
@@ -38,9 +28,9 @@ def check_nms(device: str) -> None:
 
 
 def main() -> None:
-    found = {family: installed(packages) for family, packages in FAMILIES.items()}
-    if all(found.values()):
-        both = ' and '.join(', '.join(packages) for packages in found.values())
+    found = [installed([*family.values()]) for family in FAMILIES.values()]
+    if all(found):
+        both = ' and '.join(', '.join(packages) for packages in found)
         sys.exit(f'both package families present: {both}. They overwrite each other: delete the environment '
                  '(make clean) and let make build it anew.')
     try:
@@ -54,7 +44,7 @@ def main() -> None:
         import mmdet.models  # noqa: F401
     except ImportError as error:
         sys.exit(f'MMDetection cannot be imported: {error}')
-    family = next(packages for packages in found.values() if packages)
+    family = next(filter(None, found))
     print(f'      ready: torch {torch.__version__}, {", ".join(family)}, ops for {" and ".join(devices)}')
 
 
