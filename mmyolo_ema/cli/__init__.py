@@ -47,7 +47,7 @@ def call(name: str) -> Optional[int]:
     """Calls a command with the arguments in ``sys.argv``, and returns its exit status."""
     try:
         with explained():
-            args = import_module('mmyolo_ema.cli.parsers').PARSERS[name]()
+            args = getattr(import_module('mmyolo_ema.cli.parsers'), name)()
             import_module('mmyolo_ema.registry')  # which looks at the environment
             command = import_module(f'mmyolo_ema.cli.{name}')
     except RuntimeError as error:

@@ -199,6 +199,3 @@ def fraction(text: str) -> float:
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f'must be above 0 and below 1, but got {text}')
     return number
-
-
-PARSERS = dict(train=train, test=test, schedule=schedule, checkpoint=checkpoint, posthoc=posthoc)
