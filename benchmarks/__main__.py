@@ -27,7 +27,6 @@ import mmyolo_ema  # noqa: F401  first, because it says what an environment lack
 # isort: split
 import torch
 from rich.table import Table
-from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.agreement import check_agreement
@@ -40,6 +39,7 @@ from benchmarks.timing import Timing
 from benchmarks.training import measure_runs, measure_training_step
 from mmyolo_ema.cli.arguments import OneLineParser, check_new, check_writable
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.progress import Bar
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import write_new
 
@@ -162,7 +162,7 @@ def benchmark_training_run(args: argparse.Namespace) -> Results:
 
 
 def progress(cases: list[Any]) -> Iterable[Any]:
-    return tqdm(cases, disable=None, leave=False)
+    return Bar(cases)
 
 
 def quartiles_ms(timing: Timing) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Optional
 
 from mmengine.config import Config
-from tqdm import tqdm
 
 from mmyolo_ema.checkpoint import load_all, read
 from mmyolo_ema.checkpoint.weights import averaged_weights
@@ -14,6 +13,7 @@ from mmyolo_ema.cli.arguments import check_new
 from mmyolo_ema.cli.config import build_model, read_config, read_plan
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.posthoc_picture import draw_horizons
+from mmyolo_ema.cli.progress import Bar
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import replace
 from mmyolo_ema.posthoc import StoredRun, read_run, write
@@ -30,7 +30,6 @@ ERROR = ('reconstruction error: how far the mixture of updates is from the wante
 BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
            "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
 NO_HORIZON = 'name a --horizon: the average of this run has none'
-BAR = partial(tqdm, disable=None, leave=False)
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -77,7 +76,7 @@ def build(args: argparse.Namespace) -> None:
     run = read_run(args.work_dir)
     print_run(run)
     averages = {path: run.average(text) for path, text in zip(args.out, args.horizon)}
-    write(averages, BAR, cfg, args.bn_batches or 0)
+    write(averages, Bar, cfg, args.bn_batches or 0)
     remark = f', BatchNorm estimated anew on {args.bn_batches} training batches' if args.bn_batches else ''
     for path, average in averages.items():
         say(f'{path}  {average.target.name}: reconstruction error {average.error:.2%}, amplification '
@@ -100,21 +99,21 @@ def sweep(args: argparse.Namespace) -> None:
     for text in texts:  # what is wrong with a text is said before anything is built
         target(text, run.schedule, run.updates, run.updates_per_epoch)
     load_all(averaged_weights(read(run.files[-1].path, mmap=True)), build_model(cfg))
-    with tqdm(disable=None, leave=False, unit='batch') as bar:
+    with Bar(unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
         if not evaluation.is_coco:
             say("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
                 f'the evaluator is {evaluation.evaluator}.', '')
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
-        result = sweep_run(run, evaluation, texts, measured, *metric_of(cfg, args.metric), args.resamples, BAR)
+        result = sweep_run(run, evaluation, texts, measured, *metric_of(cfg, args.metric), args.resamples, Bar)
     show(tables.sweep_table(result))
     for name, error in result.dropped.items():
         say(f'left out: {name}, whose reconstruction error would be {tables.percent(error)}')
     replace(picture, partial(draw_horizons, result))
     if best.exists():
         say(f'{best} is written anew')
-    result.best.average.write(best, progress=BAR, replaces=True)
+    result.best.average.write(best, progress=Bar, replaces=True)
     say('', *tables.verdict(result))
     say(f'{best}, {picture}, {measured}')
 
