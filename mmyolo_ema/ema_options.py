@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.registry import Registry
 
-from mmyolo_ema.ema_config import class_name, ema_type_of, package_of
+from mmyolo_ema.ema_config import TAKEN_NAMES, class_name, ema_type_of, package_of
 from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
@@ -16,8 +16,6 @@ _OF_HOOK = dict(mmengine=_OF_MMENGINE,
                             'averages', 'evaluate'))
 # What this package's class takes, and not MMDetection's of the same name.
 _OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype')
-# Names that no further average can have: those of others, and what ends metrics of COCO.
-_TAKEN = ('ema', 'raw', 'only', 'origin', 's', 'm', 'l')
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
 
@@ -73,9 +71,9 @@ def check_averages(averages: Any) -> None:
     if averages is not None and not isinstance(averages, dict):
         raise TypeError(f'averages must be a dictionary of options by name, but got {averages!r}')
     for name, options in (averages or {}).items():
-        if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+        if not isinstance(name, str) or not name.isidentifier() or name in TAKEN_NAMES:
             raise ValueError(f'an average cannot be called {name!r}: a name is a word such as short, and none of '
-                             f'{", ".join(_TAKEN)}')
+                             f'{", ".join(TAKEN_NAMES)}')
         if not isinstance(options, dict):
             raise TypeError(f'the average {name!r} must be a dictionary of options, but got {options!r}')
         if options.get('mean_age') is None and options.get('momentum') is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
+from mmyolo_ema.ema_config import TAKEN_NAMES
 from mmyolo_ema.schedules import MOST_UPDATES
 
 #: What the names under ``ema_state_dict`` begin with.
@@ -63,7 +64,7 @@ def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the states of the further averages of an EMAHook by name, as they are stored; may be empty."""
     stored = checkpoint.get(FURTHER)
     return {name: state for name, state in (stored if isinstance(stored, dict) else {}).items()
-            if isinstance(name, str) and name not in ('ema', 'raw', 'only') and isinstance(state, dict)}
+            if isinstance(name, str) and name not in TAKEN_NAMES and isinstance(state, dict)}
 
 
 def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:

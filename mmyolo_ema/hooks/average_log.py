@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
-from mmengine.model import BaseAveragedModel
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmyolo_ema.hooks.average_picture import AverageCurves
-from mmyolo_ema.hooks.average_record import AverageRecord
+from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
 
 __all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
 
@@ -42,16 +41,15 @@ def _norm(tensor: Tensor) -> Tensor:
 
 
 class AverageLog:
-    """Follows an average through a run: momentum, mean age and drift, and the metrics of both kinds of weights.
+    """Follows averages through a run: momentum, mean age and drift, and the metrics of all kinds of weights.
 
     Args:
-        ema_model: The average.
-        model: The bare model that it follows.
-        record: What made it.
+        model: The bare model that they follow.
+        averages: The averages by name, the main one first.
     """
 
-    def __init__(self, ema_model: BaseAveragedModel, model: nn.Module, record: AverageRecord) -> None:
-        self._ema_model, self._model, self._record = ema_model, model, record
+    def __init__(self, model: nn.Module, averages: dict[str, KeptAverage]) -> None:
+        self._model, self._averages = model, averages
 
     def is_due(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook may write a line after this iteration."""
@@ -60,23 +58,23 @@ class AverageLog:
             bool(loggers) and loggers[0].end_of_epoch(runner.train_dataloader, batch_idx))
 
     def add_state(self, runner: Runner) -> None:
-        """Hands the scalars ``ema_momentum``, ``ema_mean_age`` and ``ema_drift`` to the log and the visualizer."""
-        age, momentum = self._record.mean_age(), self._record.momentum()
-        distance = drift(self._ema_model.module, self._model)
-        scalars = dict(momentum=momentum, mean_age=math.nan if age is None else age, drift=distance)
-        for name, value in scalars.items():
-            # MMDetection's analyze_logs.py takes a line with a slash in a name for a validation's.
-            runner.message_hub.update_scalar(f'train/ema_{name}', value)
-        self._history(runner.message_hub)['state'].append([_position(runner, runner.iter + 1), momentum, distance])
+        """Hands scalars to the log and the visualizer.
 
-    def add_further_state(self, runner: Runner, averages: dict[str, BaseAveragedModel],
-                          records: dict[str, AverageRecord]) -> None:
-        """Hands ``ema_<name>_mean_age`` and ``ema_<name>_drift`` of further averages to the log and the visualizer."""
-        for name, average in averages.items():
-            age, distance = records[name].mean_age(), drift(average.module, self._model)
-            for scalar, value in dict(mean_age=math.nan if age is None else age, drift=distance).items():
-                runner.message_hub.update_scalar(f'train/ema_{name}_{scalar}', value)
-            self._further(runner.message_hub, name)['drift'].append([_position(runner, runner.iter + 1), distance])
+        They are ``ema_momentum``, ``ema_mean_age`` and ``ema_drift``, and ``ema_<name>_mean_age`` and
+        ``ema_<name>_drift`` of each further average.
+        """
+        hub, position = runner.message_hub, _position(runner, runner.iter + 1)
+        for name, kept in self._averages.items():
+            age, distance = kept.record.mean_age(), drift(kept.average.module, self._model)
+            scalars = dict(mean_age=math.nan if age is None else age, drift=distance)
+            if name == MAIN:
+                scalars = dict(momentum=kept.record.momentum(), **scalars)
+                self._history(hub)['state'].append([position, scalars['momentum'], distance])
+            else:
+                self._further(hub, name)['drift'].append([position, distance])
+            for scalar, value in scalars.items():
+                # MMDetection's analyze_logs.py takes a line with a slash in a name for a validation's.
+                hub.update_scalar(f'train/ema_{scalar if name == MAIN else f"{name}_{scalar}"}', value)
 
     def add_metrics(self, runner: Runner, measured: dict[str, dict[str, Any]]) -> None:
         """Keeps the first metric of a validation for the picture.

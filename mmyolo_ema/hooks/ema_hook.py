@@ -13,22 +13,20 @@ from mmengine.hooks import CheckpointHook, RuntimeInfoHook
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel
-from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmyolo_ema._upstream import averaging_has_begun, evaluation_loops, has_training_loop
 from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
+from mmyolo_ema.checkpoint.weights import further_averages
 from mmyolo_ema.ema_config import ema_type_of
-from mmyolo_ema.ema_options import check_averages, check_options, kinds_to_evaluate
+from mmyolo_ema.ema_options import check_averages, kinds_to_evaluate
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_picture import draw_average_curves
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
-from mmyolo_ema.hooks.further_averages import FurtherAverages
-from mmyolo_ema.hooks.kept_buffers import unchanged
-from mmyolo_ema.hooks.mean_age import MeanAge
+from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.own_files import forget_other_files
 from mmyolo_ema.hooks.refusals import check_run
@@ -115,9 +113,6 @@ class EMAHook(MMEngineEMAHook):
     # After YOLOX's hooks, which have 48, and before those that log and save.
     priority = 49
 
-    #: What made the average.
-    record: AverageRecord
-
     def __init__(self,
                  ema_type: Optional[str] = None,
                  strict_load: bool = False,
@@ -140,9 +135,13 @@ class EMAHook(MMEngineEMAHook):
                 raise TypeError(f'{name} must be an integer, but got {number!r}')
         ema_type = ema_type_of(dict(ema_type=ema_type, mean_age=mean_age))
         super().__init__(ema_type, strict_load, begin_iter, begin_epoch, **kwargs)
-        self._mean_age = None if mean_age is None else MeanAge(mean_age, kwargs)
+        self._kept = {MAIN: KeptAverage(MAIN, self.ema_cfg, mean_age)}
         check_averages(averages)
-        self._further = FurtherAverages(averages or {})
+        # What the options of a further one do not say is the main one's, but for its schedule.
+        common = {key: value for key, value in self.ema_cfg.items() if key not in ('momentum', 'gamma')}
+        for name, options in (averages or {}).items():
+            own = {key: value for key, value in options.items() if key != 'mean_age'}
+            self._kept[name] = KeptAverage(name, dict(common, **own), options.get('mean_age'))
         evaluated = kinds_to_evaluate(evaluate, evaluate_on_ema, evaluate_on_origin, averages or {})
         self.evaluate_on_ema = 'ema' in evaluated
         # The others are validated in a pass of their own.
@@ -155,7 +154,8 @@ class EMAHook(MMEngineEMAHook):
         self._said_kept: set[str] = set()
         self._advice: list[str] = []
         self._runner: Callable[[], Optional[Runner]] = lambda: None
-        self._ema_model: Optional[BaseAveragedModel] = None
+        # Once the averages are made.
+        self._src_model: Optional[nn.Module] = None
         self._swap: Optional[WeightSwap] = None
         # What those passes measured, by the weights.
         self._measured: dict[str, dict[str, Any]] = {}
@@ -164,22 +164,23 @@ class EMAHook(MMEngineEMAHook):
     @property
     def ema_model(self) -> BaseAveragedModel:
         """The average of the run's model; made when it is first needed, so that a test makes none."""
-        if self._ema_model is None:
-            self._make_average()
-        assert self._ema_model is not None
-        return self._ema_model
+        self._make_averages()
+        return self._kept[MAIN].average
 
     @property
     def averages(self) -> dict[str, BaseAveragedModel]:
         """The further averages of the run's model, by name; made with the main one."""
-        return self._further.averages
+        return {} if self._src_model is None else dict([*self._averages().items()][1:])
+
+    @property
+    def record(self) -> AverageRecord:
+        """What made the average."""
+        return self._kept[MAIN].record
 
     @property
     def src_model(self) -> nn.Module:
         """The bare model that is averaged."""
-        if self._ema_model is None:
-            self._make_average()
-        return self._src_model
+        return self._make_averages()
 
     def before_run(self, runner: Runner) -> None:
         """Makes the average if the run trains.
@@ -189,7 +190,6 @@ class EMAHook(MMEngineEMAHook):
         """
         with raised_by_all() if has_training_loop(runner) else nullcontext():
             self._serve(runner, trains=has_training_loop(runner))
-            self._choose_schedule(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that all processes start alike, and starts to listen to the optimizer.
@@ -202,24 +202,20 @@ class EMAHook(MMEngineEMAHook):
         with raised_by_all():
             super().before_train(runner)
             self._serve(runner, trains=True)
-            self._choose_schedule(runner)
-        if self._mean_age is not None:
-            self._mean_age.settle(self.ema_model)
-            _say(self._mean_age.told)
-        for line in self._further.settle():
-            _say(line)
-        has_begun = self._has_begun(runner)
-        average = self.ema_model.module if has_begun else None
+        for name, kept in self._kept.items():
+            if kept.mean_age is not None:
+                _say(_of(name) + kept.mean_age.settle(kept.average))
         schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch,
-                        **{name: str(record.schedule) for name, record in self._further.records.items()})
+                        **{name: str(kept.record.schedule) for name, kept in self._kept.items() if name != MAIN})
         schedule.pop('device', None)  # that of the process
+        has_begun = self._has_begun(runner)
         check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
-                         {'raw weights': self.src_model, 'averaged weights': average,
-                          **{f'weights of {name}': further.module if has_begun else None
-                             for name, further in self.averages.items()}})
+                         {'raw weights': self.src_model,
+                          **{'averaged weights' if name == MAIN else f'weights of {name}':
+                             average.module if has_begun else None for name, average in self._averages().items()}})
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
-            self._finite = FiniteCheck(self.src_model, self.src_model if average is None else average)
+            self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
         for kind in ('raw', *self.averages):
             wanted = _metrics_to_save_by(runner, kind)
             if wanted and kind not in self._own_passes:
@@ -247,13 +243,10 @@ class EMAHook(MMEngineEMAHook):
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
                 self._say_kept()
-                self.record.follow()
-                with unchanged(self.ema_model.module, self.kept_buffers):
-                    self.ema_model.update_parameters(self.src_model)
-                self._further.update(self.src_model, self.kept_buffers)
+                for kept in self._kept.values():
+                    kept.update(self.src_model, self.kept_buffers)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
-            self._log.add_further_state(runner, self.averages, self._further.records)
         if is_saved_after_iteration(runner):
             self._synchronize_buffers(runner)
 
@@ -297,7 +290,7 @@ class EMAHook(MMEngineEMAHook):
         for kind in self._own_passes:
             _say('validating the raw weights' if kind == 'raw' else f'validating the average {kind!r}')
             if kind != 'raw':
-                self._swap_in(self.averages[kind])
+                self._swap_in(self._kept[kind].average)
             try:
                 self._measured[kind] = validate_once_more(runner, self)
             finally:
@@ -373,10 +366,11 @@ class EMAHook(MMEngineEMAHook):
         # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
         with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
-        store(checkpoint, self.ema_model, self._has_begun(runner))
-        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.record.as_meta()
-        if self._has_begun(runner):
-            self._further.store(checkpoint)
+        store(checkpoint, self._averages(), self._has_begun(runner))
+        about, *further = (kept.record.as_meta() for kept in self._kept.values())
+        if further and self._has_begun(runner):
+            about['averages'] = dict(zip(self.averages, further))
+        checkpoint.setdefault('meta', {})['mmyolo_ema'] = about
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -403,11 +397,7 @@ class EMAHook(MMEngineEMAHook):
         said = origin(checkpoint, resumed)
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
-        found = load(self.ema_model, self.src_model, checkpoint, resumes, updates or 0)
-        if self._mean_age is not None:
-            self._mean_age.forget()
-        about_further, mismatches_of_further = self._further.load(checkpoint, self.ema_model, resumes)
-        found += mismatches_of_further
+        found = load(self._averages(), self.src_model, checkpoint, resumes, updates or 0)
         if resumes:
             exchange(checkpoint)
         mismatches = next(filter(None, map(unfit, found)), '')
@@ -416,76 +406,64 @@ class EMAHook(MMEngineEMAHook):
         if mismatches and self.strict_load:
             raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{mismatches}. Leave '
                              'strict_load out to load what fits.')
-        if self._mean_age is not None and resumes:
-            self._mean_age.keep(self.ema_model, checkpoint.get('meta') or {})
-        self._choose_schedule(runner)
-        self._keep_record()
+        for kept in self._kept.values():
+            said += kept.go_on(runner, self, checkpoint, resumes)
+        said += ''.join(f'; the average {name!r} is dropped' for name in further_averages(checkpoint)
+                        if resumes and name not in self._kept)
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
-        said += self.record.go_on(checkpoint.get('meta') or {}, updates or 0) + about_further
         said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
         _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
 
     def _serve(self, runner: Runner, trains: bool) -> None:
-        """Belongs to a runner from now on; makes the average if it trains, and sees to its loops."""
+        """Belongs to a runner from now on; makes its averages if it trains, and sees to its loops."""
         current = self._runner()
         # One that only tests does not take the hook from one that trained.
-        if current is not runner and (trains or current is None or self._ema_model is None):
+        if current is not runner and (trains or current is None or self._src_model is None):
             self._runner = weakref.ref(runner)
-            self._ema_model = None
-            if self._mean_age is not None:
-                self._mean_age.forget()
-            self._further.forget_schedules()
+            self._src_model = None
             self.skipped = 0
             self._said_kept = set()
-        if trains and self._ema_model is None:
-            self._make_average()
+        if trains:
+            self._make_averages()
+            for kept in self._kept.values():
+                kept.choose_schedule(runner, self)
         for loop in evaluation_loops(runner):
             if loop not in self._guarded_loops:
                 self._swap_out_after(loop)
                 self._guarded_loops.add(loop)
 
-    def _make_average(self) -> None:
-        runner = self._runner()
-        if runner is None:
-            raise AttributeError('the EMAHook has no average before a run has begun')
-        check_run(runner)
-        model = unwrap(runner.model)
-        try:
-            average = MODELS.build(self.ema_cfg, default_args=dict(model=model))
-        except TypeError:
-            # What the hook does not know goes to the average, which says less about it.
-            check_options(dict(self.ema_cfg, type=EMAHook, ema_type=self.ema_cfg['type']))
-            raise
-        self._src_model, self._ema_model = model, average
-        self._further.make(model, self.ema_cfg)
-        self._keep_record()
-
-    def _choose_schedule(self, runner: Runner) -> None:
-        """Gives the average the schedule that its mean age asks for; the length of the run is known with its loop."""
-        if not self._averages_for(runner) or not has_training_loop(runner):
-            return
-        if self._mean_age is not None:
-            self.ema_cfg.update(self._mean_age.choose(runner, self, self.ema_model))
-            self.record.follow()
-        self._further.choose_schedules(runner, self)
+    def _make_averages(self) -> nn.Module:
+        """Makes the averages of the run's model, unless they are there, and returns that."""
+        if self._src_model is None:
+            runner = self._runner()
+            if runner is None:
+                raise AttributeError('the EMAHook has no average before a run has begun')
+            check_run(runner)
+            model = unwrap(runner.model)
+            for kept in self._kept.values():
+                kept.make(model)
+            self._src_model, self._log = model, AverageLog(model, self._kept)
+        return self._src_model
 
     def _advise(self, runner: Runner) -> None:
-        """Warns if the average's schedule does not suit the run, or its class the model."""
-        schedule = self.record.schedule if self._mean_age is None else None
+        """Warns if a schedule does not suit the run, or the averages' class the model."""
         updates = updates_at_end(runner, self, accumulative_counts(runner.optim_wrapper))
-        on_schedule = advice(schedule, updates) if schedule is not None and updates > 0 else ''
-        self._advice = [*filter(None, (on_schedule, advice_on_shared_tensors(self.ema_model, self.src_model)))]
+        self._advice = []
+        for name, kept in self._kept.items():
+            schedule = kept.record.schedule if kept.mean_age is None else None
+            said = advice(schedule, updates) if schedule is not None and updates > 0 else ''
+            self._advice += [_of(name) + said] if said else []
+        self._advice += filter(None, [advice_on_shared_tensors(self.ema_model, self.src_model)])
         for line in self._advice:
             _say(line, logging.WARNING)
 
-    def _keep_record(self) -> None:
-        """Starts to keep a record of the average, and a log of it."""
-        self.record = AverageRecord(self.ema_model)
-        self._log = AverageLog(self.ema_model, self.src_model, self.record)
-
     def _averages_for(self, runner: Runner) -> bool:
         """Whether there is an average, and it is of this runner's training."""
-        return self._runner() is runner and self._ema_model is not None
+        return self._runner() is runner and self._src_model is not None
+
+    def _averages(self) -> dict[str, BaseAveragedModel]:
+        """Returns all averages by name, the main one first."""
+        return {name: kept.average for name, kept in self._kept.items()}
 
     def _has_begun(self, runner: Runner) -> bool:
         """Whether the average of this runner has been updated; the first update makes it a copy of the model."""
@@ -519,8 +497,8 @@ class EMAHook(MMEngineEMAHook):
     def _synchronize_buffers(self, runner: Runner) -> None:
         """Makes the floating buffers of the average equal on all processes."""
         if self._has_begun(runner):
-            synchronize_buffers(self.ema_model)
-            self._further.synchronize_buffers()
+            for average in self._averages().values():
+                synchronize_buffers(average)
 
     def _say_kept(self) -> None:
         """Warns of buffers that an update leaves as they were, once for each."""
@@ -538,6 +516,11 @@ class EMAHook(MMEngineEMAHook):
             _say(f'left out a step that holds NaN or infinity, in {_some(names)} (the {self.skipped}. such step of the '
                  'run). The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
                  logging.WARNING)
+
+
+def _of(name: str) -> str:
+    """Returns what a line about an average begins with."""
+    return '' if name == MAIN else f'{name}: '
 
 
 def _some(names: list[str]) -> str:

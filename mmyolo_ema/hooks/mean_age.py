@@ -34,8 +34,7 @@ class MeanAge:
         # A form that is wrong in any run is told at once.
         self._named(lambda: in_updates(str(wish), updates=1, updates_per_epoch=1))
         self._kept: Optional[Ramp] = None
-        #: In words, what was chosen or kept.
-        self.told = ''
+        self._told = ''
 
     def choose(self, runner: Runner, hook: EMAHook, average: BaseAveragedModel) -> dict[str, float]:
         """Gives an average the schedule that suits the run, unless it keeps that of a checkpoint.
@@ -56,14 +55,19 @@ class MeanAge:
         chosen = self._named(
             lambda: ramp_of_age(self._wish, max(updates, 1), per_epoch, average.interval))
         self._give(average, self._kept or chosen)
-        self.told = f'mean_age={self._wish} of {updates:,} updates: {_numbers(chosen)}'
+        self._told = f'mean_age={self._wish} of {updates:,} updates: {_numbers(chosen)}'
         if self._kept is not None and self._kept != chosen:
-            self.told = (f'the schedule of the checkpoint goes on, {_numbers(self._kept)}; mean_age={self._wish} of '
+            self._told = (f'the schedule of the checkpoint goes on, {_numbers(self._kept)}; mean_age={self._wish} of '
                          f'{updates:,} updates would be {_numbers(chosen)}')
         return dict(momentum=average.momentum, gamma=average.gamma)
 
     def keep(self, average: BaseAveragedModel, meta: dict[str, Any]) -> None:
-        """Gives an average the schedule that made that of a checkpoint, if the file tells it and it is a ramp."""
+        """Gives an average the schedule that made that of a checkpoint, if the file tells it and it is a ramp.
+
+        Args:
+            average: The average.
+            meta: What the checkpoint says about itself; empty for an average that starts anew.
+        """
         schedule = None
         with suppress(ValueError):
             schedule = stored_segments(meta)[-1][1]
@@ -71,13 +75,10 @@ class MeanAge:
         if self._kept is not None:
             self._give(average, self._kept)
 
-    def settle(self, average: BaseAveragedModel) -> None:
-        """Keeps the schedule that an average has: its run begins."""
+    def settle(self, average: BaseAveragedModel) -> str:
+        """Keeps the schedule that an average has: its run begins. Returns in words what was chosen or kept."""
         self._kept = Ramp(average.momentum, average.gamma, average.interval)
-
-    def forget(self) -> None:
-        """Keeps nothing of a checkpoint: the run starts anew."""
-        self._kept = None
+        return self._told
 
     def _give(self, average: BaseAveragedModel, ramp: Ramp) -> None:
         average.momentum, average.gamma = ramp.momentum, ramp.gamma

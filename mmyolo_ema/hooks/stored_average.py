@@ -20,50 +20,50 @@ from mmyolo_ema.checkpoint import (
     raw_weights,
     updates_in,
 )
-from mmyolo_ema.checkpoint.weights import place_of
+from mmyolo_ema.checkpoint.weights import FURTHER, further_averages, place_of
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = [
-    'copied_state', 'copy_tensors', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit'
-]
+__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
 
 
-def store(checkpoint: dict[str, Any], ema_model: BaseAveragedModel, has_begun: bool) -> None:
-    """Puts an average into a checkpoint, under ``state_dict``, and the raw weights from there under ``ema_state_dict``.
+def store(checkpoint: dict[str, Any], averages: dict[str, BaseAveragedModel], has_begun: bool) -> None:
+    """Puts averages into a checkpoint: the main one under ``state_dict``, and the raw weights from there in its place.
 
     Args:
-        checkpoint: What is about to be saved; changed in place. It gets CPU copies of the average.
-        ema_model: The average.
-        has_begun: Whether it has been updated. Otherwise the raw weights stand for it.
+        checkpoint: What is about to be saved; changed in place. It gets CPU copies of the averages.
+        averages: The averages by name; the main one, 'ema', first.
+        has_begun: Whether they have been updated. Otherwise the raw weights stand for the main one, and there are no
+            others.
     """
-    raw, stored = checkpoint['state_dict'], ema_model.state_dict()
-    # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
-    add_own_state(ema_model, stored)
-    saved = cpu_copies({key: value for key, value in stored.items() if has_begun or not key.startswith(PREFIX)})
-    saved = _as_stored(saved, raw, ema_model)
+    raw = checkpoint['state_dict']
+    stored, *further = (_stored_state(average, raw) for average in averages.values())
     for key in stored:
         name = key.removeprefix(PREFIX)
-        if name == key:
-            stored[key] = saved[key]
-        else:
-            stored[key] = raw[name]
+        if name != key:
+            averaged, stored[key] = stored[key], raw[name]
             if has_begun:
-                raw[name] = saved[key]
+                raw[name] = averaged
     checkpoint['ema_state_dict'] = stored
+    if further and has_begun:
+        checkpoint[FURTHER] = dict(zip([*averages][1:], further))
 
 
-def _as_stored(saved: dict[str, Any], raw: dict[str, Any], ema_model: BaseAveragedModel) -> dict[str, Any]:
-    """Converts an average that is kept in a dtype of its own to the model's, or to its ``save_dtype``."""
-    if not isinstance(ema_model, ExpMomentumEMA) or ema_model.dtype is None:
-        return saved
-    converted: dict[int, Any] = {}
-    for key, value in saved.items():
-        model = raw.get(key.removeprefix(PREFIX))
-        if isinstance(value, Tensor) and isinstance(model, Tensor) and value.dtype != model.dtype:
-            converted[id(value)] = value.to(ema_model.save_dtype or model.dtype)
-    # Names of one tensor go on to share it.
-    return {key: converted.get(id(value), value) for key, value in saved.items()}
+def _stored_state(ema_model: BaseAveragedModel, raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state of an average in CPU copies; one of a dtype of its own in the model's or its ``save_dtype``."""
+    state = ema_model.state_dict()
+    # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
+    add_own_state(ema_model, state)
+    state.update(cpu_copies(state))  # it has the versions of modules, too
+    if isinstance(ema_model, ExpMomentumEMA) and ema_model.dtype is not None:
+        converted: dict[int, Any] = {}
+        for key, value in state.items():
+            model = raw.get(key.removeprefix(PREFIX))
+            if isinstance(value, Tensor) and isinstance(model, Tensor) and value.dtype != model.dtype:
+                converted[id(value)] = value.to(ema_model.save_dtype or model.dtype)
+        # Names of one tensor go on to share it.
+        state.update({key: converted.get(id(value), value) for key, value in state.items()})
+    return state
 
 
 def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
@@ -134,34 +134,45 @@ def origin(checkpoint: dict[str, Any], resumes: bool) -> str:
     return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 
-def load(ema_model: BaseAveragedModel, model: nn.Module, checkpoint: dict[str, Any], goes_on: bool,
+def load(averages: dict[str, BaseAveragedModel], model: nn.Module, checkpoint: dict[str, Any], goes_on: bool,
          updates: int) -> list[Mismatches]:
-    """Loads what fits into an average, as the model would load it. What the file lacks is the model's.
+    """Loads what fits into averages, as the model would load it.
+
+    What the file lacks of the main one is the model's; what it lacks of another one is the main one's.
 
     Args:
-        ema_model: The average.
-        model: The bare model that it follows, before it loads the file.
+        averages: The averages by name; the main one, 'ema', first.
+        model: The bare model that they follow, before it loads the file.
         checkpoint: What was loaded, as it was stored.
-        goes_on: Whether the average of the file goes on. Otherwise it starts from the weights under ``state_dict``.
-        updates: How many updates it has had.
+        goes_on: Whether the averages of the file go on. Otherwise all start from the weights under ``state_dict``.
+        updates: How many updates the main one has had.
 
     Returns:
-        What average and model do not have in common with the file's: the average first, then the raw weights.
+        What average and model do not have in common with the file's: the main average first, then the raw weights, and
+        those of further averages that the file has.
     """
     content = checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
-    # First, because it gives frozen weights memory of their own, that they may share with the model.
+    ema_model, *further = averages.values()
+    _copy_tensors(model, ema_model)
+    found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
+    found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
     own = {name: value for name, value in content['ema_state_dict'].items()
            if not str(name).startswith(PREFIX)} if goes_on else {}
     load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
-    copy_tensors(model, ema_model.module)
-    found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
-    found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
+    stored = further_averages(content) if goes_on else {}
+    for name, average in zip([*averages][1:], further):
+        load_fitting(dict(steps=ema_model.steps), average)
+        _copy_tensors(ema_model.module, average)
+        if name in stored:
+            found.append(load_fitting(stored[name], average))
     return found
 
 
-def copy_tensors(source: nn.Module, target: nn.Module) -> None:
-    """Copies parameters and buffers of one shape; a state dictionary may not have them all."""
-    own = dict(chain(target.named_parameters(), target.named_buffers()))
+def _copy_tensors(source: nn.Module, average: BaseAveragedModel) -> None:
+    """Copies parameters and buffers of one shape into an average; a state dictionary may not have them all."""
+    if isinstance(average, ExpMomentumEMA):
+        average.unshare()
+    own = dict(chain(average.module.named_parameters(), average.module.named_buffers()))
     with torch.no_grad():
         for name, value in chain(source.named_parameters(), source.named_buffers()):
             if name in own and own[name].shape == value.shape:

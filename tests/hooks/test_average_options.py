@@ -136,6 +136,20 @@ def test_run_that_is_resumed_in_mid_run_keeps_its_frozen_weights(toy, tmp_path):
     assert torch.equal(average_of(runner).ema_model.module.linear.weight, averaged['linear.weight'])
 
 
+def test_file_that_is_refused_leaves_frozen_weights_as_they_were(toy, tmp_path):
+    runner = frozen_run(toy, 'run', None, train_cfg=dict(by_epoch=True, max_epochs=1))
+    assert shares_memory(runner)
+    content = checkpoint.read(tmp_path / 'run' / 'epoch_1.pth')
+    weights = content['state_dict']
+    weights.update({'linear.weight': weights['linear.weight'] + 1, 'out.bias': torch.zeros(2)})
+    torch.save(content, tmp_path / 'other.pth')
+    before = runner.model.linear.weight.clone()
+    average_of(runner).strict_load = True
+    with pytest.raises(ValueError, match='strict_load is set'):
+        runner.resume(str(tmp_path / 'other.pth'))
+    assert torch.equal(runner.model.linear.weight, before)
+
+
 @MODELS.register_module(force=True)
 class Half(Toy):
     """Its parameters are bfloat16."""
@@ -156,23 +170,26 @@ def half_run(toy, name, hook, **options):
 
 
 def test_average_in_float32_of_a_half_precision_model(toy, tmp_path):
-    runner = half_run(toy, 'run', dict(dtype='float32'))
-    average = average_of(runner).ema_model.module
-    averaged, raw = both_of(tmp_path / 'run' / 'epoch_2.pth')
-    assert average.linear.weight.dtype == torch.float32
-    for weights in (averaged, raw):
-        assert {value.dtype for value in weights.values()} == {torch.bfloat16, torch.int64}
-    for name, parameter in average.named_parameters():
-        assert torch.equal(averaged[name], parameter.bfloat16()), name
-        assert torch.equal(raw[name], runner.model.get_parameter(name)), name
+    runner = half_run(toy, 'run', dict(dtype='float32', averages=dict(short=dict(momentum=0.3))))
+    content, hook = checkpoint.read(tmp_path / 'run' / 'epoch_2.pth'), average_of(runner)
+    raw = checkpoint.raw_weights(content)
+    for kind, average in (('ema', hook.ema_model.module), ('short', hook.averages['short'].module)):
+        averaged = checkpoint.weights_of(content, kind)
+        assert average.linear.weight.dtype == torch.float32
+        for weights in (averaged, raw):
+            assert {value.dtype for value in weights.values()} == {torch.bfloat16, torch.int64}
+        for name, parameter in average.named_parameters():
+            assert torch.equal(averaged[name], parameter.bfloat16()), name
+            assert torch.equal(raw[name], runner.model.get_parameter(name)), name
 
 
 def test_run_that_stores_float32_resumes_bit_for_bit(toy, tmp_path):
-    options = dict(dtype='float32', save_dtype='float32')
+    options = dict(dtype='float32', save_dtype='float32', averages=dict(short=dict(momentum=0.3)))
     half_run(toy, 'whole', options)
     half_run(toy, 'resumed', options, load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
     one, other = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed'))
     assert one['state_dict']['linear.weight'].dtype == torch.float32
+    assert one['ema_averages']['short']['module.linear.weight'].dtype == torch.float32
     assert one['ema_state_dict']['module.linear.weight'].dtype == torch.bfloat16
-    for part in ('state_dict', 'ema_state_dict'):
+    for part in ('state_dict', 'ema_state_dict', 'ema_averages'):
         assert_equal(one[part], other[part])

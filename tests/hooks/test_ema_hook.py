@@ -269,7 +269,7 @@ def test_checkpoint_saved_during_a_validation_has_both_kinds_in_their_places(toy
 def test_test_run_makes_no_average(toy, tmp_path, monkeypatch):
     toy().train()
     runner = toy('test', load_from=str(tmp_path / 'run' / 'epoch_2.pth'))
-    monkeypatch.setattr(EMAHook, '_make_average', lambda hook: pytest.fail('an average was made'))
+    monkeypatch.setattr(EMAHook, '_make_averages', lambda hook: pytest.fail('an average was made'))
     runner.test()
 
 

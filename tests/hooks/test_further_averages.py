@@ -3,33 +3,16 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 
 from mmyolo_ema import EMAHook, checkpoint
 from mmyolo_ema.ema_options import check_options
 from tests.helpers import assert_equal
-from tests.hooks.toy import average_of, scalars, toy_hook
+from tests.hooks.test_upstream_defects import Adapted
+from tests.hooks.toy import Overflow, average_of, scalars, toy_hook
 
 SHORT, LONG = dict(mean_age='40%'), dict(momentum=0.05, gamma=4)
 AVERAGES = dict(short=SHORT, long=LONG)
 KINDS = ['ema', 'raw', 'short', 'long']
-
-
-@HOOKS.register_module(force=True)
-class Overflow(Hook):
-    """Puts NaN into a weight in the fourth iteration, and takes it out in the next."""
-
-    priority = 'VERY_HIGH'
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        weight = runner.model.out.bias
-        if runner.iter == 3:
-            self.before = weight.detach().clone()
-            weight.data.fill_(float('nan'))
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 4:
-            runner.model.out.bias.data.copy_(self.before)
 
 
 def several(**options):
@@ -42,7 +25,7 @@ def alone(schedule, **options):
 
 
 def train(toy, name, hook, **options):
-    runner = toy(name, custom_hooks=[hook, dict(type='Overflow')], **options)
+    runner = toy(name, custom_hooks=[hook, Overflow()], **options)
     runner.train()
     return runner
 
@@ -126,6 +109,23 @@ def test_averages_of_a_run_that_only_starts_from_a_file_start_anew(toy, tmp_path
     train(toy, 'before', several())
     runner = train(toy, 'after', several(), load_from=str(tmp_path / 'before' / 'epoch_2.pth'))
     assert all(average.steps == 11 for average in average_of(runner).averages.values())
+
+
+def test_state_that_holds_the_trained_layers_only_resumes(toy, tmp_path):
+    averages = []
+    resumed = dict(load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
+    for run, options in (('whole', {}), ('resumed', resumed)):
+        runner = toy(run, hook=several(), model=Adapted(), **options)
+        runner.train()
+        averages.append({name: average.state_dict() | dict(average.module.named_parameters())
+                         for name, average in average_of(runner).averages.items()})
+    assert_equal(*averages)
+
+
+def test_schedules_that_do_not_suit_the_run_are_named(toy, messages):
+    toy(hook=several()).train()
+    told = [str(message) for message in messages if 'do not suit this run of 12 updates' in str(message)]
+    assert [line.split(' and ')[0] for line in told] == ['EMA: momentum=0.1', 'EMA: long: momentum=0.05'] * 2
 
 
 def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy):

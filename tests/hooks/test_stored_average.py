@@ -177,7 +177,7 @@ def test_shared_tensors_are_stored_once(detector):
     averaged = ExpMomentumEMA(detector)
     averaged.update_parameters(detector)
     content = dict(state_dict=dict(detector.state_dict()))
-    store(content, averaged, has_begun=True)
+    store(content, dict(ema=averaged), has_begun=True)
     weights = content['state_dict']
     first, second = (weights[f'bbox_head.cls_convs.{level}.0.conv.weight'] for level in (0, 1))
     assert first.data_ptr() == second.data_ptr()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook as UpstreamHook
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
@@ -53,6 +54,22 @@ class Mean(BaseMetric):
 
     def compute_metrics(self, results):
         return dict(mean=sum(results) / len(results))
+
+
+class Overflow(Hook):
+    """Puts NaN into a weight in the fourth iteration, and takes it out in the next."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        bias = runner.model.out.bias
+        if runner.iter == 3:
+            self.before = bias.detach().clone()
+            bias.data.fill_(float('nan'))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 4:
+            runner.model.out.bias.data.copy_(self.before)
 
 
 def loader(length, batch_size=4, seed=0):
