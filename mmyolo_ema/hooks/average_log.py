@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmyolo_ema.hooks.average_picture import AverageCurves
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
+from mmyolo_ema.schedules import rounded
 
 __all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
 
@@ -97,7 +98,10 @@ class AverageLog:
         """Returns what the picture shows."""
         history = self._history(runner.message_hub)
         unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iteration'
-        return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}))
+        main = self._averages[MAIN]
+        age, updates = main.record.mean_age(), int(main.average.steps)
+        return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}),
+                             '' if age is None else f'After {updates:,} updates the average is {rounded(age)} old')
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict[str, Any]:

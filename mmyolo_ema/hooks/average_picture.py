@@ -16,7 +16,7 @@ class AverageCurves(NamedTuple):
 
     ``metrics`` holds (position, metric of the average, metric of the model), the last two None where they were not
     measured; ``state`` holds (position, momentum, drift). ``further`` holds the metrics and the drift of each further
-    average, by its name. A position is counted in ``unit``.
+    average, by its name. A position is counted in ``unit``. ``age`` says how old the average is at the end.
     """
 
     unit: str
@@ -24,6 +24,7 @@ class AverageCurves(NamedTuple):
     metrics: list[Any]
     state: list[Any]
     further: dict[str, dict[str, list[Any]]]
+    age: str
 
 
 def draw_average_curves(curves: AverageCurves, path: Path) -> None:
@@ -35,6 +36,7 @@ def draw_average_curves(curves: AverageCurves, path: Path) -> None:
     """
     panels = bool(curves.metrics) + 2 * bool(curves.state)
     figure = Figure(figsize=(5 * max(panels, 1), 3.8), layout='constrained')
+    figure.suptitle(curves.age, fontsize='medium')
     axes = iter(figure.subplots(1, max(panels, 1), squeeze=False)[0])
     if curves.metrics:
         axis = next(axes)

@@ -452,7 +452,7 @@ class EMAHook(MMEngineEMAHook):
         for name, kept in self._kept.items():
             schedule = kept.record.schedule if kept.mean_age is None else None
             said = advice(schedule, updates) if schedule is not None and updates > 0 else ''
-            self._advice += [_of(name) + said] if said else []
+            self._advice += [f'{_of(name)}{said} mmyolo-ema schedule CONFIG tells more.'] if said else []
         self._advice += filter(None, [advice_on_shared_tensors(self.ema_model, self.src_model)])
         for line in self._advice:
             _say(line, logging.WARNING)
