@@ -42,7 +42,11 @@ def write_new(path: Path, write: Callable[[Path], object], by_content: bool = Fa
             path = path.with_stem(f'{path.stem}-{_sha256(temporary)[:8]}')
         # A rename replaces what is there, and not every file system has links. So the name is taken first.
         path.touch(exist_ok=False)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
     return path
 
 

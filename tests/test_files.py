@@ -31,6 +31,17 @@ def test_failure_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_interruption_of_the_rename_leaves_no_empty_file(tmp_path, monkeypatch):
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_new(tmp_path / 'a.json', lambda temporary: temporary.write_text('whole'))
+    assert not list(tmp_path.iterdir())
+
+
 def test_failure_leaves_no_new_folder(tmp_path):
     (tmp_path / 'old').mkdir()
     for write in (write_new, replace):
