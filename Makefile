@@ -1,7 +1,7 @@
 # Two commands, either one first: `make demo` and `make test`. Both set up what they need, look for an NVIDIA GPU, and
 # say what they found. `make gpu-check` proves and measures everything on one.
 #
-# PYTHON  the Python that the environment is made with (3.10 or newer)
+# PYTHON  the Python that the environment is made with (3.11 or newer)
 # STACK   the family of OpenMMLab packages to install: onedl (maintained) or openmmlab (upstream)
 # DEVICE  where to run: auto (a GPU, where there is one and mmcv has operators for it), cpu or cuda
 # TORCH   pinned (installed with the rest) or installed: that of PYTHON, and no other is installed
@@ -53,6 +53,7 @@ gpu-check:
 lint: environment
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
 
 docs: $(VENV)/docs
 	$(VENV)/bin/sphinx-build -M $(BUILDER) docs build/docs --fail-on-warning --keep-going --quiet

@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 # The one place; pyproject.toml reads it.
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _ROOMS = dict(EMAHook='hooks', ExpMomentumEMA='models', RawWeightsHook='hooks', SnapshotHook='hooks',
               StoredWeightsHook='hooks')

@@ -2,11 +2,13 @@ import ast
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
 import mmyolo_ema
+from mmyolo_ema import checkpoint
 from tests.helpers import ROOT
 
 
@@ -31,13 +33,18 @@ def test_documented_names_are_those_of_the_package():
             '__version__'} <= set(mmyolo_ema.__all__)
 
 
-@pytest.mark.slow
-def test_wheel_holds_configs_tools_and_demo(tmp_path):
-    source = tmp_path / 'source'  # what setuptools has built before would go into the wheel
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'  # what setuptools has built before would go into the wheel
     shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns('.[a-ln-z]*', 'build', 'work_dirs'))
-    build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', tmp_path]
+    build = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '-w', folder]
     subprocess.run([*build, source], check=True)
-    wheel, = tmp_path.glob('*.whl')
+    return next(folder.glob('*.whl'))
+
+
+@pytest.mark.slow
+def test_wheel_holds_configs_tools_and_demo(wheel):
     assert wheel.name.startswith(f'mmyolo_ema-{mmyolo_ema.__version__}-')
     with ZipFile(wheel) as content:
         names = set(content.namelist())
@@ -46,6 +53,24 @@ def test_wheel_holds_configs_tools_and_demo(tmp_path):
         assert files
         assert {f'mmyolo_ema/.mim/{path.relative_to(ROOT)}' for path in files} <= names
     assert not any('__pycache__' in name or name.endswith(IN_THE_REPOSITORY_ONLY) for name in names)
+
+
+@pytest.mark.slow
+def test_installed_wheel_tells_a_schedule_and_trains_the_demo(wheel, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', 'new'], check=True)
+    packages = next(Path('new').glob('lib/python*/site-packages'))
+    # It sees the packages of this environment, but for ours, whose editable install is no folder.
+    (packages / 'others.pth').write_text('\n'.join(path for path in sys.path if path.endswith('-packages')))
+    pip = [sys.executable, '-m', 'pip', '--python', 'new/bin/python', 'install', '--quiet', '--no-deps', '--no-index']
+    subprocess.run([*pip, wheel], check=True)
+    config = packages / 'mmyolo_ema' / '.mim' / 'configs' / 'demo' / 'rtmdet_nuclei.py'
+    told = subprocess.run(['new/bin/mmyolo-ema', 'schedule', config], check=True, capture_output=True, text=True)
+    assert '480 updates' in told.stdout
+    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.indices=16']
+    subprocess.run(['new/bin/mmyolo-ema', 'train', config, '--work-dir', 'run', '--cfg-options', *short], check=True)
+    assert checkpoint.weights_in(checkpoint.read('run/epoch_1.pth')) == ['ema', 'raw']
 
 
 def test_every_package_that_is_imported_is_declared():

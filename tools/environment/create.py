@@ -140,8 +140,8 @@ def main() -> None:
                         help='installed: that of the Python which runs this, and all its packages with it')
     parser.add_argument('--wheels', type=Path, help='folder that everything comes from (default: the package index)')
     args = parser.parse_args()
-    if sys.version_info < (3, 10):
-        sys.exit(f'Python {sys.version.split()[0]} is too old: 3.10 or newer is needed. '
+    if sys.version_info < (3, 11):
+        sys.exit(f'Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. '
                  'Name another with make PYTHON=python3.12.')
     if args.wheels is not None and not any(args.wheels.glob('*.whl')):
         sys.exit(f'WHEELS={args.wheels}: there are no wheels in this folder. Fill it with make wheels WHEELS=... on a '
