@@ -8,6 +8,7 @@ Example:
     python -m benchmarks --scale                            # by number of tensors, and of weights
     python -m benchmarks --training-step --device cuda      # a training step, with and without an average
     python -m benchmarks --hook --device cuda               # what hooks add to steps of MMEngine's runner
+    python -m benchmarks --sharing --models faster-rcnn-r50 # an average shared out among 1, 2 and 3 processes
     python -m benchmarks --training-run --rounds 3          # the demo's whole training
 """
 
@@ -32,8 +33,9 @@ from benchmarks import report
 from benchmarks.agreement import check_agreement
 from benchmarks.detectors import DETECTORS, build_detector
 from benchmarks.hook_cost import measure_hook_cost
-from benchmarks.pictures import Growth, StepTimes, draw_growth, draw_step_times
+from benchmarks.pictures import Growth, StepTimes, draw_growth, draw_sharing, draw_step_times
 from benchmarks.scale import SIZES, fits, measure_scale
+from benchmarks.sharing import PROCESSES, measure_sharing
 from benchmarks.steps import LIMIT, measure_steps
 from benchmarks.timing import Timing
 from benchmarks.training import measure_runs, measure_training_step
@@ -75,6 +77,8 @@ def parse_args() -> argparse.Namespace:
                       help='measure what an update adds to a training step of the first of the models')
     what.add_argument('--hook', dest='mode', action='store_const', const='hook',
                       help='measure what hooks add to the steps of a training of the models')
+    what.add_argument('--sharing', dest='mode', action='store_const', const='sharing',
+                      help='measure an average that processes on the CPU share out')
     what.add_argument('--training-run', dest='mode', action='store_const', const='training-run',
                       help="measure what the hook adds to the demo's whole training")
     what.set_defaults(mode='steps')
@@ -152,6 +156,16 @@ def benchmark_hook(args: argparse.Namespace) -> Results:
     return Results(costs, [report.hook_table(costs)])
 
 
+def benchmark_sharing(args: argparse.Namespace) -> Results:
+    if args.device != 'cpu':
+        stop('--sharing measures processes on the CPU: leave --device out')
+    cases = [(name, detector, processes) for name, detector in build_detectors(args.models).items()
+             for processes in PROCESSES]
+    costs = [measure_sharing(name, detector, processes, args.rounds or 100)
+             for name, detector, processes in progress(cases)]
+    return Results(costs, [report.sharing_table(costs)], partial(draw_sharing, costs))
+
+
 def benchmark_training_run(args: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'),
@@ -209,6 +223,7 @@ MODES = {
     'scale': benchmark_scale,
     'training-step': benchmark_training_step,
     'hook': benchmark_hook,
+    'sharing': benchmark_sharing,
     'training-run': benchmark_training_run,
 }
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-__all__ = ['Growth', 'StepTimes', 'draw_growth', 'draw_step_times']
+from benchmarks.sharing import SharingCost
+
+__all__ = ['Growth', 'StepTimes', 'draw_growth', 'draw_sharing', 'draw_step_times']
 
 _OURS, _OTHERS = 'tab:blue', 'lightgray'
 
@@ -68,6 +70,32 @@ def draw_growth(panels: list[Growth], path: Path) -> None:
             axis.loglog(panel.sizes, times, style, label=name)
         axis.set_xlabel(panel.label)
         axis.set_ylabel('ms a step (median)')
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+def draw_sharing(costs: list[SharingCost], path: Path) -> None:
+    """Draws memory and time of a step by the number of processes, relative to a whole average, and one over it.
+
+    Args:
+        costs: What was measured, of one or several detectors.
+        path: File to write; its suffix names the format.
+    """
+    figure = Figure(figsize=(10, 3.8), layout='constrained')
+    law = np.geomspace(1, 16)
+    for axis, label in zip(figure.subplots(1, 2), ('memory', 'step')):
+        for detector in dict.fromkeys(cost.detector for cost in costs):
+            own = [cost for cost in costs if cost.detector == detector]
+            shares = [cost.shared_memory / cost.whole_memory if label == 'memory' else
+                      cost.shared.median / cost.whole.median for cost in own]
+            axis.loglog([cost.processes for cost in own], shares, 'o', label=detector)
+        axis.loglog(law, 1 / law, 'k--', label='1 / processes')
+        axis.set_xlabel('processes')
+        axis.set_ylabel(f'{label}, as a part of a whole average\'s')
+        axis.set_xticks([1, 2, 3, 4, 8, 16], labels=['1', '2', '3', '4', '8', '16'])
+        axis.set_yticks([1, 0.5, 0.25, 0.1], labels=['1', '0.5', '0.25', '0.1'])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=100)

@@ -11,12 +11,14 @@ from benchmarks.contenders import OURS
 from benchmarks.hook_cost import NO_HOOK, HookCost
 from benchmarks.memory import Memory
 from benchmarks.scale import ScalePoint
+from benchmarks.sharing import SharingCost
 from benchmarks.steps import BARE, LIMIT, Cost, StepCosts
 from benchmarks.timing import Timing
 from benchmarks.training import RunCost, TrainingStepCost
 
 __all__ = [
-    'environment', 'hook_table', 'run_table', 'scale_table', 'step_table', 'surroundings_table', 'training_step_table'
+    'environment', 'hook_table', 'run_table', 'scale_table', 'sharing_table', 'step_table', 'surroundings_table',
+    'training_step_table'
 ]
 
 _PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
@@ -61,6 +63,18 @@ def scale_table(what: str, points: list[ScalePoint]) -> Table:
     for point in points:
         table.add_row(str(point.tensors), f'{point.weights / 1e6:g}', *map(_ms, point.steps.values()),
                       f'{point.steps[OURS].median / point.steps[LIMIT].median:.2f}')
+    return table
+
+
+def sharing_table(costs: list[SharingCost]) -> Table:
+    """Returns what an average costs each of several processes, whole and shared out."""
+    table = _table('an average shared out among processes', 'detector', 'processes', 'whole ms', 'shared ms', 'x whole',
+                   'whole MiB', 'shared MiB', 'x whole', 'gather ms', "MMEngine's swap ms")
+    for cost in costs:
+        step, memory = cost.shared.median / cost.whole.median, cost.shared_memory / cost.whole_memory
+        table.add_row(cost.detector, str(cost.processes), _ms(cost.whole), _ms(cost.shared), f'{step:.2f}',
+                      _mib(cost.whole_memory), _mib(cost.shared_memory), f'{memory:.2f}', _ms(cost.gather),
+                      _ms(cost.swap))
     return table
 
 

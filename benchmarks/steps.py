@@ -20,7 +20,7 @@ from benchmarks.timing import Timing, interleaved, measured, measured_apart, poo
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 
-__all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'training_step_of']
+__all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'swap_of', 'training_step_of']
 
 #: One fused call over prepared lists: a step that finds and notices nothing.
 BARE = 'bare _foreach_lerp_'
@@ -129,7 +129,7 @@ def _measure_surroundings(costs: dict[str, Cost], make: Mapping[str, Callable[[]
     contenders = {name: function() for name, function in make.items()}
     costs[OURS].check = interleaved({OURS: FiniteCheck(model, model).look}, rounds, device,
                                     before=training_step_of(model))[OURS]
-    swaps = {name: _swap(name, contenders[name], model) for name in _SWAPPED}
+    swaps = {name: swap_of(name, contenders[name], model) for name in _SWAPPED}
     for name, timing in interleaved(swaps, few, device).items():
         costs[name].swap = timing
         costs[name].swap_memory = memory_of(swaps[name], device)
@@ -173,7 +173,7 @@ def _make(maker: Maker, model: nn.Module, update_buffers: bool) -> Contender:
     return contender
 
 
-def _swap(name: str, contender: Contender, model: nn.Module) -> Callable[[], object]:
+def swap_of(name: str, contender: Contender, model: nn.Module) -> Callable[[], object]:
     """Returns what our hook, or MMEngine's, does before a validation and after it."""
 
     def lend() -> None:

@@ -15,7 +15,7 @@ _OF_HOOK = dict(mmengine=_OF_MMENGINE,
                 mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age',
                             'averages', 'evaluate'))
 # What this package's class takes, and not MMDetection's of the same name.
-_OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype')
+_OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype', 'shard')
 # What a config may say of each hook, and of what is built.
 _OF_ANY = ('type', 'priority', '_scope_')
 

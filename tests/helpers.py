@@ -1,6 +1,8 @@
 """What tests call; what they are given is in conftest.py."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -122,3 +124,12 @@ def call_tool(name, *arguments):
     """Calls what a tool does with the given arguments in this process, and returns its exit status."""
     with mock.patch.object(sys, 'argv', [f'{name}.py', *map(str, arguments)]):
         return cli.call(COMMANDS[name]) if name in COMMANDS else load_tool(name).main()
+
+
+def launch(processes, program, folder, *arguments):
+    """Runs a program in several processes."""
+    (folder / 'program.py').write_text(program)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                           f'--nproc-per-node={processes}', 'program.py', *arguments], cwd=folder, text=True,
+                          env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]

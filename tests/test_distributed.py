@@ -1,10 +1,7 @@
 """Several processes keep one average."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +15,7 @@ from mmyolo_ema import checkpoint
 from mmyolo_ema.checkpoint.weights import second_weights
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.snapshots import read_run
-from tests.helpers import ROOT, assert_equal, small_config
+from tests.helpers import ROOT, assert_equal, launch, small_config
 
 # Each process trains on its own part of the images, and stores its average and what it validated.
 PROGRAM = """
@@ -57,15 +54,6 @@ SYNC_NORM = dict(type='SyncNormHook', priority=48)
 ALL_BOXES = {'model.test_cfg.score_thr': 0.0}
 BUFFERS = {f'{kind}-{averaging}': ([SYNC_NORM] if kind == 'SyncNormHook' else [], averaging == 'update_buffers')
            for kind in ('plain', 'SyncNormHook') for averaging in ('update_buffers', 'copy_buffers')}
-
-
-def launch(processes, program, folder, *arguments):
-    """Runs a program in several processes."""
-    (folder / 'program.py').write_text(program)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                           f'--nproc-per-node={processes}', 'program.py', *arguments], cwd=folder, text=True,
-                          env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope='module')

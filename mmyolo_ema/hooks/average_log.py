@@ -1,9 +1,10 @@
 """What the log, the visualizer and the picture at the end of a run show of an average."""
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import LoggerHook
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from mmyolo_ema.hooks.average_picture import AverageCurves
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
+from mmyolo_ema.hooks.sharing import own_parameters, shards_of
+from mmyolo_ema.models.shards import Shards
 from mmyolo_ema.schedules import rounded
 
 __all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
@@ -19,20 +22,29 @@ __all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
 HISTORY = 'ema_history'
 
 
-def drift(averaged: nn.Module, model: nn.Module) -> float:
-    """Returns the L2 distance of an average's parameters to the model's, relative to the norm of the model's."""
-    sources = dict(model.named_parameters())
+def drift(averaged: nn.Module, model: nn.Module, shards: Optional[Shards] = None) -> float:
+    """Returns the L2 distance of an average's parameters to the model's, relative to the norm of the model's.
+
+    Args:
+        averaged: The module that holds the averaged parameters.
+        model: The bare model.
+        shards: What this process has of an average that is shared out; then all processes must call this.
+    """
     distance, norm = [], []
     with torch.inference_mode():
-        for name, average in averaged.named_parameters():
-            if not (average.is_floating_point() or average.is_complex()):
-                continue
-            source = sources[name].to(average.device)
-            distance.append(_norm(average - source))
-            norm.append(_norm(source).to(distance[0].device))
-        if not norm:
-            return 0.0
-        total = [torch.stack([part.to(norm[0].device) for part in parts]).norm() for parts in (distance, norm)]
+        for average, source in own_parameters(averaged, model, shards):
+            if average.is_floating_point() or average.is_complex():
+                source = source.to(average.device)
+                distance.append(_norm(average - source))
+                norm.append(_norm(source).to(distance[0].device))
+        total = torch.zeros(2)
+        if norm:
+            total = torch.stack([torch.stack([part.to(norm[0].device) for part in parts]).norm()
+                                 for parts in (distance, norm)])
+        if shards is not None:
+            total.square_()
+            all_reduce(total)
+            total.sqrt_()
         return float(total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny))
 
 
@@ -66,7 +78,8 @@ class AverageLog:
         """
         hub, position = runner.message_hub, _position(runner, runner.iter + 1)
         for name, kept in self._averages.items():
-            age, distance = kept.record.mean_age(), drift(kept.average.module, self._model)
+            age = kept.record.mean_age()
+            distance = drift(kept.average.module, self._model, shards_of(kept.average))
             scalars = dict(mean_age=math.nan if age is None else age, drift=distance)
             if name == MAIN:
                 scalars = dict(momentum=kept.record.momentum(), **scalars)

@@ -35,6 +35,7 @@ from mmyolo_ema.hooks.run_length import updates_at_end
 from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
+from mmyolo_ema.hooks.sharing import check_sharing, gather, share_out
 from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.tensor_references import unwrap
@@ -95,7 +96,7 @@ class EMAHook(MMEngineEMAHook):
             each in a pass of its own. Metrics of the further ones end in ``_`` and the name. Defaults to None: what
             ``evaluate_on_ema`` and ``evaluate_on_origin`` say.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; and for this package's
-            include, exclude, dtype, save_dtype.
+            include, exclude, dtype, save_dtype, shard.
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.
@@ -209,6 +210,7 @@ class EMAHook(MMEngineEMAHook):
                         **{name: str(kept.record.schedule) for name, kept in self._kept.items() if name != MAIN})
         schedule.pop('device', None)  # that of the process
         has_begun = self._has_begun(runner)
+        gather(self._averages().values())
         check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
                          {'raw weights': self.src_model,
                           **{'averaged weights' if name == MAIN else f'weights of {name}':
@@ -223,6 +225,16 @@ class EMAHook(MMEngineEMAHook):
                           f"evaluate=['ema', {kind!r}]")
                 _say(f'save_best names {", ".join(wanted)}, which is measured with {needed} only', logging.WARNING)
         self._advise(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Leaves each process its part of averages that are shared out, before an iteration takes memory of its own.
+
+        Args:
+            runner (Runner): The runner of the training.
+            batch_idx (int): Not used.
+            data_batch (Any): Not used.
+        """
+        share_out(self._averages().values(), self.src_model)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict[str, Any]] = None) -> None:
@@ -442,6 +454,7 @@ class EMAHook(MMEngineEMAHook):
             model = unwrap(runner.model)
             for kept in self._kept.values():
                 kept.make(model)
+            check_sharing(runner, self._averages().values())
             self._src_model, self._log = model, AverageLog(model, self._kept)
         return self._src_model
 
@@ -495,7 +508,9 @@ class EMAHook(MMEngineEMAHook):
         loop.run = run_and_swap_out
 
     def _synchronize_buffers(self, runner: Runner) -> None:
-        """Makes the floating buffers of the average equal on all processes."""
+        """Makes the averages whole and their floating buffers equal on all processes."""
+        if self._averages_for(runner):
+            gather(self._averages().values())
         if self._has_begun(runner):
             for average in self._averages().values():
                 synchronize_buffers(average)

@@ -32,6 +32,7 @@ from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run, updates_per_epoch
+from mmyolo_ema.hooks.sharing import share_out
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.printing import printable
@@ -114,6 +115,17 @@ class SnapshotHook(Hook):
                                      'them away, choose another work directory, or resume that run')
                 self._put_later_aside(stored)
                 self._announce(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Shares the second average out among the processes if the first one is.
+
+        Args:
+            runner (Runner): The runner of the training.
+            batch_idx (int): Not used.
+            data_batch (Any): Not used.
+        """
+        if self._second is not None:
+            share_out([self._second], self._ema.src_model)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict[str, Any]] = None) -> None:

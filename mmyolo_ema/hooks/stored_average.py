@@ -21,6 +21,7 @@ from mmyolo_ema.checkpoint import (
     updates_in,
 )
 from mmyolo_ema.checkpoint.weights import FURTHER, further_averages, place_of
+from mmyolo_ema.hooks.sharing import gather
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
@@ -71,7 +72,10 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
 
     Those that have no mean stay as they are: the scale of an observer for quantization, which belongs to its zero
     point, and what has another shape in another process, as a table may that follows the size of the images.
+
+    An average that is shared out among the processes is whole afterwards.
     """
+    gather([ema_model])
     buffers = {name: reference.tensor for name, reference in tensor_references(ema_model.module)
                if not reference.is_parameter and reference.is_persistent and not reference.is_of_quantizer
                and reference.tensor.is_floating_point()}

@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 
 import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.precision import floating_dtype, widen
 from mmyolo_ema.models.selection import Selection
+from mmyolo_ema.models.shards import Shards
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan, is_averaged
 from mmyolo_ema.models.tensor_references import tensor_references, unwrap
 from mmyolo_ema.registry import MODELS
@@ -69,11 +71,15 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             fewer bits, such as bfloat16. What is copied or frozen keeps the model's. Defaults to None: the model's.
         save_dtype (str | torch.dtype, optional): In which the EMAHook of this package stores an average that is kept
             in ``dtype``. Defaults to None: the model's.
+        shard (bool): Whether each of several processes that train one model, as under DistributedDataParallel, keeps
+            and averages a part of the parameters only, of equal numbers of elements. ``module`` then reads as NaN
+            between :meth:`share_out` and :meth:`gather`. Nothing changes for one process. Defaults to False.
 
     Attributes:
         module (nn.Module): The averaged model.
         selection (Selection): ``include`` and ``exclude``.
         steps (Tensor): Number of updates made, an int64 scalar on the CPU.
+        shards (Shards): What this process has of an average that is shared out; None while it is whole.
         schedule (Schedule): The momentum of each update, see :mod:`mmyolo_ema.schedules`. A subclass with another
             schedule overrides this property.
 
@@ -101,6 +107,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     selection = Selection()
     dtype: Optional[torch.dtype] = None
     save_dtype: Optional[torch.dtype] = None
+    shard = False
+    shards: Optional[Shards] = None
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _warned: set[torch.dtype]
@@ -116,10 +124,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                  exclude: Sequence[str] = (),
                  dtype: Union[str, torch.dtype, None] = None,
                  save_dtype: Union[str, torch.dtype, None] = None,
+                 shard: bool = False,
                  **other: Any) -> None:
         if other:
             raise TypeError(_unexpected(*next(iter(other.items()))))
-        _check_arguments(model, momentum, gamma, interval, update_buffers)
+        _check_arguments(model, momentum, gamma, interval, update_buffers, shard)
         selection = Selection(include, exclude)
         selection.check(unwrap(model))
         # MMEngine's class would copy the model by a plain deepcopy, which fails on a process group, and keep
@@ -127,7 +136,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         # The count of updates stays on the CPU, where reading it waits for nothing.
         super().__init__(nn.Module(), momentum, gamma, interval, update_buffers=update_buffers)
         del self.avg_parameters
-        self.selection = selection
+        self.selection, self.shard = selection, shard
         self.dtype = floating_dtype('dtype', dtype, _WIDE)
         self.save_dtype = floating_dtype('save_dtype', save_dtype, (*_NARROW, *_WIDE))
         if self.save_dtype is not None and self.dtype is None:
@@ -151,7 +160,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         """
         averaged, steps, plan = self.module, self.steps, self._plan
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
-            plan = self._plan = TensorPlan(averaged, model, self.update_buffers, self.selection, self.dtype)
+            plan = self._make_plan(model)
             self._warn_of_stall(plan.averages)
         step = int(steps)
         momentum = self.schedule(step)
@@ -164,6 +173,44 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             plan.copy(plan.copies)
             steps.add_(1)
         plan.copy_extra_states()
+
+    def share_out(self, model: nn.Module) -> None:
+        """Leaves this process its part of the average if it is to be ``shard``; the next update would do so too.
+
+        All processes must call this. It does not communicate.
+
+        Args:
+            model (nn.Module): The model that the average follows, equal in all processes.
+        """
+        if self.shard and self.shards is None and get_world_size() > 1:
+            self._make_plan(model)
+
+    def gather(self) -> None:
+        """Makes an average that is shared out whole again. All processes must call this."""
+        if self.shards is not None:
+            self.shards.gather()
+            self.shards = None
+            self._part()
+
+    def _make_plan(self, model: nn.Module) -> TensorPlan:
+        arguments = self.module, model, self.update_buffers, self.selection, self.dtype
+        plan = TensorPlan(*arguments, self.shards)
+        if self.shard and self.shards is None and get_world_size() > 1:
+            self.shards = Shards(plan.divisible)
+            plan = TensorPlan(*arguments, self.shards)
+        self._plan = plan
+        return plan
+
+    def _check_whole(self) -> None:
+        if self.shards is not None:
+            raise RuntimeError('the average is shared out among the processes (shard=True), and this one has its own '
+                               'part only: call gather() in all processes before it is used, copied or stored. The '
+                               'EMAHook does so before a validation and before a CheckpointHook saves.')
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the averaged model."""
+        self._check_whole()
+        return super().forward(*args, **kwargs)
 
     @property
     def schedule(self) -> Schedule:
@@ -207,12 +254,18 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def unshare(self) -> None:
         """Gives the average memory of its own for all weights, so that what is written to it does not change the model.
 
-        The next update shares those again that are frozen and equal.
+        The next update shares those again that are frozen and equal. An average that is shared out among processes is
+        made whole; then all of them must call this.
         """
+        self.gather()
+        self._part()
+        self._widen()
+
+    def _part(self) -> None:
+        """Gives frozen weights memory of their own, and drops the plan that says who shares the model's."""
         if self._plan is not None:
             self._plan.shared.part()
             self._plan = None
-            self._widen()
 
     def _widen(self) -> None:
         """Converts what may be averaged, so that a file in that dtype loses nothing."""
@@ -220,6 +273,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             tensor = reference.tensor
             if is_averaged(tensor, reference, self.update_buffers) and self.selection.has([name]):
                 widen(tensor, self.dtype)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._check_whole()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.unshare()
@@ -236,6 +293,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
+        self._check_whole()
         return {key: value for key, value in super().__getstate__().items() if key != '_plan'}
 
 
@@ -259,12 +317,13 @@ class _OfMethod(Schedule):
 def _unexpected(name: str, value: object) -> str:
     said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
     if name != 'decay':
-        options = 'model, momentum, gamma, interval, device, update_buffers, include, exclude, dtype and save_dtype'
-        return f'{said}; it takes {options}'
+        return (f'{said}; it takes model, momentum, gamma, interval, device, update_buffers, include, exclude, dtype, '
+                'save_dtype and shard')
     return f'{said}; {instead_of_decay(value)}'
 
 
-def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool) -> None:
+def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool,
+                     shard: bool) -> None:
     """Raises for wrong arguments that MMDetection's class would accept and fail on later, or report badly."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, but got {type(model).__name__}: {model!r:.80}')
@@ -281,5 +340,6 @@ def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: 
         raise TypeError(f'interval must be an integer, but got {interval!r}')
     if interval < 1:
         raise ValueError(f'interval must be at least 1, but got {interval}')
-    if not isinstance(update_buffers, bool):
-        raise TypeError(f'update_buffers must be True or False, but got {update_buffers!r}')
+    for name, flag in (('update_buffers', update_buffers), ('shard', shard)):
+        if not isinstance(flag, bool):
+            raise TypeError(f'{name} must be True or False, but got {flag!r}')

@@ -19,6 +19,7 @@ from mmyolo_ema._upstream import copy_all, lerp_all
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.precision import widen
 from mmyolo_ema.models.selection import Selection
+from mmyolo_ema.models.shards import Shards, can_be_cut
 from mmyolo_ema.models.shared_memory import SharedMemory
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
@@ -70,6 +71,8 @@ class TensorPlan:
         selection: Which tensors are averaged, by their names. The others are
             copied.
         dtype: What averages with fewer bits are converted to, if not None.
+        shards: What this process keeps of tensors that are shared out among
+            processes, if any are.
 
     Attributes:
         averages (list[Group]): Tensors to average: floating and complex ones.
@@ -78,6 +81,8 @@ class TensorPlan:
             quantization, what the selection lacks and, without
             ``update_buffers``, all buffers.
         shared (SharedMemory): Frozen parameters, which equal their average.
+        divisible (list[Tensor]): Parameters of the average that could be shared
+            out, in an order that all processes have.
         extra_states (list[tuple[nn.Module, nn.Module]]): Modules of the average
             and of the source that keep more than tensors in their state.
 
@@ -89,26 +94,31 @@ class TensorPlan:
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection,
-                 dtype: Optional[torch.dtype] = None) -> None:
+                 dtype: Optional[torch.dtype] = None, shards: Optional[Shards] = None) -> None:
         average, source = unwrap(averaged), unwrap(model)
         distinct = _distinct_pairs(average, source)
         # Nothing to update, but one of them may grow in place.
-        self._empty = [pair.source for pair in distinct if not pair.source.numel()]
-        # Small tensors first: what holds() has looked at is still near the processor when they are updated.
-        pairs = sorted((pair for pair in distinct if pair.averaged.numel()), key=lambda pair: pair.averaged.numel())
+        empty = [pair.source for pair in distinct if not pair.source.numel()]
+        pairs = [pair for pair in distinct if pair.averaged.numel()]
         treated: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
             treated[_treatment(pair, update_buffers, selection, dtype)].append(pair)
         for pair in treated['averaged']:
             widen(pair.averaged, dtype)
-        updated = [pair for pair in treated['averaged'] + treated['copied'] if pair.averaged.layout is torch.strided]
+        self.divisible = [pair.averaged for pair in treated['averaged'] + treated['copied']
+                          if pair.reference.is_parameter and can_be_cut(pair.averaged, pair.source)]
+        # Small tensors first: what holds() has looked at is still near the processor when they are updated.
+        kept = {kind: sorted((pair for pair in treated[kind] if shards is None or shards.has_part(pair.averaged)),
+                             key=lambda pair: pair.averaged.numel()) for kind in ('averaged', 'copied')}
+        moved, copied = ([_own_part(pair, shards) for pair in part] for part in kept.values())
+        updated = [pair for pair in moved + copied if pair.averaged.layout is torch.strided]
         _own_memory(updated, pairs)
         _check_overlap(updated)
-        self.averages, self.copies = _grouped(treated['averaged']), _grouped(treated['copied'])
+        self.averages, self.copies = _grouped(moved), _grouped(copied)
         self.shared = SharedMemory([(pair.averaged, pair.source) for pair in treated['shared']])
         self.extra_states = _extra_states(average, source)
         self._average, self._model, self._update_buffers = averaged, model, update_buffers
-        self._remember()
+        self._remember([tensor for part in kept.values() for pair in part for tensor in pair[:2]] + empty)
 
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
@@ -133,16 +143,15 @@ class TensorPlan:
             with torch.no_grad():
                 average.set_extra_state(deepcopy(source.get_extra_state()))
 
-    def _remember(self) -> None:
+    def _remember(self, tensors: list[Tensor]) -> None:
         """Remembers what tells a change: what the modules hold, and where each tensor's memory is.
 
         An assignment to ``tensor.data``, as in ``model.double()``, keeps the object in its module, but not its memory,
         or not its size.
         """
         self._watch = ModuleWatch([*self._average.modules(), *self._model.modules()])
-        held = [tensor for group in self.averages + self.copies for tensor in group.averaged + group.source]
-        held += [tensor for pair in self.shared.pairs for tensor in pair]
-        self._tensors = [tensor for tensor in held + self._empty if tensor.layout is torch.strided]
+        held = tensors + [tensor for pair in self.shared.pairs for tensor in pair]
+        self._tensors = [tensor for tensor in held if tensor.layout is torch.strided]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(_SIZE, self._tensors))
 
@@ -171,6 +180,14 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[Pair]:
             place.holder[place.key] = tensor
         pairs.append(Pair(tensor, followed, reference, names))
     return pairs
+
+
+def _own_part(pair: Pair, shards: Optional[Shards]) -> Pair:
+    """Returns what this process keeps of a tensor, and what that follows: all, unless the tensor is shared out."""
+    if shards is None or pair.averaged not in shards:
+        return pair
+    averaged, source = shards.own_part(pair.averaged, pair.source)
+    return pair._replace(averaged=averaged, source=source)
 
 
 def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]]) -> None:

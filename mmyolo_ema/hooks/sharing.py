@@ -1,0 +1,62 @@
+"""Averages that are shared out among processes (``shard=True``): when they are whole, and with whom they cannot be."""
+
+from collections.abc import Iterable, Iterator
+from typing import Optional
+
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.model import BaseAveragedModel, MMSeparateDistributedDataParallel
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.shards import Shards
+
+
+def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None:
+    """Raises ValueError if averages are to be shared out among processes that may hold other weights each."""
+    if get_world_size() == 1 or not any(_is_shared(average) for average in averages):
+        return
+    wrapper = runner.model
+    if not isinstance(wrapper, (DistributedDataParallel, MMSeparateDistributedDataParallel)):
+        raise ValueError('shard=True of the EMAHook is for processes that train one model under '
+                         f'MMDistributedDataParallel, but it is in a {type(wrapper).__name__}. Leave shard out.')
+    parameters = dict(wrapper.named_parameters())
+    own = [name for module in wrapper.modules() for name in getattr(module, 'parameters_to_ignore', ())
+           if f'module.{name}' in parameters]
+    if own:
+        raise ValueError(f'shard=True of the EMAHook needs equal weights in all processes, but {own[0]} is one that '
+                         'DistributedDataParallel is told to ignore. Leave shard out.')
+
+
+def share_out(averages: Iterable[BaseAveragedModel], model: nn.Module) -> None:
+    """Leaves this process its part of the averages that are to be shared out. All processes must call this."""
+    for average in averages:
+        if _is_shared(average):
+            average.share_out(model)
+
+
+def gather(averages: Iterable[BaseAveragedModel]) -> None:
+    """Makes averages that are shared out whole on all processes, which must all call this."""
+    for average in averages:
+        if _is_shared(average):
+            average.gather()
+
+
+def shards_of(average: BaseAveragedModel) -> Optional[Shards]:
+    """Returns what this process has of an average that is shared out now; None for one that is whole."""
+    return average.shards if _is_shared(average) else None
+
+
+def own_parameters(averaged: nn.Module, model: nn.Module, shards: Optional[Shards]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields averaged parameters, each with the model's: together, the processes yield each element once."""
+    sources = dict(model.named_parameters())
+    for name, parameter in averaged.named_parameters():
+        if shards is None or (parameter not in shards and is_main_process()):
+            yield parameter, sources[name]
+        elif parameter in shards and shards.has_part(parameter):
+            yield shards.own_part(parameter, sources[name])
+
+
+def _is_shared(average: BaseAveragedModel) -> bool:
+    return isinstance(average, ExpMomentumEMA) and average.shard
