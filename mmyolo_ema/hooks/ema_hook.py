@@ -96,13 +96,14 @@ class EMAHook(MMEngineEMAHook):
             each in a pass of its own. Metrics of the further ones end in ``_`` and the name. Defaults to None: what
             ``evaluate_on_ema`` and ``evaluate_on_origin`` say.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; and for this package's
-            include, exclude, dtype, save_dtype, shard.
+            include, exclude, dtype, save_dtype, and shard, which shares the average out among processes.
 
     Raises:
         TypeError: If a flag is not True or False, or a beginning is not an integer.
         ValueError: If ``mean_age`` is of another form, or momentum or gamma are given too. When a checkpoint does not
             fit and ``strict_load`` is set. At the start of a training, if there is another EMAHook, the model is
-            sharded, a strategy saves without the hooks, or no momentum gives the mean age.
+            sharded, a strategy saves without the hooks, ``shard`` is set without DistributedDataParallel, or no
+            momentum gives the mean age.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
     Example:

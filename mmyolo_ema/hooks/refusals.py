@@ -28,7 +28,7 @@ def check_run(runner: Runner) -> None:
     for engine, reason in _obstacles(runner):
         raise ValueError(f'the EMAHook does not work with {engine}: {reason}. It works with the usual Runner, also '
                          'with MMDistributedDataParallel, and with FlexibleRunner and SingleDeviceStrategy or '
-                         'DDPStrategy.')
+                         'DDPStrategy; in several processes, shard=True there leaves each a part of the average only.')
 
 
 def _obstacles(runner: Runner) -> Iterator[tuple[str, str]]:

@@ -21,12 +21,11 @@ def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None
     if not isinstance(wrapper, (DistributedDataParallel, MMSeparateDistributedDataParallel)):
         raise ValueError('shard=True of the EMAHook is for processes that train one model under '
                          f'MMDistributedDataParallel, but it is in a {type(wrapper).__name__}. Leave shard out.')
-    parameters = dict(wrapper.named_parameters())
-    own = [name for module in wrapper.modules() for name in getattr(module, 'parameters_to_ignore', ())
-           if f'module.{name}' in parameters]
-    if own:
-        raise ValueError(f'shard=True of the EMAHook needs equal weights in all processes, but {own[0]} is one that '
-                         'DistributedDataParallel is told to ignore. Leave shard out.')
+    ignored = [name for module in wrapper.modules() if isinstance(module, DistributedDataParallel)
+               for name, _ in module.module.named_parameters() if name in module.parameters_to_ignore]
+    if ignored:
+        raise ValueError('shard=True of the EMAHook needs equal weights in all processes, but '
+                         f'DistributedDataParallel is told to ignore {ignored[0]}. Leave shard out.')
 
 
 def share_out(averages: Iterable[BaseAveragedModel], model: nn.Module) -> None:

@@ -161,7 +161,6 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         averaged, steps, plan = self.module, self.steps, self._plan
         if plan is None or not plan.holds(averaged, model, self.update_buffers):
             plan = self._make_plan(model)
-            self._warn_of_stall(plan.averages)
         step = int(steps)
         momentum = self.schedule(step)
         # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
@@ -199,6 +198,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             self.shards = Shards(plan.divisible)
             plan = TensorPlan(*arguments, self.shards)
         self._plan = plan
+        self._warn_of_stall(plan.averages)
         return plan
 
     def _check_whole(self) -> None:

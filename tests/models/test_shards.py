@@ -83,6 +83,7 @@ class Pair:
                 average.update_parameters(self.model)
 
     def check(self):
+        assert self.shared._warned == self.whole._warned
         self.shared.gather()
         assert_equal(dict(self.whole.state_dict()), dict(self.shared.state_dict()))
         states = [None] * processes
