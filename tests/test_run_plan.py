@@ -65,7 +65,7 @@ def test_average_that_begins_later_gets_fewer_updates(hook, begin):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [
-    {}, {'optim_wrapper.accumulative_counts': 3}, {'custom_hooks.0.begin_epoch': 2}, {'custom_hooks.0.begin_iter': 4},
+    {'custom_hooks.0.begin_iter': 4},
     {'optim_wrapper.accumulative_counts': 3, 'custom_hooks.0.begin_iter': 2},
     {'optim_wrapper.accumulative_counts': 3, 'custom_hooks.0.begin_epoch': 2},
     {'train_dataloader.num_batch_per_epoch': 1},

@@ -7,7 +7,7 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from mmyolo_ema import ExpMomentumEMA, checkpoint
-from tests.helpers import assert_equal
+from tests.helpers import assert_equal, forget_runs, small_config
 
 
 def predictions(path):
@@ -20,22 +20,26 @@ def dumping(cfg, which, path):
     return cfg
 
 
-@pytest.fixture(params=[True, False], ids=['update_buffers', 'copy_buffers'])
-def options(request):
-    return {'custom_hooks.0.update_buffers': request.param}
+@pytest.fixture(scope='module', params=[True, False], ids=['update_buffers', 'copy_buffers'])
+def run(request, tmp_path_factory):
+    """Returns the folder of a run, with what it detected in measured.pkl, and its options."""
+    options, folder = {'custom_hooks.0.update_buffers': request.param}, tmp_path_factory.mktemp('run')
+    forget_runs()
+    Runner.from_cfg(dumping(small_config(folder, **options), 'val', folder / 'measured.pkl')).train()
+    return folder, options
 
 
 @pytest.mark.slow
-def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path):
-    measured, reloaded, raw = (tmp_path / f'{name}.pkl' for name in ('measured', 'reloaded', 'raw'))
-    Runner.from_cfg(dumping(demo_config('train', **options), 'val', measured)).train()
-    saved = str(tmp_path / 'train' / 'epoch_4.pth')
+def test_validated_weights_are_those_in_the_file(run, demo_config, tmp_path):
+    folder, options = run
+    reloaded, raw = tmp_path / 'reloaded.pkl', tmp_path / 'raw.pkl'
+    saved = str(folder / 'epoch_4.pth')
     checkpoint.use_safe_loader()
     Runner.from_cfg(dumping(demo_config('ema', load_from=saved, **options), 'test', reloaded)).test()
     with_raw = dumping(demo_config('raw', load_from=saved, **options), 'test', raw)
     with_raw.custom_hooks.append(dict(type='mmyolo_ema.RawWeightsHook'))
     Runner.from_cfg(with_raw).test()
-    expected = predictions(measured)
+    expected = predictions(folder / 'measured.pkl')
     assert len(expected) == 8
     assert all(len(boxes) > 0 for boxes in expected)
     assert_equal(expected, predictions(reloaded))
@@ -44,12 +48,11 @@ def test_validated_weights_are_those_in_the_file(demo_config, options, tmp_path)
 
 
 @pytest.mark.slow
-def test_resumed_training_equals_the_uninterrupted_one(demo_config, options, tmp_path):
-    Runner.from_cfg(demo_config('whole', **options)).train()
+def test_resumed_training_equals_the_uninterrupted_one(run, demo_config, tmp_path):
+    folder, options = run
     checkpoint.use_safe_loader()
-    half = str(tmp_path / 'whole' / 'epoch_2.pth')
-    Runner.from_cfg(demo_config('resumed', load_from=half, resume=True, **options)).train()
-    whole, resumed = (checkpoint.read(tmp_path / name / 'epoch_4.pth') for name in ('whole', 'resumed'))
+    Runner.from_cfg(demo_config('resumed', load_from=str(folder / 'epoch_2.pth'), resume=True, **options)).train()
+    whole, resumed = (checkpoint.read(path / 'epoch_4.pth') for path in (folder, tmp_path / 'resumed'))
     assert whole['ema_state_dict']['steps'] == 8
     for part in ('state_dict', 'ema_state_dict', 'optimizer'):
         assert_equal(whole[part], resumed[part], part)

@@ -82,7 +82,7 @@ def test_fine_tuning_with_other_classes_loads_what_fits_and_names_the_rest(other
     Runner.from_cfg(other_classes()).train()
     line = next(line for line in said(messages) if 'starts anew' in line)
     for level in range(3):
-        assert f'bbox_head.rtm_cls.{level}.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))' in line
+        assert f'bbox_head.rtm_cls.{level}.weight (checkpoint (1, 32, 1, 1), model (3, 32, 1, 1))' in line
         assert f'bbox_head.rtm_cls.{level}.bias (checkpoint (1,), model (3,))' in line
     assert 'backbone' not in line
     assert 'resume' not in line

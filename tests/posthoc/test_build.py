@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from mmyolo_ema import ExpMomentumEMA, checkpoint
 from mmyolo_ema.posthoc import Fit, Reconstruction, Target, read_run
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.schedules import Ramp
-from tests.helpers import assert_equal, weights_of
+from tests.helpers import assert_equal, forget_runs, small_config, weights_of
 
 HORIZON, GAMMA = 10, 2
 
@@ -32,39 +35,50 @@ def flat(weights):
     return torch.cat(values)
 
 
+def config(work_dir, **average):
+    hook = dict(dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
+                     update_buffers=True), **average)
+    return small_config(work_dir, **{'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 20, 'custom_hooks': [hook],
+                                     'default_hooks.checkpoint.interval': 1,
+                                     'default_hooks.checkpoint.max_keep_ckpts': -1})
+
+
 def train(cfg):
+    forget_runs()
     runner, track = Runner.from_cfg(cfg), Track()
     runner.register_hook(track)
     runner.train()
-    return track
+    return Path(cfg.work_dir), track
+
+
+@pytest.fixture(scope='module')
+def ours(tmp_path_factory):
+    """Returns the folder of a run with a checkpoint of each epoch, and what was tracked in it."""
+    return train(config(tmp_path_factory.mktemp('ours')))
 
 
 @pytest.fixture
-def config(demo_config):
+def copied(ours, tmp_path):
+    """Returns a function that copies checkpoints of that run into a folder of their own."""
 
-    def make(name='run', interval=1, **average):
-        hook = dict(
-            dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
-                 update_buffers=True), **average)
-        return demo_config(name, **{'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 20, 'custom_hooks': [hook],
-                                    'default_hooks.checkpoint.interval': interval,
-                                    'default_hooks.checkpoint.max_keep_ckpts': -1})
+    def copy(*epochs):
+        folder = tmp_path / 'copied'
+        folder.mkdir()
+        for epoch in epochs:
+            shutil.copy(ours[0] / f'epoch_{epoch}.pth', folder)
+        return folder
 
-    return make
+    return copy
 
 
 def built_of(run, schedule):
     return build([run.average(Target('built', schedule))])[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('interval', 'average'), [
-    (1, {}), (3, {}), (3, dict(type='EMAHook', ema_type='mmdet.ExpMomentumEMA'))])
-def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interval, average):
-    cfg = config(interval=interval, **average)
-    track = train(cfg)
-    run = read_run(cfg.work_dir)
-    assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, 12 // interval, [1, 3], 2)
+def assert_tracked(folder, track, files):
+    """Checks that the average of half the horizon is the one that was tracked, as far as was told beforehand."""
+    run = read_run(folder)
+    assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, files, [1, 3], 2)
     half = run.average(HORIZON / 2)
     built, = build([half])
     tracked = track.average.module.state_dict()
@@ -76,37 +90,47 @@ def test_average_of_half_the_horizon_is_the_one_that_was_tracked(config, interva
     bound = half.fits[1].reconstruction_error * np.linalg.norm(wanted) * (seen - seen.mean(0)).norm()
     assert apart <= bound + 1e-5 * flat(tracked).norm()
     # The raw weights beside the averages make up for what two updates an epoch leave out.
-    assert (half.fits[1].reconstruction_error < 1e-6) is (interval == 1)
+    assert (half.fits[1].reconstruction_error < 1e-6) is (files == 12)
     nearest = min((flat(checkpoint.read(file.path)['state_dict']) - flat(tracked)).norm() for file in run.files)
     assert apart < 0.5 * nearest
 
 
 @pytest.mark.slow
-def test_stored_snapshot_is_given_back_bit_for_bit(config):
-    cfg = config()
-    train(cfg)
-    run = read_run(cfg.work_dir)
+@pytest.mark.parametrize('epochs', [range(1, 13), range(3, 13, 3)])
+def test_average_of_half_the_horizon_is_the_one_that_was_tracked(ours, copied, epochs):
+    assert_tracked(copied(*epochs), ours[1], len(epochs))
+
+
+@pytest.mark.slow
+def test_so_it_is_with_the_class_of_mmdetection(tmp_path):
+    cfg = config(tmp_path, type='EMAHook', ema_type='mmdet.ExpMomentumEMA')
+    cfg.default_hooks.checkpoint.interval = 3
+    assert_tracked(*train(cfg), 4)
+
+
+@pytest.mark.slow
+def test_stored_snapshot_is_given_back_bit_for_bit(copied):
+    run = read_run(copied(10, 11, 12))
     assert_equal(built_of(run, run.schedule), dict(checkpoint.read(run.files[-1].path)['state_dict']))
 
 
 @pytest.mark.slow
-def test_resumed_run_gives_the_same(config):
-    target = Ramp(2 / HORIZON, GAMMA)
-    complete, parts = config('complete', interval=3), config('parts', interval=3)
-    train(complete)
-    parts.train_cfg.max_epochs = 6
-    train(parts)
-    parts = config('parts', interval=3)
-    parts.update(resume=True)
-    train(parts)
-    assert_equal(*(built_of(read_run(cfg.work_dir), target) for cfg in (complete, parts)))
+def test_resumed_run_gives_the_same(ours, copied, tmp_path):
+    complete, parts = copied(3, 6, 9, 12), config(tmp_path / 'parts')
+    parts.update(load_from=str(complete / 'epoch_6.pth'), resume=True)
+    parts.default_hooks.checkpoint.interval = 3
+    folder, _ = train(parts)
+    for epoch in (3, 6):
+        shutil.copy(complete / f'epoch_{epoch}.pth', folder)
+    assert_equal(*(built_of(read_run(run), Ramp(2 / HORIZON, GAMMA)) for run in (complete, folder)))
 
 
 @pytest.mark.slow
-def test_what_is_not_averaged_is_that_of_the_newest(config):
-    cfg = config(interval=3, update_buffers=False)
-    train(cfg)
-    run = read_run(cfg.work_dir)
+def test_what_is_not_averaged_is_that_of_the_newest(tmp_path):
+    cfg = config(tmp_path, update_buffers=False)
+    cfg.train_cfg.max_epochs = 4
+    folder, _ = train(cfg)
+    run = read_run(folder)
     built = built_of(run, Ramp(0.2, 2))
     newest = checkpoint.read(run.files[-1].path)['state_dict']
     same = [name for name, value in built.items() if torch.equal(value, newest[name])]
@@ -115,10 +139,8 @@ def test_what_is_not_averaged_is_that_of_the_newest(config):
 
 
 @pytest.mark.slow
-def test_nan_in_a_file_is_named(config):
-    cfg = config(interval=6)
-    train(cfg)
-    run = read_run(cfg.work_dir)
+def test_nan_in_a_file_is_named(copied):
+    run = read_run(copied(6, 12))
     content = checkpoint.read(run.files[0].path)
     content['state_dict']['neck.out_convs.0.conv.weight'][0] = float('nan')
     torch.save(content, run.files[0].path)
@@ -174,10 +196,9 @@ def test_masks_and_complex_weights_are_kept(stored):
 
 
 @pytest.mark.slow
-def test_older_file_that_does_not_fit_the_newest_is_refused(config):
-    cfg = config(interval=6)
-    Runner.from_cfg(cfg).train()
-    path, name = f'{cfg.work_dir}/epoch_6.pth', 'bbox_head.rtm_cls.0.bias'
+def test_older_file_that_does_not_fit_the_newest_is_refused(copied):
+    folder, name = copied(6, 12), 'bbox_head.rtm_cls.0.bias'
+    path = folder / 'epoch_6.pth'
     content = checkpoint.read(path)
     right = content['ema_state_dict'].pop(f'module.{name}')
     for wrong, said in (({}, 'is missing'), ({f'module.{name}': torch.ones(1, 1)}, r'is floating of shape \(1, 1\) '),
@@ -185,4 +206,4 @@ def test_older_file_that_does_not_fit_the_newest_is_refused(config):
                         ({f'module.{name}': 'text'}, 'is str of shape None instead of floating')):
         torch.save(dict(content, ema_state_dict={**content['ema_state_dict'], **wrong}), path)
         with pytest.raises(ValueError, match=f'epoch_6.pth does not fit .*epoch_12.pth: {name} among .* {said}'):
-            built_of(read_run(cfg.work_dir), Ramp(2 / HORIZON, GAMMA))
+            built_of(read_run(folder), Ramp(2 / HORIZON, GAMMA))

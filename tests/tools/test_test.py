@@ -114,7 +114,7 @@ def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
     (['small.py', 'no_ema.pth', '--weights', 'raw'], 'no_ema.pth cannot be tested with this config: it holds one '),
     (['small.py', 'epoch_9.pth', '--weights', 'swa'], "it holds the ema, raw weights only, and none called 'swa'"),
     (['small.py', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
-     'of another shape or kind: bbox_head.rtm_cls.0.weight (checkpoint (1, 64, 1, 1), model (3, 64, 1, 1))'),
+     'of another shape or kind: bbox_head.rtm_cls.0.weight (checkpoint (1, 32, 1, 1), model (3, 32, 1, 1))'),
     (['small.py', 'epoch_9.pth', '--cfg-options', 'model.neck.num_csp_blocks=2'], 'missing: neck.'),
     (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
     (['small.py', 'epoch_9.pth', '--out', 'nowhere/results.pkl'], 'there is no folder nowhere'),
