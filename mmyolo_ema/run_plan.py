@@ -24,6 +24,7 @@ class RunPlan(NamedTuple):
         hook: The EMAHook as the config has it; this package's, with its defaults, if it has none.
         place: Its index in ``custom_hooks``; None if the config has none.
         schedule: The momentum of each update.
+        further: The same for each further average, by its name.
         updates: How often the average is updated in the run.
         begin: Updates that the model gets before the average begins.
         updates_per_epoch: The same for an epoch; None if it is not known.
@@ -35,6 +36,7 @@ class RunPlan(NamedTuple):
     hook: dict[str, Any]
     place: Optional[int]
     schedule: Schedule
+    further: dict[str, Schedule]
     updates: int
     begin: int
     updates_per_epoch: Optional[float]
@@ -89,10 +91,15 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     # The last iteration makes a step in any case; one that stood before the average began counts for it.
     updates = -(-total // counted) - begin // counted
     updates_per_epoch = per_epoch and per_epoch / counted
+    # What a further average does not say itself is the main one's, but for the schedule.
+    common = {name: value for name, value in hook.items() if name not in ('momentum', 'gamma', 'mean_age')}
+    common['ema_type'] = ema_type_of(hook)
     return RunPlan(
         hook=hook,
         place=place,
         schedule=_schedule(hook, updates, updates_per_epoch),
+        further={name: _schedule({**common, **own}, updates, updates_per_epoch)
+                 for name, own in _section(hook, 'averages').items()},
         updates=updates,
         begin=begin // counted,
         updates_per_epoch=updates_per_epoch,

@@ -12,7 +12,6 @@ import torch
 from mmengine.runner import Runner
 
 from mmyolo_ema import checkpoint
-from mmyolo_ema.checkpoint.weights import second_weights
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.snapshots import read_run
 from tests.helpers import ROOT, assert_equal, launch, small_config
@@ -210,7 +209,7 @@ def test_all_processes_leave_out_what_one_finds_bad(tmp_path, processes):
 @pytest.mark.slow
 def test_snapshots_of_two_processes_make_the_average_that_was_tracked(trained_in):
     run = read_run(trained_in(2) / 'snapshots')
-    wanted = second_weights(checkpoint.read(run.files[-1].path))
+    wanted = checkpoint.weights_of(checkpoint.read(run.files[-1].path), 'second')
     # Without the checkpoints, and without the second averages, which would be the answer.
     alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'second' in file.kinds])
     half = alone.average(5)

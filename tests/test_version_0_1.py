@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from mmyolo_ema import checkpoint
 from mmyolo_ema.posthoc import read_run
-from mmyolo_ema.schedules import Ramp
+from mmyolo_ema.posthoc.sweep import sweep
+from mmyolo_ema.schedules import Ramp, figures
 from tests.helpers import assert_equal
 
 STORED = Path(__file__).parent / 'data' / 'version_0_1'
@@ -45,6 +46,36 @@ def test_other_averages_are_made_of_them(folder, tmp_path):
     own.write(tmp_path / 'own.pth')
     made, stored = (checkpoint.read(path)['state_dict'] for path in (tmp_path / 'own.pth', folder / 'epoch_3.pth'))
     assert_equal(dict(made), dict(stored))
+
+
+class Bias:
+    """Measures one number of the weights."""
+
+    config = 'a config'
+
+    def measure(self, weights, name):
+        return dict(bias=float(weights['out.bias']))
+
+    def exact(self, name, metric, measured):
+        return measured, None
+
+
+def test_second_average_goes_on_being_read(folder, tmp_path):
+    content = checkpoint.read(folder / 'epoch_3.pth')
+    stored = {name.removeprefix('module.'): value for name, value in content['second_ema_state_dict'].items()
+              if name != 'steps'}
+    rows = {weights.kind: weights for weights in checkpoint.inspect(folder / 'epoch_3.pth').weights}
+    assert (rows['second'].key, rows['second'].updates) == ('second_ema_state_dict', 18)
+    assert rows['second'].mean_age == pytest.approx(figures(Ramp(0.25, 2), [18])[0].mean_age)
+    run = read_run(folder)
+    second = run.average(4)
+    assert second.coefficients == {'epoch_3.pth second': 1}
+    second.write(tmp_path / 'second.pth')
+    checkpoint.extract(folder / 'epoch_3.pth', tmp_path / 'extracted.pth', 'second')
+    for name in ('second', 'extracted'):
+        assert_equal(dict(checkpoint.read(tmp_path / f'{name}.pth')['state_dict']), stored)
+    measured = sweep(run, Bias(), [4], tmp_path / 'sweep.json').candidates['4'].metrics
+    assert measured == dict(bias=float(stored['out.bias']))
 
 
 class Toy(BaseModel):

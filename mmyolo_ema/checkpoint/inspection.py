@@ -24,6 +24,7 @@ from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
 from mmyolo_ema.checkpoint.streaming import ABSENT, chunks, fingerprint, stream
 from mmyolo_ema.checkpoint.weights import (
     FURTHER,
+    SECOND,
     first_names,
     form_of,
     further_averages,
@@ -247,9 +248,11 @@ def _stored(content: dict[str, Any], kind: str, average: Optional[StoredAverage]
     tensors = {name: value for name, value in weights_of(content, kind).items() if isinstance(value, Tensor)}
     distinct = [tensors[name] for name in set(first_names(tensors).values())]
     key = 'ema_state_dict' if kind == 'raw' and has_ema(content) else 'state_dict'
+    if kind in further_averages(content):
+        key = SECOND if content.get(SECOND) is further_averages(content)[kind] else f'{FURTHER}.{kind}'
     return StoredWeights(
         kind=kind,
-        key=f'{FURTHER}.{kind}' if kind in further_averages(content) else key,
+        key=key,
         tensors=len(tensors),
         numbers=sum(tensor.numel() for tensor in distinct),
         dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}),

@@ -1,12 +1,18 @@
 """What a checkpoint says about the schedule of its average."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Optional
 
-from mmyolo_ema.checkpoint.weights import origin
 from mmyolo_ema.ema_config import schedule_of, stored_hook
-from mmyolo_ema.schedules import Segmented, figures
-from mmyolo_ema.schedules.history import Segments, from_data, latest, schedule_from, with_momentum
+from mmyolo_ema.schedules import figures
+from mmyolo_ema.schedules.history import Segments, as_data, continued, from_data, schedule_from
+
+
+def about_averages(meta: Any) -> dict[str, Any]:
+    """Returns what a file says under ``meta['mmyolo_ema']``, if it is a dictionary."""
+    own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
+    return own if isinstance(own, dict) else {}
 
 
 def stored_segments(meta: dict[str, Any]) -> Segments:
@@ -18,34 +24,34 @@ def stored_segments(meta: dict[str, Any]) -> Segments:
         ValueError: If the file says it in a form that is not understood, or its config has several EMAHooks or an
             average of an unknown class.
     """
-    said = origin(dict(meta=meta)).get('schedule')
+    said = about_averages(meta).get('schedule')
     if said is not None:
         return from_data(said)
     hook = stored_hook(meta)
     return ((0, schedule_of(hook) if hook else None),)
 
 
-def second_segments(meta: dict[str, Any]) -> Segments:
-    """Returns the segments of the second average that a SnapshotHook keeps.
+def second_schedule(meta: dict[str, Any]) -> Any:
+    """Returns the schedule of a second average in a file of before there were further ones, as data.
 
-    They differ from those of the first in the momentum, where the file says no more.
-
-    Raises:
-        ValueError: As :func:`stored_segments`, or if the file does not say it.
+    It differs from that of the main average in the momentum, where the file says no more.
     """
-    said = origin(dict(meta=meta))
-    if said.get('second_schedule') is not None:
-        return from_data(said['second_schedule'])
-    momentum, schedule = said.get('second_momentum'), schedule_from(stored_segments(meta))
-    if not isinstance(momentum, float) or not 0 < momentum < 1 or not hasattr(latest(schedule), 'momentum'):
-        raise ValueError(f'the schedule of its second average is not known: second_momentum is {momentum!r}')
-    changed = with_momentum(schedule, momentum)
-    return changed.segments if isinstance(changed, Segmented) else ((0, changed),)
+    said = about_averages(meta)
+    if 'second_schedule' in said:
+        return said['second_schedule']
+    segments: Segments = ()
+    try:
+        for first, schedule in stored_segments(meta):
+            changed: Any = schedule
+            segments = continued(segments, first, replace(changed, momentum=said.get('second_momentum')))
+    except (ValueError, TypeError):  # not known, or without a momentum
+        segments = ((0, None), )
+    return as_data(segments, 0)
 
 
 def stored_age(meta: dict[str, Any], updates: int) -> Optional[float]:
     """Returns the mean age of an average that had so many updates, in updates, None if it is not known."""
-    said = origin(dict(meta=meta))
+    said = about_averages(meta)
     if isinstance(said.get('mean_age'), float) and said.get('updates') == updates:
         return said['mean_age']
     with suppress(ValueError):

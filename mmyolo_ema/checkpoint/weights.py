@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from mmyolo_ema._upstream import EXTRA_STATE_SUFFIX
+from mmyolo_ema.checkpoint.stored_schedule import about_averages, second_schedule
 from mmyolo_ema.ema_config import TAKEN_NAMES
 from mmyolo_ema.schedules import MOST_UPDATES
 
 #: What the names under ``ema_state_dict`` begin with.
 PREFIX = 'module.'
 
-#: Where the second average of a SnapshotHook is.
+#: Where older files have the average of ``SnapshotHook(second_horizon=...)``: it is read as the further one ``second``.
 SECOND = 'second_ema_state_dict'
 
 #: Where the further averages of an EMAHook are, by name.
@@ -54,16 +55,11 @@ def raw_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return unprefixed(checkpoint['ema_state_dict'], prefixed_only=True)
 
 
-def second_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns the weights of the second average that a SnapshotHook keeps, as :func:`raw_weights`; may be empty."""
-    stored = checkpoint.get(SECOND)
-    return unprefixed(stored, prefixed_only=True) if isinstance(stored, dict) else {}
-
-
 def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the states of the further averages of an EMAHook by name, as they are stored; may be empty."""
     stored = checkpoint.get(FURTHER)
-    return {name: state for name, state in (stored if isinstance(stored, dict) else {}).items()
+    named = {'second': checkpoint.get(SECOND), **(stored if isinstance(stored, dict) else {})}
+    return {name: state for name, state in named.items()
             if isinstance(name, str) and name not in TAKEN_NAMES and isinstance(state, dict)}
 
 
@@ -128,11 +124,12 @@ def kind_taken(checkpoint: dict[str, Any], wanted: Optional[str]) -> str:
 
 def origin(checkpoint: dict[str, Any], kind: str = 'ema') -> dict[str, Any]:
     """Returns what a file of this package says about itself, or about one of its further averages: ``updates``, ..."""
-    meta = checkpoint.get('meta')
-    own = meta.get('mmyolo_ema') if isinstance(meta, dict) else None
-    if kind in further_averages(checkpoint) and isinstance(own, dict):
+    meta = checkpoint.get('meta') or {}
+    own: Any = about_averages(meta)
+    if kind in further_averages(checkpoint):
         averages = own.get('averages')
-        own = averages.get(kind) if isinstance(averages, dict) else None
+        of_older = dict(own, mean_age=None, schedule=second_schedule(meta)) if kind == 'second' else None
+        own = averages.get(kind, of_older) if isinstance(averages, dict) else of_older
     return own if isinstance(own, dict) else {}
 
 

@@ -48,8 +48,9 @@ def plan(args: argparse.Namespace) -> None:
         say(BY_NAME)
     if len(settings) > 1:
         say('To make averages from half to twice the horizon, add one of these to custom_hooks:')
-    for kept in settings[1:]:
-        say(f"    dict(type='mmyolo_ema.SnapshotHook', {kept.name.removeprefix('SnapshotHook ')})")
+        say(*(f'    {kept.advice}' for kept in settings[1:]))
+    if len(settings) > 2:
+        say('Each further average (second_horizon, averages) takes the memory of one more model.')
 
 
 def fit(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from mmyolo_ema.hooks.average_log import AverageLog
 from mmyolo_ema.hooks.average_picture import draw_average_curves
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
+from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.own_files import forget_other_files
@@ -183,6 +184,11 @@ class EMAHook(MMEngineEMAHook):
     def src_model(self) -> nn.Module:
         """The bare model that is averaged."""
         return self._make_averages()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a checkpoint says of the averages under ``meta['mmyolo_ema']``, as plain data."""
+        about, *further = (kept.record.as_meta() for kept in self._kept.values())
+        return dict(about, averages=dict(zip(self.averages, further))) if further and about['updates'] else about
 
     def before_run(self, runner: Runner) -> None:
         """Makes the average if the run trains.
@@ -380,10 +386,7 @@ class EMAHook(MMEngineEMAHook):
         with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
         store(checkpoint, self._averages(), self._has_begun(runner))
-        about, *further = (kept.record.as_meta() for kept in self._kept.values())
-        if further and self._has_begun(runner):
-            about['averages'] = dict(zip(self.averages, further))
-        checkpoint.setdefault('meta', {})['mmyolo_ema'] = about
+        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -453,11 +456,23 @@ class EMAHook(MMEngineEMAHook):
                 raise AttributeError('the EMAHook has no average before a run has begun')
             check_run(runner)
             model = unwrap(runner.model)
+            self._add_horizons(runner)
             for kept in self._kept.values():
                 kept.make(model)
             check_sharing(runner, self._averages().values())
             self._src_model, self._log = model, AverageLog(model, self._kept)
         return self._src_model
+
+    def _add_horizons(self, runner: Runner) -> None:
+        """Adds the averages that other hooks of a run ask for, in the place of those of an earlier run."""
+        self._kept = {name: kept for name, kept in self._kept.items() if not isinstance(kept.mean_age, Horizon)}
+        asked = {name: horizon for hook in runner.hooks
+                 for name, horizon in getattr(hook, 'further_horizons', {}).items()}
+        for name, horizon in asked.items():
+            if name in self._kept:
+                raise ValueError(f'the EMAHook has an average called {name!r} too, which a SnapshotHook with '
+                                 'second_horizon asks for: give it another name, or leave second_horizon out')
+            self._kept[name] = KeptAverage(name, dict(self.ema_cfg), horizon)
 
     def _advise(self, runner: Runner) -> None:
         """Warns if a schedule does not suit the run, or the averages' class the model."""

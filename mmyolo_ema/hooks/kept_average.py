@@ -12,6 +12,7 @@ from mmyolo_ema._upstream import has_training_loop
 from mmyolo_ema.checkpoint.weights import further_averages, origin
 from mmyolo_ema.ema_options import check_options
 from mmyolo_ema.hooks.average_record import AverageRecord
+from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
 
@@ -27,7 +28,7 @@ class KeptAverage:
     Args:
         name: 'ema' for the main one, or the name of a further one.
         ema_cfg: Class and options of the average. It gets the momentum and gamma that the mean age asks for.
-        mean_age: The mean age that is wished for, or None.
+        mean_age: The mean age that is wished for, the horizon in its place, or None.
 
     Attributes:
         average (BaseAveragedModel): The average, once it is made.
@@ -40,9 +41,9 @@ class KeptAverage:
     average: BaseAveragedModel
     record: AverageRecord
 
-    def __init__(self, name: str, ema_cfg: dict[str, Any], mean_age: Union[int, float, str, None]) -> None:
+    def __init__(self, name: str, ema_cfg: dict[str, Any], mean_age: Union[int, float, str, Horizon, None]) -> None:
         self.name, self.ema_cfg = name, ema_cfg
-        self.mean_age = None if mean_age is None else MeanAge(mean_age, ema_cfg)
+        self.mean_age = mean_age if mean_age is None or isinstance(mean_age, Horizon) else MeanAge(mean_age, ema_cfg)
 
     def make(self, model: nn.Module) -> None:
         """Makes the average of a bare model for a run that starts anew."""

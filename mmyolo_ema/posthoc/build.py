@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import has_ema, raw_weights, read, verify
+from mmyolo_ema.checkpoint import averaged_weights, has_ema, raw_weights, read, verify, weights_of
 from mmyolo_ema.checkpoint.difference import is_statistic
-from mmyolo_ema.checkpoint.weights import Form, averaged_weights, form_of, origin, second_weights
+from mmyolo_ema.checkpoint.weights import Form, form_of
 
 if TYPE_CHECKING:
     from mmyolo_ema.posthoc.reconstruction import Reconstruction
     from mmyolo_ema.posthoc.run import SnapshotFile, StoredRun
-
-__all__ = ['KINDS', 'build']
-
-#: The weights that a file may hold: the average, the raw weights, a second average.
-KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = dict(
-    ema=averaged_weights, raw=raw_weights, second=second_weights)
 
 # So many bytes of a set of weights are summed up at a time, in float64, for each average.
 _GROUP_BYTES = 64 * 2**20
@@ -50,7 +44,7 @@ def build(averages: Sequence[Reconstruction],
     content = read(run.files[-1].path, mmap=True)
     newest = averaged_weights(content)
     raw = raw_weights(content) if has_ema(content) else {}
-    copied = _copied(run, content, newest, raw)
+    copied = _copied(run, newest, raw)
     forms = {name: form_of(value) for name, value in newest.items() if run.firsts[name] == name and name not in copied}
     forms = {name: form for name, form in forms.items() if form.kind in ('floating', 'complex')}
     _check_sources(run, forms)
@@ -83,7 +77,7 @@ def _check_sources(run: StoredRun, forms: Mapping[str, Form]) -> None:
         verify(file.path)
         content = read(file.path, mmap=True)
         for kind in file.kinds:
-            weights = KINDS[kind](content)
+            weights = weights_of(content, kind)
             for name, wanted in forms.items():
                 form = form_of(weights.get(name))
                 if form != wanted:
@@ -92,23 +86,10 @@ def _check_sources(run: StoredRun, forms: Mapping[str, Form]) -> None:
                                      f'{wanted.shape}')
 
 
-def _copied(run: StoredRun, content: dict[str, Any], newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
-    """Returns what the average copies from the model at each update: what is excluded, and buffers.
-
-    A file does not say of all names which are buffers.
-    """
-    excluded = _listed(run, content, 'excluded')
-    buffers = [] if run.update_buffers else _listed(run, content, 'buffers')
-    return {name for name, value in newest.items() if name in excluded or name in buffers or (
+def _copied(run: StoredRun, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
+    """Returns what the average copies from the model at each update; files do not list all of it."""
+    return {name for name, value in newest.items() if name in run.copied or (
         not run.update_buffers and (is_statistic(name) or _is_same(value, raw.get(name))))}
-
-
-def _listed(run: StoredRun, content: dict[str, Any], key: str) -> list[Any]:
-    """Returns names that the newest file lists."""
-    listed = origin(content).get(key) or []
-    if not isinstance(listed, (list, tuple)):
-        raise ValueError(f'{run.files[-1].path}: the names of its {key} must be a list, but are {listed!r:.80}')
-    return list(listed)
 
 
 def _is_same(averaged: Any, raw: Any) -> bool:
@@ -122,7 +103,7 @@ def _add(sums: Sequence[dict[str, Tensor]], averages: Sequence[Reconstruction], 
     for place, (source, kind) in enumerate(run.sources):
         if source != file:
             continue
-        weights = KINDS[kind](content)
+        weights = weights_of(content, kind)
         for name, total in sums[0].items():
             coefficients = [float(average.fits[multiplicity[name]].coefficients[place]) for average in averages]
             if any(coefficients):
@@ -136,7 +117,7 @@ def _add(sums: Sequence[dict[str, Tensor]], averages: Sequence[Reconstruction], 
 def _not_finite(name: str, run: StoredRun) -> str:
     """Returns where the NaN or infinity of a sum is from."""
     for file, kind in run.sources:
-        if not KINDS[kind](read(file.path, mmap=True))[name].isfinite().all():
+        if not weights_of(read(file.path, mmap=True), kind)[name].isfinite().all():
             return f'{file.path} holds NaN or infinity: {name}'
     return f'the average would hold NaN or infinity: {name}'
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from mmyolo_ema.posthoc.gram import Gram, Momenta, Snapshot, gram
 
-__all__ = ['Fit', 'fit']
-
 # Below this, relative to the target, what a snapshot lacks is rounding.
 _SAME = 1e-12
 

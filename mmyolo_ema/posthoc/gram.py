@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['Gram', 'Momenta', 'Snapshot', 'gram']
-
 #: The momentum of each update, by the number of updates before it; hashable, as the schedules are.
 Momenta = Callable[[int], float]
 

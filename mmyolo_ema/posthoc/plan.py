@@ -7,16 +7,14 @@ from typing import Any, NamedTuple, Optional
 from mmengine.config import Config
 
 from mmyolo_ema.checkpoint.weights import first_names, single_precision_bytes
-from mmyolo_ema.ema_config import averages_by_name, hooks_named
+from mmyolo_ema.ema_config import averages_by_name, hooks_named, package_of
 from mmyolo_ema.posthoc.fit import fit
 from mmyolo_ema.posthoc.gram import Snapshot
 from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR
 from mmyolo_ema.posthoc.run import RAW_SCHEDULE, repeated
 from mmyolo_ema.posthoc.targets import Target, target
 from mmyolo_ema.run_plan import RunPlan
-from mmyolo_ema.schedules import in_updates
-
-__all__ = ['Kept', 'advice', 'as_configured', 'kept_by', 'with_snapshots']
+from mmyolo_ema.schedules import Schedule, in_updates
 
 # Numbers that an optimizer keeps for each weight.
 _MOMENTS = dict(SGD=1, Adam=2, AdamW=2, NAdam=2, RAdam=2)
@@ -27,10 +25,11 @@ class Kept(NamedTuple):
 
     Attributes:
         name: How that comes about: lines of a config, in words.
-        snapshots: The average, the raw weights, and a second average if there is one.
+        snapshots: The averages and the raw weights.
         files: How many files they are in.
         bytes: What these take on the disk, about.
         multiplicities: How many names the tensors have that are averaged once for each of them; 1 for all others.
+        advice: What to add to a config for it.
     """
 
     name: str
@@ -38,6 +37,7 @@ class Kept(NamedTuple):
     files: int
     bytes: int
     multiplicities: Sequence[int] = (1,)
+    advice: str = ''
 
     def reconstruction_error(self, wanted: Target, updates: int) -> float:
         """Returns the largest :attr:`mmyolo_ema.posthoc.Fit.reconstruction_error` of an average made of it."""
@@ -68,52 +68,69 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
     """Returns what the CheckpointHook and the SnapshotHook of a config leave; ``size`` is that of its weights."""
     checkpoints = _checkpoints(cfg, plan)
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    of_checkpoint = size * (2 + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
-    snapshots = [Snapshot(schedule, updates) for schedule in (plan.schedule, RAW_SCHEDULE) for updates in checkpoints]
+    hooks = [hook for _, hook in hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')[:1]]
+    horizons = [str(hook['second_horizon']) for hook in hooks if hook.get('second_horizon') is not None]
+    main, *further = _tracks(plan, horizons)
+    of_checkpoint = size * (2 + len(further) + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
+    snapshots = [Snapshot(schedule, updates) for schedule in (main, RAW_SCHEDULE, *further) for updates in checkpoints]
     kept = Kept('as configured', snapshots, len(checkpoints), len(checkpoints) * of_checkpoint)
-    for _, hook in hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')[:1]:
-        slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), hook.get('second_horizon'))
+    for hook in hooks:
+        slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), horizons)
         kept = Kept(kept.name, list(dict.fromkeys(kept.snapshots + slim.snapshots)), kept.files + slim.files,
                     kept.bytes + slim.bytes)
     return kept
 
 
-def with_snapshots(plan: RunPlan, size: int, interval: str, second_horizon: Any = None) -> Kept:
-    """Returns what a SnapshotHook with these options leaves."""
+def _tracks(plan: RunPlan, horizons: Sequence[str]) -> list[Schedule]:
+    """Returns the schedules of a run's averages, the main one's first, and of others that differ in the horizon."""
+    return [plan.schedule, *plan.further.values(), *(
+        target(horizon, plan.schedule, plan.updates, plan.updates_per_epoch).schedule for horizon in horizons)]
+
+
+def with_snapshots(plan: RunPlan, size: int, interval: str, horizons: Sequence[str] = ()) -> Kept:
+    """Returns what a SnapshotHook leaves that keeps up to two averages of other horizons too."""
     every = max(round(in_updates(interval, plan.updates, plan.updates_per_epoch)), 1)
     moments = sorted({*range(every, plan.updates, every), plan.updates})
-    schedules, name = [plan.schedule], f'SnapshotHook interval={interval}'
-    if second_horizon is not None:
-        second = target(str(second_horizon), plan.schedule, plan.updates, plan.updates_per_epoch).schedule
-        schedules, name = [plan.schedule, second], f'{name}, second_horizon={second_horizon}'
-    snapshots = [Snapshot(schedule, updates) for schedule in schedules for updates in moments]
-    return Kept(name, snapshots, len(moments), len(snapshots) * size)
+    tracks = _tracks(plan, horizons)
+    snapshots = [Snapshot(schedule, updates) for schedule in tracks for updates in moments]
+    options = f'interval={interval}' + ''.join(f', second_horizon={horizon}' for horizon in horizons[:1])
+    text, name = f"dict(type='mmyolo_ema.SnapshotHook', {options})", f'SnapshotHook {options}'
+    if len(horizons) > 1:
+        numbers = ', '.join(f'{key}={getattr(tracks[-1], key):.4g}' for key in ('momentum', 'gamma')
+                            if hasattr(tracks[-1], key))
+        text, name = f'{text}, and averages=dict(long=dict({numbers})) for the EMAHook', f'{name}, long={horizons[1]}'
+    return Kept(name, snapshots, len(moments), len(snapshots) * size, advice=text)
 
 
 def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
     """Returns the SnapshotHooks of largest interval that leave enough for half the horizon, and twice it if possible.
 
-    The first keeps one average, and the second also one of a quarter of the horizon, for what is between the two.
+    The first keeps the averages of the config. If that has one, others keep one of a quarter of its horizon too, and
+    one of four times it, where they take less of the disk.
     """
     momentum = getattr(plan.schedule, 'momentum', None)
     if momentum is None:
         return []
     horizon = 1 / momentum
-    widest = [_widest(plan, size, None, (horizon / 2, 2 * horizon), most_error),
-              _widest(plan, size, f'{horizon / 4:.4g}', (horizon / 2.8, 2 * horizon), most_error)]
-    return [kept for kept in widest if kept is not None]
+    settings = [_widest(plan, size, (), (horizon / 2, 2 * horizon), most_error)]
+    if package_of(plan.hook['type']) == 'mmyolo_ema' and not plan.further:
+        others = f'{horizon / 4:.4g}', f'{4 * horizon:.4g}'
+        settings += [_widest(plan, size, others[:count], (horizon / 2.8, 2 * horizon), most_error) for count in (1, 2)]
+    kept = [setting for setting in settings if setting is not None]
+    return [setting for place, setting in enumerate(kept)
+            if all(setting.bytes < before.bytes for before in kept[:place])]
 
 
-def _widest(plan: RunPlan, size: int, second_horizon: Optional[str], horizons: tuple[float, float],
+def _widest(plan: RunPlan, size: int, others: Sequence[str], horizons: tuple[float, float],
             most_error: float) -> Optional[Kept]:
     """Returns the snapshots of largest interval, by halving, that are good enough for two horizons, or the shorter."""
-    if min(*horizons, float(second_horizon or 'inf')) <= 1:
+    if min([*horizons, *map(float, others)]) <= 1:
         return None
     wanted = [target(f'{horizon:.6g}', plan.schedule, plan.updates) for horizon in horizons]
     enough = None
     every = plan.updates / 2
     while every >= 1:
-        kept = with_snapshots(plan, size, str(round(every)), second_horizon)
+        kept = with_snapshots(plan, size, str(round(every)), others)
         is_good = [kept.reconstruction_error(average, plan.updates) <= most_error for average in wanted]
         if all(is_good):
             return kept

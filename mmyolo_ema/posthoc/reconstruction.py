@@ -22,8 +22,6 @@ from mmyolo_ema.posthoc.targets import Target
 if TYPE_CHECKING:
     from mmyolo_ema.posthoc.run import StoredRun
 
-__all__ = ['MOST_ERROR', 'USUAL_ERROR', 'Reconstruction', 'write']
-
 #: Reconstruction errors beyond which an average is not made, and up to which a detector's metric has been seen to agree
 #: with that of the tracked average.
 MOST_ERROR, USUAL_ERROR = 0.5, 0.1

@@ -4,14 +4,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Optional, Union, cast
 
-from mmyolo_ema.posthoc.build import KINDS
 from mmyolo_ema.posthoc.fit import fit
 from mmyolo_ema.posthoc.gram import Snapshot
 from mmyolo_ema.posthoc.reconstruction import Reconstruction
 from mmyolo_ema.posthoc.targets import Target, target
 from mmyolo_ema.schedules import Constant, Repeated, Schedule
-
-__all__ = ['RAW_SCHEDULE', 'SnapshotFile', 'StoredRun', 'repeated']
 
 #: The schedule of the raw weights.
 RAW_SCHEDULE = Constant(1.0)
@@ -38,8 +35,9 @@ class StoredRun(NamedTuple):
     Attributes:
         files: The checkpoints in the order of their updates.
         schedule: The momentum of each update of the average.
-        second: That of the second average, None if there is none.
+        further: That of each further average, by its name.
         update_buffers: Whether floating buffers are averaged too.
+        copied: Tensors that the files say are not averaged, but copied from the model at each update.
         once: Whether a tensor under several names was averaged once; otherwise once for each of its names.
         firsts: For each name of a tensor, the first of its names.
         updates_per_epoch: Number of updates in an epoch, None if the files do not say.
@@ -49,8 +47,9 @@ class StoredRun(NamedTuple):
 
     files: list[SnapshotFile]
     schedule: Schedule
-    second: Optional[Schedule]
+    further: dict[str, Schedule]
     update_buffers: bool
+    copied: frozenset[str]
     once: bool
     firsts: dict[str, str]
     updates_per_epoch: Optional[float]
@@ -76,13 +75,18 @@ class StoredRun(NamedTuple):
     @property
     def sources(self) -> list[tuple[SnapshotFile, str]]:
         """Where the snapshots are: files and kinds of weights."""
-        return [(file, kind) for kind in KINDS for file in self.files if kind in file.kinds]
+        return [(file, kind) for kind in ('ema', 'raw', *self.further) for file in self.files if kind in file.kinds]
 
     def snapshots(self, multiplicity: int = 1) -> list[Snapshot]:
         """Returns what is at :attr:`sources`, for tensors with so many names. Defaults to 1."""
-        schedules = dict(ema=self.schedule, raw=RAW_SCHEDULE, second=self.second)
-        stored = [Snapshot(cast(Schedule, schedules[kind]), file.updates) for file, kind in self.sources]
+        schedules = dict(self.further, ema=self.schedule, raw=RAW_SCHEDULE)
+        stored = [Snapshot(schedules[kind], file.updates) for file, kind in self.sources]
         return stored if self.once else [repeated(snapshot, multiplicity) for snapshot in stored]
+
+    @property
+    def second(self) -> Optional[Schedule]:
+        """The older name of ``further.get('second')``."""
+        return self.further.get('second')
 
     @property
     def multiplicity(self) -> dict[str, int]:

@@ -8,17 +8,23 @@ from typing import Any, NamedTuple, Optional, Union
 
 from torch import Tensor
 
-from mmyolo_ema.checkpoint import ForeignFile, has_ema, listed, raw_weights, read, updates_in
-from mmyolo_ema.checkpoint.stored_schedule import second_segments, stored_segments
+from mmyolo_ema.checkpoint import (
+    ForeignFile,
+    averaged_weights,
+    has_ema,
+    listed,
+    raw_weights,
+    read,
+    updates_in,
+    weights_in,
+)
+from mmyolo_ema.checkpoint.stored_schedule import stored_segments
 from mmyolo_ema.checkpoint.streaming import fingerprint, stream
-from mmyolo_ema.checkpoint.weights import SNAPSHOTS, averaged_weights, first_names, origin, second_weights
+from mmyolo_ema.checkpoint.weights import SNAPSHOTS, first_names, further_averages, origin
 from mmyolo_ema.ema_config import averages_by_name, stored_hook
-from mmyolo_ema.posthoc.build import KINDS
 from mmyolo_ema.posthoc.run import SnapshotFile, StoredRun
 from mmyolo_ema.schedules import MOST_UPDATES, Schedule
 from mmyolo_ema.schedules.history import schedule_from, until
-
-__all__ = ['read_run']
 
 # MMEngine ends the name of an experiment with the time when it was launched.
 _LAUNCH = re.compile(r'_(\d{8}_\d{6})$')
@@ -36,7 +42,7 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it has no checkpoints with an average; if one is truncated; if the schedule of the average is not
-            known, or not the same in all; if they hold other tensors; if they are of several runs.
+            known, or not the same in all; if they hold or average other tensors; if they are of several runs.
 
     Example:
         The weight of this run is the number of the update, so that of an average is the mean of these numbers.
@@ -90,43 +96,51 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         kinds = tuple(kind for kind in record.kinds if kind not in stored)
         if kinds:
             files.append(SnapshotFile(record.path, record.updates, kinds))
-        else:
-            left_out[record.path] = 'another file holds that of the same update'
+        if record.other or not kinds:
+            left_out[record.path] = record.other or 'another file holds that of the same update'
     newest = records[-1]
     return StoredRun(
         files=files,
-        schedule=newest.schedule,
-        second=next((record.second for record in reversed(records) if record.second), None),
-        update_buffers=newest.update_buffers,
-        once=not newest.averages_by_name,
-        firsts=_shared_names(files[-1].path, by_content=newest.averages_by_name),
+        schedule=newest.schedules['ema'],
+        further={kind: schedule for record in records for kind, schedule in record.schedules.items() if kind != 'ema'},
+        update_buffers=newest.averaging.update_buffers,
+        copied=newest.averaging.excluded.union([] if newest.averaging.update_buffers else newest.buffers),
+        once=not newest.averaging.by_name,
+        firsts=_shared_names(files[-1].path, by_content=newest.averaging.by_name),
         updates_per_epoch=_updates_per_epoch(records),
         left_out=left_out)
 
 
+class _Averaging(NamedTuple):
+    """What must be the same of averages so that one can be made of them, besides the schedule."""
+
+    update_buffers: bool
+    by_name: bool
+    excluded: frozenset[str]
+
+    def __str__(self) -> str:
+        by_name = ', shared tensors once for each name' if self.by_name else ''
+        return f'update_buffers={self.update_buffers}{by_name}' + listed(', not averaged: ', sorted(self.excluded))
+
+
 class _Record(NamedTuple):
-    """What a checkpoint says about its averages."""
+    """What a checkpoint says about its averages; ``other`` tells of those that are averaged in another way."""
 
     path: Path
     kinds: tuple[str, ...]
     meta: dict[str, Any]
-    update_buffers: bool
-    averages_by_name: bool
+    averaging: _Averaging
+    buffers: list[str]
     updates: int
-    schedule: Schedule
-    second: Optional[Schedule]
+    schedules: dict[str, Schedule]
     updates_per_epoch: Optional[float]
     shapes: dict[str, Any]
+    other: str
 
     @property
     def launch(self) -> Optional[str]:
         launched = _LAUNCH.search(str(self.meta['experiment_name']))
         return launched and launched[1]
-
-    @property
-    def averaging(self) -> str:
-        return f'update_buffers={self.update_buffers}' + (
-            ', shared tensors once for each name' if self.averages_by_name else '')
 
 
 def _updates_per_epoch(records: list[_Record]) -> Optional[float]:
@@ -150,17 +164,23 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
     has_average = has_ema(content) or (is_slim and own.get('weights') == 'ema')
     if not has_average or updates == 0:
         return None
-    has = dict(ema=True, raw=has_ema(content), second=bool(second_weights(content)))
     meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
     try:
         # For files that do not say it themselves.
         hook = {} if 'averages_by_name' in own else stored_hook(meta)
-        schedule = schedule_from(stored_segments(meta)) if hook or 'averages_by_name' in own else None
-        second = schedule_from(second_segments(meta)) if schedule and has['second'] else None
+        if not (hook or 'averages_by_name' in own):
+            raise ValueError('it does not hold the config of its run, which has the schedule of the average')
+        usual = {'update_buffers': hook.get('update_buffers'), 'averages_by_name': averages_by_name(hook)}
+        averagings, schedules = {}, {}
+        for kind in ('ema', *further_averages(content)):
+            said = {**usual, **origin(content, kind)}
+            averagings[kind] = _Averaging(said['update_buffers'] is True, said['averages_by_name'] is True,
+                                          frozenset(_names(said, 'excluded')))
+            if averagings[kind] == averagings['ema']:
+                schedules[kind] = schedule_from(stored_segments(meta if kind == 'ema' else dict(mmyolo_ema=said)))
+        buffers = _names(own, 'buffers')
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
-    if schedule is None:
-        raise ValueError(f'{path} does not hold the config of its run, which has the schedule of the average')
     if not updates:
         raise ValueError(f'{path} does not say how many updates its average had, from 1 to {MOST_UPDATES:,}')
     per_epoch = own.get('updates_per_epoch')
@@ -169,11 +189,18 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
     # A file may lack BatchNorm's counts, as for every loader.
     shapes = {name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()
               if not name.endswith('num_batches_tracked')}
-    said = {'update_buffers': hook.get('update_buffers'), 'averages_by_name': averages_by_name(hook), **own}
-    return _Record(path, tuple(kind for kind in KINDS if has[kind]),
-                   {key: meta.get(key) for key in ('iter', 'epoch', 'seed', 'experiment_name')},
-                   said['update_buffers'] is True, said['averages_by_name'] is True, updates, schedule, second,
-                   per_epoch, shapes)
+    return _Record(path, tuple(kind for kind in weights_in(content) if kind == 'raw' or kind in schedules),
+                   {key: meta.get(key) for key in ('iter', 'epoch', 'seed', 'experiment_name')}, averagings['ema'],
+                   buffers, updates, schedules, per_epoch, shapes,
+                   listed('averages that are not averaged as the main one: ', [
+                       f'{kind} ({averaging})' for kind, averaging in averagings.items() if kind not in schedules]))
+
+
+def _names(said: dict[str, Any], key: str) -> list[str]:
+    names = said.get(key) or []
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(f'the names of its {key} must be a list, but are {names!r:.80}')
+    return list(map(str, names))
 
 
 def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
@@ -199,24 +226,23 @@ def _shared_names(path: Path, by_content: bool) -> dict[str, str]:
 
 def _check_same(records: list[_Record]) -> None:
     """Raises unless all files hold the same averages of the same tensors."""
-    *earlier, newest = records
-    for record in earlier:
-        if record.schedule != until(newest.schedule, record.updates):
-            raise ValueError(f'the schedule of the average changed between {record.path} ({record.schedule}) and '
-                             f'{newest.path} ({newest.schedule}), which does not say when')
+    newest, latest = records[-1], {kind: record for record in records for kind in record.schedules}
+    for record in records:
+        for kind, schedule in record.schedules.items():
+            last, name = latest[kind], '' if kind == 'ema' else f' {kind!r}'
+            if until(schedule, record.updates) != until(last.schedules[kind], record.updates):
+                raise ValueError(f'the schedule of the average{name} changed between {record.path} ({schedule}) and '
+                                 f'{last.path} ({last.schedules[kind]}), which does not say when')
         if record.averaging != newest.averaging:
+            differing = sorted(record.averaging.excluded ^ newest.averaging.excluded)
             raise ValueError(f'{record.path} and {newest.path} were averaged in different ways: {record.averaging} and '
-                             f'{newest.averaging}')
+                             f'{newest.averaging}' + listed('. Averaged in one of them only: ', differing) +
+                             '. Move the files of one of them away')
         if record.shapes != newest.shapes:
             differing = [name for name in {**newest.shapes, **record.shapes}
                          if newest.shapes.get(name) != record.shapes.get(name)]
             raise ValueError(f'{newest.path} and {record.path} do not hold the same tensors: '
                              f'{", ".join(differing[:3])}')
-    seconds = [(record.path, record.updates, record.second) for record in records if record.second]
-    for path, updates, second in seconds:
-        last, _, schedule = seconds[-1]
-        if second != until(schedule, updates):
-            raise ValueError(f'the second average changed between {path} ({second}) and {last} ({schedule})')
 
 
 def _check_succession(records: list[_Record]) -> None:

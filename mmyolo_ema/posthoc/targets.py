@@ -9,8 +9,6 @@ from scipy.optimize import brentq
 from mmyolo_ema.schedules import Power, Ramp, Restarted, Schedule, Uniform, in_updates
 from mmyolo_ema.schedules.history import latest
 
-__all__ = ['FACTORS', 'Target', 'horizons_around', 'target']
-
 #: From an eighth of a horizon to eight times, by twos.
 FACTORS = tuple(2.0**power for power in range(-3, 4) if power)
 

@@ -33,17 +33,6 @@ def until(schedule: Schedule, updates: int) -> Schedule:
     return schedule_from([(first, until(part, updates)) for first, part in schedule.segments if first < updates])
 
 
-def with_momentum(schedule: Schedule, momentum: float) -> Schedule:
-    """Returns a schedule with another momentum."""
-    if isinstance(schedule, Segmented):
-        segments: Segments = ()
-        for first, part in schedule.segments:
-            segments = continued(segments, first, with_momentum(part, momentum))
-        return schedule_from(segments)
-    changed: Any = schedule
-    return replace(changed, momentum=momentum)
-
-
 def continued(segments: Segments, updates: int, schedule: Optional[Schedule]) -> Segments:
     """Returns the segments of a run that goes on with a schedule after a number of updates.
 

@@ -8,7 +8,6 @@ from mmengine.registry import LOOPS, MODELS
 from mmengine.runner import FlexibleRunner, Runner, ValLoop
 
 from mmyolo_ema import EMAHook, checkpoint
-from mmyolo_ema.checkpoint.weights import second_weights
 from tests.helpers import assert_equal, copy_of
 from tests.hooks.toy import average_of, toy_hook
 
@@ -274,4 +273,4 @@ def test_runner_of_strategies_goes_on_with_a_second_average(toy, tmp_path):
     assert [path.name for path in sorted(one.iterdir())] == ['update_00000012.pth', 'update_00000024.pth']
     assert [path.name for path in other.iterdir()] == ['update_00000024.pth']
     name = 'update_00000024.pth'
-    assert_equal(*(second_weights(checkpoint.read(folder / name)) for folder in (one, other)))
+    assert_equal(*(checkpoint.weights_of(checkpoint.read(folder / name), 'second') for folder in (one, other)))

@@ -171,8 +171,7 @@ def test_second_average_keeps_the_buffer_too(toy):
     class Remember(Hook):
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            second = next(hook for hook in runner.hooks if hasattr(hook, '_second'))._second
-            seen.append(second.module.norm.running_var.clone())
+            seen.append(average_of(runner).averages['second'].module.norm.running_var.clone())
 
     runner.register_hook(Remember(), priority='LOWEST')
     runner.train()

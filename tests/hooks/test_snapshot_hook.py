@@ -7,13 +7,14 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 
-from mmyolo_ema import ExpMomentumEMA, checkpoint
-from mmyolo_ema.checkpoint.weights import SECOND, second_weights
-from mmyolo_ema.hooks import SnapshotHook
-from mmyolo_ema.posthoc import read_run
-from mmyolo_ema.schedules import Ramp
+from mmyolo_ema import EMAHook, ExpMomentumEMA, checkpoint
+from mmyolo_ema.posthoc import Target, read_run
+from mmyolo_ema.posthoc.build import build
+from mmyolo_ema.schedules import Ramp, Segmented
 from tests.helpers import assert_equal
-from tests.hooks.toy import toy_hook
+from tests.hooks.toy import average_of, toy_hook
+
+AVERAGES = dict(short=dict(momentum=0.4, gamma=2), long=dict(mean_age='40%'))
 
 
 @pytest.fixture
@@ -73,12 +74,32 @@ def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
     runner.register_hook(follow)
     runner.train()
     for updates, found in zip((4, 8, 12), snapshots(tmp_path / 'run').values()):
-        assert_equal(dict(second_weights(found)), follow.states[updates - 1])
+        assert_equal(dict(checkpoint.weights_of(found, 'second')), follow.states[updates - 1])
     stored = read_run(tmp_path / 'run')
     assert (stored.schedule, stored.second) == (Ramp(0.1, 2), Ramp(0.2, 2))
     exact = stored.average(5)
     (file, kind), = (source for source, value in zip(stored.sources, exact.worst.coefficients) if value)
     assert (file.updates, kind, exact.error) == (12, 'second', 0)
+
+
+@pytest.mark.parametrize('options', [{}, dict(second_horizon=5)])
+def test_snapshot_holds_all_averages_as_a_checkpoint_does(run, tmp_path, options):
+    runner = run(average=toy_hook(averages=AVERAGES), interval=4, **options)
+    runner.train()
+    slim, complete = (checkpoint.read(tmp_path / 'run' / name) for name in (
+        'snapshots/update_00000012.pth', 'epoch_2.pth'))
+    names = [*AVERAGES, *(['second'] if options else [])]
+    assert list(slim['ema_averages']) == list(average_of(runner).averages) == names
+    for name in names:
+        assert_equal(slim['ema_averages'][name], dict(complete['ema_averages'][name]))
+    assert slim['meta']['mmyolo_ema']['averages'] == complete['meta']['mmyolo_ema']['averages']
+    stored = read_run(tmp_path / 'run')
+    assert {kind: file.updates for file, kind in stored.sources} == dict.fromkeys(['ema', 'raw', *names], 12)
+    for name, schedule in stored.further.items():
+        made, = build([stored.average(Target(name, schedule))])
+        assert_equal(made, dict(checkpoint.weights_of(complete, name)))
+    alone = stored._replace(files=[file._replace(kinds=('ema',)) for file in stored.files if 'ema' in file.kinds])
+    assert stored.average(4).error < 0.1 * alone.average(4).error
 
 
 def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
@@ -88,7 +109,7 @@ def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
 
 
 def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path):
-    options = dict(interval=4, second_horizon=5)
+    options = dict(average=toy_hook(averages=AVERAGES), interval=4, second_horizon=5)
     run('whole', **options).train()
     run('parts', **options).train()
     for path in (tmp_path / 'parts' / 'epoch_2.pth', *(tmp_path / 'parts' / 'snapshots').glob('*12.pth')):
@@ -98,7 +119,8 @@ def test_resumed_run_writes_what_the_whole_one_does(run, tmp_path):
     whole, parts = (snapshots(tmp_path / name) for name in ('whole', 'parts'))
     assert list(whole) == list(parts)
     for name, content in whole.items():
-        for part in ('state_dict', SECOND):
+        assert content['meta']['mmyolo_ema'] == parts[name]['meta']['mmyolo_ema']
+        for part in ('state_dict', 'ema_averages'):
             assert_equal(content[part], parts[name][part])
     # That of update 8 was written before the end that the run did not come to, and is written again.
     assert (tmp_path / 'parts' / 'snapshots' / 'update_00000008.abandoned').is_file()
@@ -113,7 +135,7 @@ def test_run_that_is_taken_back_writes_the_same_again(run, tmp_path):
     second = snapshots(tmp_path / 'run')
     assert list(first) == list(second)
     for name, content in first.items():
-        for part in ('state_dict', SECOND):
+        for part in ('state_dict', 'ema_averages'):
             assert_equal(content[part], second[name][part])
     assert (tmp_path / 'run' / 'snapshots' / 'update_00000012.abandoned').is_file()
 
@@ -132,7 +154,7 @@ class DoubleToy(MODELS.get('Toy')):
 def test_snapshots_are_in_single_precision(run, tmp_path):
     run(second_horizon=5, toy_options=dict(model=dict(type='DoubleToy'))).train()
     found = snapshots(tmp_path / 'run')['update_00000012.pth']
-    dtypes = {value.dtype for weights in (found['state_dict'], second_weights(found)) for value in weights.values()}
+    dtypes = {value.dtype for kind in ('ema', 'second') for value in checkpoint.weights_of(found, kind).values()}
     assert dtypes == {torch.float32, torch.int64}
 
 
@@ -143,7 +165,7 @@ def test_disk_space_is_told_at_the_start(run, messages, monkeypatch, free, warne
     run(interval=5, second_horizon=5).train()
     said = [message for message in messages if message.startswith('EMA snapshots: ')]
     # 37 numbers of 4 bytes and a count of 8, twice.
-    assert said[0].startswith('EMA snapshots: 3 of both averages, 312 bytes each, one every 5 updates: 936 bytes in ')
+    assert said[0].startswith('EMA snapshots: 3 files with 2 averages, 312 bytes each, one every 5 updates: 936 bytes')
     assert [message.endswith('has 100 bytes left, too few') for message in said[1:]] == [True] * warned
 
 
@@ -162,6 +184,10 @@ def test_full_disk_ends_no_training(run, messages, tmp_path, monkeypatch):
     (None, dict(second_horizon=1), 'second_horizon=1 is 1 updates'),
     (dict(type='mmyolo_ema.EMAHook', ema_type='StochasticWeightAverage'), dict(second_horizon=4),
      'it needs one with a momentum'),
+    (None, dict(second_horizon=10), 'second_horizon=10 is 10 updates'),
+    (None, dict(second_horizon='much'), "second_horizon='much' of the SnapshotHook"),
+    (toy_hook(averages=dict(second=AVERAGES['short'])), dict(second_horizon=4), "has an average called 'second' too"),
+    (dict(toy_hook(), type='mmengine.EMAHook'), dict(second_horizon=4), "MMEngine's EMAHook does not keep: take type="),
 ])
 def test_what_cannot_work_is_refused_at_the_start(run, average, options, said):
     with pytest.raises(ValueError, match=said):
@@ -180,10 +206,9 @@ def test_hooks_that_do_not_go_together_are_refused(toy, more, said):
 def test_validation_after_the_training_leaves_the_second_average(run):
     runner = run(second_horizon=5)
     runner.train()
-    hook = next(hook for hook in runner.hooks if isinstance(hook, SnapshotHook))
-    before = hook._second
+    before = average_of(runner).averages['second']
     runner.val()
-    assert (hook._second is before, int(before.steps)) == (True, 12)
+    assert (average_of(runner).averages['second'] is before, int(before.steps)) == (True, 12)
 
 
 def test_run_that_resumes_from_nothing_puts_snapshots_aside(run, tmp_path):
@@ -202,9 +227,21 @@ def test_snapshots_of_another_run_are_not_mixed_in(run):
         run().train()
 
 
-@pytest.mark.parametrize(('before', 'found'), [({}, 'none'), (dict(second_horizon=4), 'one of 4')])
-def test_resuming_without_the_second_average_is_refused(run, tmp_path, before, found):
+@pytest.mark.parametrize(('before', 'said', 'schedule'), [
+    ({}, "; the average 'second' is new and starts as a copy of it", Segmented(((0, Ramp(0.1, 2)), (6, Ramp(0.2, 2))))),
+    (dict(second_horizon=4), "; the average 'second': its schedule was Ramp(momentum=0.25, gamma=2, interval=1) and is "
+     'Ramp(momentum=0.2, gamma=2, interval=1) from here on', Segmented(((0, Ramp(0.25, 2)), (6, Ramp(0.2, 2)))))])
+def test_run_that_resumes_with_another_second_horizon_says_so(run, tmp_path, messages, before, said, schedule):
     run('before', **before).train()
-    with pytest.raises(ValueError, match=f'horizon of 5 updates, but the checkpoint to resume from holds {found}'):
-        run('after', second_horizon=5, toy_options=dict(
-            resume=True, load_from=str(tmp_path / 'before' / 'epoch_1.pth'))).train()
+    run('after', second_horizon=5, toy_options=dict(
+        resume=True, load_from=str(tmp_path / 'before' / 'epoch_1.pth'))).train()
+    assert f'EMA: resumed at update 6{said}' in map(str, messages)
+    assert read_run(tmp_path / 'after').second == schedule
+
+
+def test_hook_of_an_earlier_run_forgets_the_second_average(toy):
+    hook = EMAHook(ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1)
+    toy('first', custom_hooks=[hook, dict(type='mmyolo_ema.SnapshotHook', second_horizon=5)]).train()
+    assert list(hook.averages) == ['second']
+    toy('next', custom_hooks=[hook]).train()
+    assert list(hook.averages) == []

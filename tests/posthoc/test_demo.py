@@ -4,8 +4,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmyolo_ema.checkpoint import read
-from mmyolo_ema.checkpoint.weights import second_weights
+from mmyolo_ema.checkpoint import read, weights_of
 from mmyolo_ema.posthoc import read_run
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.evaluation import Evaluation
@@ -32,7 +31,7 @@ def test_half_the_horizon_detects_as_the_average_that_was_tracked(tmp_path):
         assert matched is not None
         return exact
 
-    tracked = score(second_weights(read(run.files[-1].path)), 'tracked')
+    tracked = score(weights_of(read(run.files[-1].path), 'second'), 'tracked')
     assert 0.01 < half.error < 0.1
     assert tracked > 0.4
     assert score(built, 'built') == pytest.approx(tracked, abs=0.002)

@@ -79,7 +79,7 @@ def test_snapshots_of_each_epoch_of_the_yolov5_recipe(horizon, error):
 
 @pytest.mark.parametrize('spacing', [10, 20, 40])
 @pytest.mark.parametrize('horizon', [40, 60, 150])
-@pytest.mark.parametrize('horizons', [[100], [200, 100]])
+@pytest.mark.parametrize('horizons', [[100], [200, 100], [400, 100, 25]])
 def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
     count = len(horizons)
     stored = [Snapshot(Constant(1 / kept), updates) for updates in range(spacing, 2401, spacing) for kept in horizons]
@@ -96,6 +96,28 @@ def test_a_second_track_makes_short_horizons_exact(horizon, error):
     stored = [*every(EPOCH, 30), *every(EPOCH, 30, horizon=2_000)]
     result = fit(stored, yolo(horizon), RUN)
     assert result.reconstruction_error == pytest.approx(error, rel=0.05, abs=1e-6)
+
+
+def test_each_further_track_is_nearer_to_the_average_that_was_tracked():
+    steps = np.arange(2000)
+    source = np.sin(steps / 15) + np.cos(steps / 400) + steps / 500
+    schedules, target = [Ramp(1 / horizon, 50) for horizon in (100, 25, 400)], Ramp(1 / 60, 50)
+    tracked, apart = weights_of(target, 2000) @ source, []
+    for count in (1, 2, 3):
+        stored = [Snapshot(schedule, updates) for schedule in schedules[:count] for updates in range(50, 2001, 50)]
+        values = [weights_of(schedule, updates) @ source[:updates] for schedule, updates in stored]
+        apart.append(abs(fit(stored, target, 2000).coefficients @ values - tracked))
+    assert apart[1] < apart[0] / 10
+    assert apart[2] < apart[1] / 10
+
+
+@pytest.mark.parametrize('place', range(3))
+def test_average_that_is_one_of_three_tracks_is_taken_as_it_is(place):
+    schedules = [Ramp(0.01, 100), Ramp(0.04, 100), Power(6.9)]
+    stored = [Snapshot(schedule, updates) for schedule in schedules for updates in (300, 600, 1000)]
+    result = fit(stored, schedules[place], 1000)
+    assert list(np.flatnonzero(result.coefficients)) == [3 * place + 2]
+    assert (result.coefficients.sum(), result.reconstruction_error) == (1, 0)
 
 
 def test_horizon_that_is_out_of_reach_has_a_large_error():

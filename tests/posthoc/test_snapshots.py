@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from mmyolo_ema.checkpoint import extract
-from mmyolo_ema.posthoc import Snapshot, read_run
+from mmyolo_ema.posthoc import Snapshot, Target, read_run
+from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.run import RAW_SCHEDULE as RAW
-from mmyolo_ema.schedules import Ramp, Repeated
+from mmyolo_ema.schedules import Ramp, Repeated, Segmented
+from tests.helpers import assert_equal
 
 OURS = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"
 
@@ -53,7 +55,7 @@ def test_shared_tensors_of_other_classes_followed_another_schedule(file, tmp_pat
 @pytest.mark.parametrize(('other', 'said'), [
     (dict(hook=OURS.replace('gamma=5', 'gamma=6')), 'the schedule of the average changed between'),
     (dict(hook=OURS.replace('mmyolo_ema.ExpMomentumEMA', 'Mine')), "b.pth: the schedule of ema_type='Mine' is not"),
-    (dict(hook=''), 'b.pth does not hold the config of its run'),
+    (dict(hook=''), 'b.pth: it does not hold the config of its run'),
     (dict(a=torch.zeros(3)), 'do not hold the same tensors: a, b, c'),
     (dict(iteration=5), 'are not of one run'),
     (dict(launch='20251231_235959'), 'are not of one run'),
@@ -136,13 +138,81 @@ def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
 
 
 @pytest.mark.parametrize(('momentum', 'said'), [
-    (0.5, 'the second average changed between'), (None, 'the schedule of its second average is not known'),
-    (2.0, 'second_momentum is 2.0')])
+    (0.5, "the schedule of the average 'second' changed between"),
+    (None, 'momentum must be a number above 0 and below 1, but got None'),
+    (2.0, 'momentum must be a number above 0 and below 1, but got 2.0')])
 def test_second_averages_of_other_schedules_are_refused(slim, tmp_path, momentum, said):
     slim('a.pth', 10)
     slim('b.pth', 20, momentum)
     with pytest.raises(ValueError, match=said):
         read_run(tmp_path)
+
+
+@pytest.fixture
+def several(file, tmp_path):
+    """Returns a function that writes a checkpoint with two further averages, as this package's hook does."""
+
+    def write(name, updates, short=None, **main):
+        def about(momentum, **own):
+            schedule = dict(ema_type='ExpMomentumEMA', momentum=momentum, gamma=5, interval=1)
+            return dict(updates=updates, schedule=[[0, schedule]], update_buffers=True, averages_by_name=False, **own)
+
+        content = torch.load(file(name, updates))
+        states = {kind: {f'module.{name}': value * factor for name, value in content['state_dict'].items()}
+                  for kind, factor in dict(short=3, long=4).items()}
+        content['meta']['mmyolo_ema'] = about(0.1, **main, averages=dict(
+            short=about(0.4, **(short or {})), long=about(0.025)))
+        torch.save(dict(content, ema_averages=states), tmp_path / name)
+
+    return write
+
+
+def test_further_averages_of_checkpoints_are_used(several, tmp_path):
+    several('a.pth', 10)
+    several('b.pth', 20)
+    run = read_run(tmp_path)
+    assert run.further == dict(short=Ramp(0.4, 5), long=Ramp(0.025, 5))
+    assert [(file.path.name, kind) for file, kind in run.sources] == [
+        (name, kind) for kind in ('ema', 'raw', 'short', 'long') for name in ('a.pth', 'b.pth')]
+    wanted, = build([run.average(Target('long', run.further['long']))])
+    assert_equal(wanted, {name: value * 4 for name, value in torch.load(tmp_path / 'b.pth')['state_dict'].items()})
+
+
+def test_average_that_was_new_on_the_way_has_the_history_of_the_main_one(several, file, tmp_path):
+    file('a.pth', 10)
+    several('b.pth', 20)
+    content = torch.load(tmp_path / 'b.pth')
+    segments = content['meta']['mmyolo_ema']['averages']['short']['schedule']
+    segments[:] = [[0, content['meta']['mmyolo_ema']['schedule'][0][1]], [10, segments[0][1]]]
+    torch.save(content, tmp_path / 'b.pth')
+    assert read_run(tmp_path).further['short'] == Segmented(((0, Ramp(0.1, 5)), (10, Ramp(0.4, 5))))
+
+
+def test_files_whose_averages_leave_out_other_tensors_are_refused(several, tmp_path):
+    several('a.pth', 10, excluded=['a', 'b'])
+    several('b.pth', 20, excluded=['b'])
+    with pytest.raises(ValueError, match=r'a\.pth and .*b\.pth were averaged in different ways: update_buffers=True, '
+                                         r'not averaged: a, b and update_buffers=True, not averaged: b\. Averaged in '
+                                         r'one of them only: a\. Move the files of one of them away'):
+        read_run(tmp_path)
+
+
+def test_track_that_leaves_out_other_tensors_than_the_main_one_is_left_out_and_named(several, tmp_path):
+    several('a.pth', 10, short=dict(excluded=['b']))
+    run = read_run(tmp_path)
+    assert list(run.further) == ['long']
+    assert [kind for _, kind in run.sources] == ['ema', 'raw', 'long']
+    assert run.left_out == {tmp_path / 'a.pth': 'averages that are not averaged as the main one: short '
+                                                '(update_buffers=True, not averaged: b)'}
+
+
+def test_tensors_that_are_left_out_are_those_of_the_newest(several, tmp_path):
+    several('a.pth', 10, excluded=['a'], short=dict(excluded=['a']))
+    several('b.pth', 20, excluded=['a'], short=dict(excluded=['a']))
+    run = read_run(tmp_path)
+    made, = build([run.average(4)])
+    assert torch.equal(made['a'], torch.load(tmp_path / 'b.pth')['state_dict']['a'])
+    assert not torch.equal(made['b'], torch.load(tmp_path / 'b.pth')['state_dict']['b'])
 
 
 def test_what_was_made_of_snapshots_is_none(file, tmp_path):
