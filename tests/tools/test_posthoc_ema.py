@@ -8,8 +8,9 @@ import torch
 from mmengine.config import Config
 
 from mmyolo_ema import checkpoint, posthoc
+from mmyolo_ema.cli.posthoc import metric_of
 from mmyolo_ema.posthoc.evaluation import Evaluation
-from tests.helpers import assert_equal, load_tool
+from tests.helpers import assert_equal
 
 OPTIONS = {'default_hooks.checkpoint.max_keep_ckpts': -1, 'custom_hooks.0.momentum': 0.1, 'custom_hooks.0.gamma': 2}
 
@@ -209,7 +210,7 @@ def test_file_that_no_sweep_wrote_is_not_replaced(refused, work_dir, config_file
 ])
 def test_best_is_what_the_config_calls_best(hook, named, chosen):
     cfg = Config(dict(default_hooks=dict(checkpoint=hook)))
-    assert load_tool('posthoc_ema').metric_of(cfg, named) == chosen
+    assert metric_of(cfg, named) == chosen
 
 
 def test_plan_knows_what_other_classes_do_to_shared_tensors(tool, config_file, capsys):
