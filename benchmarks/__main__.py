@@ -5,6 +5,7 @@ First checks that all of them compute the same average. Prints tables, and write
 Example:
     python -m benchmarks                                    # a step on four detectors, 5 minutes on 2 cores
     python -m benchmarks --models rtmdet-tiny my_config.py --rounds 20
+    python -m benchmarks --averages --models rtmdet-l       # several averages, and one in float32 of bfloat16 weights
     python -m benchmarks --scale                            # by number of tensors, and of weights
     python -m benchmarks --training-step --device cuda      # a training step, with and without an average
     python -m benchmarks --hook --device cuda               # what hooks add to steps of MMEngine's runner
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.agreement import check_agreement
+from benchmarks.averages import measure_averages
 from benchmarks.detectors import DETECTORS, build_detector
 from benchmarks.hook_cost import measure_hook_cost
 from benchmarks.pictures import Growth, StepTimes, draw_growth, draw_sharing, draw_step_times
@@ -73,6 +75,8 @@ def parse_args() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--scale', dest='mode', action='store_const', const='scale',
                       help='measure how a step grows with the number of tensors and of weights')
+    what.add_argument('--averages', dest='mode', action='store_const', const='averages',
+                      help='measure steps of several averages of one model, and of one in another dtype')
     what.add_argument('--training-step', dest='mode', action='store_const', const='training-step',
                       help='measure what an update adds to a training step of the first of the models')
     what.add_argument('--hook', dest='mode', action='store_const', const='hook',
@@ -125,6 +129,12 @@ def benchmark_steps(args: argparse.Namespace) -> Results:
     tables = [report.step_table(cost) for cost in costs]
     tables += [report.surroundings_table(cost) for cost in costs if cost.update_buffers]
     return Results(costs, tables, partial(draw_step_times, panels))
+
+
+def benchmark_averages(args: argparse.Namespace) -> Results:
+    costs = [measure_averages(name, detector, args.rounds or 100, args.device)
+             for name, detector in progress([*build_detectors(args.models).items()])]
+    return Results(costs, [report.averages_table(cost) for cost in costs])
 
 
 def benchmark_scale(args: argparse.Namespace) -> Results:
@@ -220,6 +230,7 @@ def main() -> None:
 
 MODES = {
     'steps': benchmark_steps,
+    'averages': benchmark_averages,
     'scale': benchmark_scale,
     'training-step': benchmark_training_step,
     'hook': benchmark_hook,

@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmyolo_ema.models import ExpMomentumEMA
 
-__all__ = ['OURS', 'Contender', 'Maker', 'averaged_pairs', 'bare_update', 'limit_update', 'makers']
+__all__ = ['NO_RAMP', 'OURS', 'Contender', 'Maker', 'averaged_pairs', 'bare_update', 'limit_update', 'makers']
 
 OURS = 'mmyolo_ema'
-# A ramp that is over before the first update: the other classes have none.
-_NO_RAMP = 1e-3
+#: A ramp that is over before the first update: the other classes have none.
+NO_RAMP = 1e-3
 
 
 class Contender(NamedTuple):
@@ -66,12 +66,12 @@ def makers(update_buffers: bool) -> dict[str, Maker]:
 
 
 def _ours(model: nn.Module, momentum: float, update_buffers: bool) -> Contender:
-    average = ExpMomentumEMA(model, momentum, _NO_RAMP, update_buffers=update_buffers)
+    average = ExpMomentumEMA(model, momentum, NO_RAMP, update_buffers=update_buffers)
     return _updated_with_model(average, model)
 
 
 def _mmdet(model: nn.Module, momentum: float, update_buffers: bool) -> Contender:
-    average = MMDetExpMomentumEMA(model, momentum, _NO_RAMP, update_buffers=update_buffers)
+    average = MMDetExpMomentumEMA(model, momentum, NO_RAMP, update_buffers=update_buffers)
     return _updated_with_model(average, model)
 
 

@@ -7,6 +7,7 @@ from typing import Optional
 import torch
 from rich.table import Table
 
+from benchmarks.averages import BARS, AveragesCost
 from benchmarks.contenders import OURS
 from benchmarks.hook_cost import NO_HOOK, HookCost
 from benchmarks.memory import Memory
@@ -17,8 +18,8 @@ from benchmarks.timing import Timing
 from benchmarks.training import RunCost, TrainingStepCost
 
 __all__ = [
-    'environment', 'hook_table', 'run_table', 'scale_table', 'sharing_table', 'step_table', 'surroundings_table',
-    'training_step_table'
+    'averages_table', 'environment', 'hook_table', 'run_table', 'scale_table', 'sharing_table', 'step_table',
+    'surroundings_table', 'training_step_table'
 ]
 
 _PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
@@ -53,6 +54,18 @@ def surroundings_table(costs: StepCosts) -> Table:
     for name, cost in costs.costs.items():
         if cost.create is not None:
             table.add_row(name, *map(_ms, (cost.check, cost.swap, cost.create, cost.save)), *_memories(cost))
+    return table
+
+
+def averages_table(cost: AveragesCost) -> Table:
+    """Returns the time of a step of several averages, and whether it keeps within its bar."""
+    table = _table(f'{cost.detector}, update_buffers=True, {cost.weights / 1e6:.1f} M weights: a step', 'averages',
+                   'ms', 'quartiles', 'x bare', 'bar')
+    for name, step in cost.steps.items():
+        to, most = BARS.get(name, ('', 0.0))
+        ratio = cost.ratio(name, to) if to else 0.0
+        bar = f'{ratio:.2f} x {to}, at most {most}: {"met" if ratio <= most else "missed"}' if to else ''
+        table.add_row(name, _ms(step), _quartiles(step), f'{cost.ratio(name):.2f}', bar)
     return table
 
 

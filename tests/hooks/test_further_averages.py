@@ -1,14 +1,18 @@
 """Several averages of one run: each is what it would be in a run of its own."""
 
+from itertools import product
+
 import pytest
 import torch
 from mmengine.hooks import Hook
 
 from mmyolo_ema import EMAHook, checkpoint
+from mmyolo_ema.checkpoint.weights import origin, updates_in
 from mmyolo_ema.ema_options import check_options
-from tests.helpers import assert_equal
+from tests.helpers import ROOT, assert_equal
 from tests.hooks.test_upstream_defects import Adapted
 from tests.hooks.toy import Overflow, average_of, scalars, toy_hook
+from tests.test_distributed import launch
 
 SHORT, LONG = dict(mean_age='40%'), dict(momentum=0.05, gamma=4)
 AVERAGES = dict(short=SHORT, long=LONG)
@@ -30,21 +34,61 @@ def train(toy, name, hook, **options):
     return runner
 
 
-@pytest.mark.parametrize('options', [
-    dict(begin_iter=3), dict(exclude=['^norm'], interval=2, optim_wrapper=dict(accumulative_counts=2))], ids=str)
-def test_each_average_is_that_of_a_run_of_its_own(toy, tmp_path, options):
-    run = {key: options[key] for key in options if key == 'optim_wrapper'}
-    own = {key: options[key] for key in options if key != 'optim_wrapper'}
-    train(toy, 'several', several(**own), **run)
-    stored = checkpoint.read(tmp_path / 'several' / 'epoch_2.pth')
-    for name, schedule in AVERAGES.items():
-        train(toy, name, alone(schedule, **own), **run)
-        single = checkpoint.read(tmp_path / name / 'epoch_2.pth')
-        assert_equal({f'module.{key}': value for key, value in single['state_dict'].items()},
-                     {key: value for key, value in stored['ema_averages'][name].items() if key != 'steps'})
-        assert stored['ema_averages'][name]['steps'] == single['ema_state_dict']['steps'] > 0
-        assert stored['meta']['mmyolo_ema']['averages'][name] == single['meta']['mmyolo_ema']
+def train_together_and_alone(toy, folder, averages=None, **run):
+    """Trains all averages in one run, that run again from its middle, and each average in a run of its own."""
+    options = averages or {}
+    train(toy, 'several', several(**options), **run)
+    train(toy, 'resumed', several(**options), load_from=str(folder / 'several' / 'epoch_1.pth'), resume=True, **run)
+    for name, schedule in dict(AVERAGES, ema={}).items():
+        train(toy, name, alone(schedule, **options), **run)
+
+
+def assert_each_is_that_of_a_run_of_its_own(folder):
+    for run, kind in product(('several', 'resumed'), ('ema', *AVERAGES)):
+        stored, single = (checkpoint.read(folder / name / 'epoch_2.pth') for name in (run, kind))
+        assert_equal(dict(checkpoint.weights_of(stored, kind)), dict(single['state_dict']), kind)
         assert_equal(stored['ema_state_dict'], single['ema_state_dict'])
+        assert updates_in(stored, kind) == updates_in(single) > 0
+        assert dict(origin(stored, kind), averages=None) == dict(origin(single), averages=None)
+
+
+@pytest.mark.parametrize('options', [
+    dict(averages=dict(begin_iter=3)),
+    dict(averages=dict(exclude=['^norm'], interval=2), optim_wrapper=dict(accumulative_counts=2))], ids=str)
+def test_each_average_is_that_of_a_run_of_its_own(toy, tmp_path, options):
+    train_together_and_alone(toy, tmp_path, **options)
+    assert_each_is_that_of_a_run_of_its_own(tmp_path)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from mmengine.config import Config
+from torch import distributed
+sys.path.insert(0, sys.argv[1])
+from mmyolo_ema.cli.runner import finish
+from tests.helpers import forget_runs
+from tests.hooks.test_further_averages import train_together_and_alone
+from tests.hooks.toy import ITERATIONS, loader, toy_runner
+
+# The processes have one BatchNorm: a file has the statistics of the main one only.
+wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+
+def toy(name, **options):
+    forget_runs()
+    return toy_runner(Path(name).resolve(), launcher='pytorch', cfg=Config(dict(model_wrapper_cfg=wrapper)), **options)
+
+distributed.init_process_group('gloo')
+train_together_and_alone(toy, Path.cwd(), averages=dict(begin_iter=3), optim_wrapper=dict(accumulative_counts=2),
+                         train_dataloader=loader(8 * ITERATIONS))
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_each_average_of_two_processes_is_that_of_a_run_of_its_own(tmp_path):
+    launch(2, TWO_PROCESSES, tmp_path, str(ROOT))
+    assert_each_is_that_of_a_run_of_its_own(tmp_path)
 
 
 def test_each_average_is_validated_and_in_the_log(toy, tmp_path, figures):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook as UpstreamHook
 from mmengine.hooks import Hook
@@ -12,6 +13,8 @@ from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
+
+from mmyolo_ema.models.tensor_references import unwrap
 
 ITERATIONS = 6
 
@@ -57,19 +60,19 @@ class Mean(BaseMetric):
 
 
 class Overflow(Hook):
-    """Puts NaN into a weight in the fourth iteration, and takes it out in the next."""
+    """Puts NaN into a weight of one process in the fourth iteration, and takes it out in the next."""
 
     priority = 'VERY_HIGH'
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        bias = runner.model.out.bias
-        if runner.iter == 3:
-            self.before = bias.detach().clone()
-            bias.data.fill_(float('nan'))
+        if runner.iter == 3 and is_main_process():
+            self.bias = unwrap(runner.model).out.bias.data
+            self.before = self.bias.clone()
+            self.bias.fill_(float('nan'))
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 4:
-            runner.model.out.bias.data.copy_(self.before)
+        if runner.iter == 4 and is_main_process():
+            self.bias.copy_(self.before)
 
 
 def loader(length, batch_size=4, seed=0):

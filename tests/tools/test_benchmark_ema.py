@@ -37,6 +37,13 @@ def test_growth(tool, monkeypatch, tmp_path, capsys):
     assert (tmp_path / 'scale.png').exists()
 
 
+def test_several_averages(tool, config_file, tmp_path, capsys):
+    tool('benchmark_ema', '--averages', '--models', config_file, '--rounds', 1, '--json', 'averages.json')
+    assert 'x bare _foreach_lerp_, at most 4.2: ' in capsys.readouterr().out
+    result, = json.loads((tmp_path / 'averages.json').read_text())['results']
+    assert result['steps']['4 averages']['median'] > 0
+
+
 def test_training_step(tool, config_file, tmp_path, monkeypatch):
     monkeypatch.setattr('benchmarks.training.IMAGE_SIZE', 64)
     tool('benchmark_ema', '--training-step', '--models', config_file, '--rounds', 1, '--json', 'step.json')
