@@ -1,6 +1,7 @@
 """What an average costs each of several processes that share it out, beside one that each has whole."""
 
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _FEW_ROUNDS = 5
 @dataclass(frozen=True)
 class SharingCost:
     """What averages cost each of some processes; a time is that of the slowest, for they wait for each other.
+
+    An update's is the processor's time for its one thread.
 
     Attributes:
         detector: Name of the detector.
@@ -88,7 +91,7 @@ def _measure(processes: int, store: str, model: nn.Module, rounds: int,
         shared.share_out(model)
 
     updates = {name: partial(average.update_parameters, model) for name, average in averages.items()}
-    times = measured(updates, rounds, before=before)
+    times = measured(updates, rounds, before=before, clock=time.thread_time)  # there may be fewer cores than processes
     memories = [memory_of(partial(_average, model, is_shared)).held for is_shared in (False, True)]
     theirs = ExponentialMovingAverage(model, MOMENTUM, update_buffers=True)
     swap = swap_of('mmengine', Contender(theirs, theirs.get_submodule('module'), lambda: None), model)
