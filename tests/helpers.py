@@ -18,11 +18,15 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from torch import nn
+from yapf.yapflib import yapf_api
 
 from mmyolo_ema import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = dict(train='train', test='test', ema_schedule='schedule', ema_checkpoint='checkpoint', posthoc_ema='posthoc')
+
+# MMEngine lays out a config's text three times for a runner and once for each file: longer than a short training.
+yapf_api.FormatCode = lambda text, **options: (text, True)
 
 
 def forget_runs():

@@ -44,6 +44,7 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 def test_wheel_holds_configs_tools_and_demo(wheel):
     assert wheel.name.startswith(f'mmyolo_ema-{mmyolo_ema.__version__}-')
     with ZipFile(wheel) as content:

@@ -7,6 +7,7 @@ HOOKS = ['mmengine', f'{OURS} without check', OURS]
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 def test_hooks_take_turns_in_one_training(detector, device):
     before = detector.bbox_head.rtm_reg[0].weight.detach().clone()

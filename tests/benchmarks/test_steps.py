@@ -9,6 +9,7 @@ from benchmarks.steps import BARE, LIMIT, measure_steps
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
 @pytest.mark.parametrize('update_buffers', [True, False])
 def test_everything_is_measured_for_every_class(detector, device, update_buffers):

@@ -35,13 +35,14 @@ def train(demo_config):
     return run
 
 
-@pytest.fixture
-def large(tmp_path):
+@pytest.fixture(scope='session')
+def large(tmp_path_factory):
     """Returns the path of a file with two sets of 160 MB and an optimizer's state, and the size of a set."""
 
     def weights():
         return {f'backbone.{index}.weight': torch.rand(2, 10**6) for index in range(20)}
 
+    path = tmp_path_factory.mktemp('large') / 'large.pth'
     stored = dict(steps=torch.tensor(1), **{f'module.{name}': value for name, value in weights().items()})
-    torch.save(dict(state_dict=weights(), ema_state_dict=stored, optimizer=weights()), tmp_path / 'large.pth')
-    return tmp_path / 'large.pth', 160 * 10**6
+    torch.save(dict(state_dict=weights(), ema_state_dict=stored, optimizer=weights()), path)
+    return path, 160 * 10**6

@@ -165,6 +165,7 @@ def test_average_that_has_not_begun_is_told(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 @pytest.mark.parametrize('command', [
     'checkpoint.inspect(path)', "checkpoint.extract(path, out / 'a.pth', 'raw')",
     "checkpoint.extract(path, out / 'a.safetensors')", "checkpoint.publish(path, out / 'a', dtype=torch.float16)",

@@ -10,6 +10,8 @@ import torch
 
 from mmyolo_ema import checkpoint
 
+pytestmark = pytest.mark.any_family
+
 WEIGHT = np.ones(4, 'f4').tobytes()
 
 

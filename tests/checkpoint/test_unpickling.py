@@ -11,6 +11,8 @@ from mmengine.logging import HistoryBuffer
 
 from mmyolo_ema import checkpoint
 
+pytestmark = pytest.mark.any_family
+
 
 class Call:
     """Is pickled as a call of a function."""

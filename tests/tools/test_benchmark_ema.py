@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.scale import SIZES
 
+pytestmark = pytest.mark.any_family
+
 CLASSES = ['mmyolo_ema', 'mmdet', 'mmengine', 'torch', 'timm', 'ema-pytorch']
 
 

@@ -24,6 +24,7 @@ run(main)
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 def test_worker_processes_of_a_tool_can_be_terminated():
     subprocess.run([sys.executable, '-c', POOL], check=True, timeout=120)
 

@@ -101,6 +101,7 @@ custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 def test_narrow_terminal_gets_whole_numbers():
     command = f'COLUMNS=60 {sys.executable} {ROOT}/tools/ema_schedule.py --all --momentum 0.0002 --iters 277235'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout
@@ -109,6 +110,7 @@ def test_narrow_terminal_gets_whole_numbers():
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 @pytest.mark.parametrize('redirection', ['>&-', '>/dev/full'])
 def test_output_that_cannot_be_written_gets_no_traceback(redirection):
     command = f'{sys.executable} {ROOT}/tools/ema_schedule.py --momentum 0.1 --iters 100 {redirection}'
@@ -134,6 +136,7 @@ def test_settings_are_drawn_side_by_side(tool, config, figures, tmp_path, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 def test_terminal_gets_tables_with_lines(config):
     command = f'COLUMNS=200 {sys.executable} {ROOT}/tools/ema_schedule.py {config}'
     said = subprocess.run(['script', '-qec', command, '/dev/null'], capture_output=True, text=True).stdout

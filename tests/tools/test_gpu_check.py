@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers import ROOT, load_tool
 
+pytestmark = pytest.mark.any_family
+
 
 @pytest.fixture
 def gpu_check(monkeypatch, tmp_path):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from mmyolo_ema import checkpoint
 from tests.helpers import assert_equal, call_tool
 
+pytestmark = pytest.mark.any_family
+
 SECONDS, KILOBYTES = 10, 10**6
 
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 10**400, -2**63, 0.0, 1e308]),

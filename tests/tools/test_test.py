@@ -142,6 +142,7 @@ def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
 
 
 @pytest.mark.slow
+@pytest.mark.any_family
 def test_bad_input_to_the_real_command(config_file):
     done = subprocess.run([sys.executable, ROOT / 'tools' / 'test.py', config_file, 'nowhere.pth'],
                           capture_output=True, text=True, cwd=config_file.parent)

@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers import load_tool
 
+pytestmark = pytest.mark.any_family
+
 ENVIRONMENT = Path(__file__).resolve().parents[3] / 'tools' / 'environment'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
 # The name of a GPU, its architecture, and the CUDA compiler.
