@@ -111,10 +111,11 @@ class AverageLog:
         """Returns what the picture shows."""
         history = self._history(runner.message_hub)
         unit = 'epoch' if isinstance(runner.train_loop, EpochBasedTrainLoop) else 'iteration'
-        main = self._averages[MAIN]
-        age, updates = main.record.mean_age(), int(main.average.steps)
+        ages = {'average' if name == MAIN else name: kept.record.mean_age() for name, kept in self._averages.items()}
+        known = ', '.join(f'{name} {rounded(age)}' for name, age in ages.items() if age is not None)
+        said = f'Mean age after {int(self._averages[MAIN].average.steps):,} updates: {known} updates' if known else ''
         return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}),
-                             '' if age is None else f'After {updates:,} updates the average is {rounded(age)} old')
+                             said)
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class AverageCurves(NamedTuple):
 
     ``metrics`` holds (position, metric of the average, metric of the model), the last two None where they were not
     measured; ``state`` holds (position, momentum, drift). ``further`` holds the metrics and the drift of each further
-    average, by its name. A position is counted in ``unit``. ``age`` says how old the average is at the end.
+    average, by its name. A position is counted in ``unit``. ``age`` says how old the averages are at the end.
     """
 
     unit: str

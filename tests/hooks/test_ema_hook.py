@@ -400,7 +400,7 @@ def test_curves_are_drawn_in_the_work_directory(toy, messages, figures, tmp_path
     assert list(momentum.lines[0].get_ydata()) == [line['ema_momentum'] for line in logged if 'ema_momentum' in line]
     assert list(drift.lines[0].get_xdata()) == pytest.approx([(step + 1) / 6 for step in range(12)])
     assert metric.get_xlabel() == 'epoch'
-    assert figures[0].get_suptitle() == f'After 12 updates the average is {rounded(mean_age(12, 0.1, 2))} old'
+    assert figures[0].get_suptitle() == f'Mean age after 12 updates: average {rounded(mean_age(12, 0.1, 2))} updates'
     assert not any('in the place of an earlier one' in str(message) for message in messages)
     toy().train()
     assert any('in the place of an earlier one' in str(message) for message in messages)

@@ -1,5 +1,6 @@
 """Several averages of one run: each is what it would be in a run of its own."""
 
+import re
 from itertools import product
 
 import pytest
@@ -98,6 +99,8 @@ def test_each_average_is_validated_and_in_the_log(toy, tmp_path, figures):
     metric, _, drift = figures[0].axes
     assert [line.get_label() for line in metric.lines] == ['average', 'raw', 'short', 'long']
     assert [line.get_label() for line in drift.lines] == ['average', 'short', 'long']
+    assert re.fullmatch(r'Mean age after 11 updates: average \S+, short \S+, long \S+ updates',
+                        figures[0].get_suptitle())
     lines = scalars(runner)
     for name, schedule in dict(AVERAGES, origin=None).items():
         hook = toy_hook(evaluate=['raw']) if schedule is None else alone(schedule)
