@@ -14,7 +14,6 @@ author = project_copyright = 'mmyolo_ema contributors'
 html_title = f'{project} {__version__}'
 html_theme = 'furo'
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
-suppress_warnings = ['toc.not_readable']  # scale.md is not there yet
 
 # Links to headings, such as hook.md#several-averages, lead where they do on a code host.
 myst_heading_anchors = 3

@@ -30,7 +30,7 @@ def check_torch() -> None:
 
     lacking = [name for name in ('_foreach_lerp_', '_foreach_copy_') if not hasattr(torch, name)]
     if lacking:
-        raise ImportError(f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.4 or '
+        raise ImportError(f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.6 or '
                           'newer.')
 
 

@@ -146,7 +146,7 @@ def main() -> None:
           f'  {folder / "train" / "ema_curves.png"}  average and raw metric, momentum, how far the two are apart\n'
           f'  {picture}  predicted and true boxes\n'
           f'  {predictions}  predictions of the average\n'
-          f'Next: add the five lines of the README to a config of yours, or see here what an average five epochs '
+          f'Next: add the hook of the README to a config of yours, or see here what an average five epochs '
           f'old does (that of the demo is one epoch old):\n'
           f'  {os.path.relpath(sys.executable)} {os.path.relpath(ROOT / "tools" / "train.py")} '
           f'{os.path.relpath(CONFIG)} --cfg-options custom_hooks.0.mean_age=5epochs --work-dir work_dirs/five_epochs')
