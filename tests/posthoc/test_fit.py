@@ -111,6 +111,15 @@ def test_each_further_track_is_nearer_to_the_average_that_was_tracked():
     assert apart[2] < apart[1] / 10
 
 
+def test_two_files_with_three_tracks_make_half_and_twice_the_horizon():
+    def errors(*moments):
+        stored = [Snapshot(yolo(horizon), updates) for horizon in (10_000, 2_500, 40_000) for updates in moments]
+        return [fit(stored, yolo(horizon), RUN).reconstruction_error for horizon in (5_000, 20_000)]
+
+    assert errors(RUN // 2, RUN) == pytest.approx([0.088, 0.091], abs=0.001)
+    assert errors(RUN) == pytest.approx([0.113, 0.199], abs=0.001)
+
+
 @pytest.mark.parametrize('place', range(3))
 def test_average_that_is_one_of_three_tracks_is_taken_as_it_is(place):
     schedules = [Ramp(0.01, 100), Ramp(0.04, 100), Power(6.9)]
