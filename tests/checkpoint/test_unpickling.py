@@ -103,7 +103,7 @@ def with_attributes(kind, **attributes):
 @pytest.mark.parametrize(('make', 'what'), [
     (circle, 'a container that holds itself'),
     (lambda: shared_tuples(40), 'tuples that are nested too deep'),
-    (lambda: {shared_tuples(30): 1}, 'tuples that are nested too deep'),
+    (lambda: {shared_tuples(24): 1}, 'tuples that are nested too deep'),
     (lambda: shared_tuples(100), 'tuples that are nested too deep'),
     (lambda: nested(200), 'containers in each other, more than 64 deep'),
     (lambda: [np.zeros(10**5)] * 10**4, 'far more than its size, by naming one thing many times'),
