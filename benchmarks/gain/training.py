@@ -15,11 +15,11 @@ from torch import nn
 
 from mmyolo_ema.hooks import EMAHook
 
-__all__ = ['DATA', 'POINTS', 'RATES', 'Case', 'shared_distance', 'train']
+__all__ = ['DATA', 'RATES', 'UPDATES', 'Case', 'shared_distance', 'train']
 
 DATA, RATES = ('nuclei', 'digits'), ('decayed', 'flat')
-#: How often a training validates, at equal distances.
-POINTS = 4
+#: In a training of the demo, which validates four times.
+UPDATES = 480
 _CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'rtmdet_nuclei.py'
 # Beside ours: the classes of MMDetection and MMEngine as MMDetection's configs and MMEngine's hook have them; and
 # MMDetection's with the schedule of ours, so that the two differ in shared tensors only.
@@ -38,12 +38,11 @@ class Case(NamedTuple):
     seed: int
 
 
-def train(case: Case, epochs: int, folder: Path, after_update: Callable[[], object]) -> dict[str, Any]:
+def train(case: Case, folder: Path, after_update: Callable[[], object]) -> dict[str, Any]:
     """Trains once and returns what the validations measured.
 
     Args:
         case: Data, learning rate and seed.
-        epochs: Length, a multiple of 4.
         folder: For the runner's files; the digits are in ``digits``.
         after_update: Called after each update.
 
@@ -53,13 +52,13 @@ def train(case: Case, epochs: int, folder: Path, after_update: Callable[[], obje
     """
     measure = _Measure(after_update)
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):  # for what pycocotools prints
-        runner = Runner.from_cfg(_config(case, epochs, folder))
+        runner = Runner.from_cfg(_config(case, folder))
         runner.register_hook(measure, priority='VERY_LOW')
         runner.train()
     return dict(updates=measure.updates, mAP=measure.precision, apart=measure.apart)
 
 
-def _config(case: Case, epochs: int, folder: Path) -> Config:
+def _config(case: Case, folder: Path) -> Config:
     cfg, name = Config.fromfile(_CONFIG), '-'.join(map(str, case))
     cfg.update(work_dir=str(folder / name), experiment_name=name, visualizer=None, log_level='ERROR',
                randomness=dict(seed=case.seed))
@@ -67,10 +66,8 @@ def _config(case: Case, epochs: int, folder: Path) -> Config:
     cfg.default_hooks.pop('visualization')
     cfg.custom_hooks = [dict(type='mmyolo_ema.EMAHook', mean_age='4%', update_buffers=True, averages=_AVERAGES,
                              evaluate=['ema', 'raw', *_AVERAGES])]
-    cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs // POINTS)
-    warm_up, decay = cfg.param_scheduler
-    decay.update(begin=epochs // 2, end=epochs, T_max=epochs // 2)
-    cfg.param_scheduler = [warm_up, decay] if case.rate == 'decayed' else [warm_up]
+    if case.rate == 'flat':
+        cfg.param_scheduler = cfg.param_scheduler[:1]  # the warm-up
     if case.data == 'digits':
         cfg.val_evaluator.ann_file = str(folder / 'digits' / 'val.json')
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
