@@ -22,7 +22,7 @@ _COMPARED = {
 _SIGNIFICANT = 0.05
 # Points of mAP at the ticks of the picture, whose axis is logarithmic beyond the middle ones: an average that still
 # holds the first weights is far below.
-_TICKS = (-50, -20, -10, -4, -2, 0, 2, 4, 10)
+_TICKS = (-50, -20, -10, -5, 0, 5, 10)
 
 
 class Difference(NamedTuple):
@@ -126,7 +126,7 @@ def draw_gains(runs: list[dict[str, Any]], path: Path) -> None:
         path: File to write; its suffix names the format.
     """
     groups = _groups(runs)
-    figure = Figure(figsize=(3.5 * len(groups), 4), layout='constrained')
+    figure = Figure(figsize=(3 * len(groups) + 0.5, 4.5), layout='constrained')
     axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axis, group in zip(axes, groups):
         for name, label in _COMPARED.items():
@@ -135,9 +135,9 @@ def draw_gains(runs: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(f'{group.data}, {group.rate} learning rate', fontsize='medium')
         axis.set_xlabel('updates')
         axis.set_xticks(group.updates)
-        axis.set_yscale('symlog', linthresh=4)
-        axis.set_yticks(_TICKS, labels=[f'{tick:+d}' for tick in _TICKS])
+        axis.set_yscale('symlog', linthresh=10)
+        axis.set_yticks(_TICKS, labels=map(str, _TICKS))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel('mAP x 100, minus that of the raw weights')
-    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(_COMPARED))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower left')
     figure.savefig(path, dpi=100)
