@@ -1,7 +1,7 @@
 """Measure what an average gains: mAP of averaged weights and of the raw ones of the same trainings, over seeds.
 
 Trains the demo's detector on the demo's nuclei and on canvases of scikit-learn's digits, with the demo's learning rate,
-which decays, and with a flat one: 40 minutes on 2 cores. A training that is finished is not repeated: the same command
+which decays, and with a flat one: half an hour on two quiet cores. A training that is finished is not repeated: the same command
 goes on where it was stopped, and several at a time, of different seeds, share a folder.
 
 Example:
@@ -35,8 +35,12 @@ def parse_args() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     parser.add_argument('--seeds', nargs='+', type=int, default=range(8), help='default: 0 to 7')
     parser.add_argument('--data', nargs='+', choices=DATA, default=DATA, help='default: both')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs') / 'gain',
-                        help='for the picture, and a file for each training (default: work_dirs/gain)')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs') / 'gain',
+        help='for the picture, and a file for each training (default: work_dirs/gain)',
+    )
     return parser.parse_args()
 
 

@@ -51,8 +51,7 @@ def _scans() -> NDArray[np.float64]:
     return load_digits().images
 
 
-def _compose(scans: NDArray[np.float64],
-             random: np.random.Generator) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+def _compose(scans: NDArray[np.float64], random: np.random.Generator) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """Returns a noisy canvas with digits of several sizes and contrasts, and their annotations."""
     canvas, occupied = random.normal(40, 20, (_SIZE, _SIZE)), np.zeros((_SIZE, _SIZE), bool)
     annotations = []

@@ -26,7 +26,8 @@ _CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'rtmdet_nuc
 _AVERAGES = dict(
     mmdet=dict(type='mmdet.ExpMomentumEMA', momentum=0.0002, gamma=2000),
     mmengine=dict(type='mmengine.ExponentialMovingAverage', momentum=0.0002, update_buffers=False),
-    by_name=dict(type='mmdet.ExpMomentumEMA', mean_age='4%'))
+    by_name=dict(type='mmdet.ExpMomentumEMA', mean_age='4%'),
+)
 _SUFFIXES = dict(ours='', raw='_origin', **{name: f'_{name}' for name in _AVERAGES})
 
 
@@ -60,18 +61,30 @@ def train(case: Case, folder: Path, after_update: Callable[[], object]) -> dict[
 
 def _config(case: Case, folder: Path) -> Config:
     cfg, name = Config.fromfile(_CONFIG), '-'.join(map(str, case))
-    cfg.update(work_dir=str(folder / name), experiment_name=name, visualizer=None, log_level='ERROR',
-               randomness=dict(seed=case.seed))
+    cfg.update(
+        work_dir=str(folder / name),
+        experiment_name=name,
+        visualizer=None,
+        log_level='ERROR',
+        randomness=dict(seed=case.seed),
+    )
     cfg.default_hooks.checkpoint = None
     cfg.default_hooks.pop('visualization')
-    cfg.custom_hooks = [dict(type='mmyolo_ema.EMAHook', mean_age='4%', update_buffers=True, averages=_AVERAGES,
-                             evaluate=['ema', 'raw', *_AVERAGES])]
+    cfg.custom_hooks = [
+        dict(
+            type='mmyolo_ema.EMAHook',
+            mean_age='4%',
+            update_buffers=True,
+            averages=_AVERAGES,
+            evaluate=['ema', 'raw', *_AVERAGES],
+        )
+    ]
     if case.rate == 'flat':
         cfg.param_scheduler = cfg.param_scheduler[:1]  # the warm-up
     if case.data == 'digits':
         cfg.val_evaluator.ann_file = str(folder / 'digits' / 'val.json')
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            loader.dataset.update(data_root=str(folder / 'digits'), metainfo=dict(classes=('digit', )))
+            loader.dataset.update(data_root=str(folder / 'digits'), metainfo=dict(classes=('digit',)))
             # A flipped digit is another, or none.
             loader.dataset.pipeline = [step for step in loader.dataset.pipeline if step.type != 'RandomFlip']
     return cfg

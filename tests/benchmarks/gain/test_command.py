@@ -9,8 +9,11 @@ from benchmarks.gain import training
 from benchmarks.gain.training import Case
 from tests.helpers import forget_runs
 
-RESULTS = dict(updates=[20], apart=dict(raw=[0.2], by_name=[0.1]),
-               mAP={name: [0.5] for name in ('raw', 'ours', 'mmdet', 'mmengine', 'by_name')})
+RESULTS = dict(
+    updates=[20],
+    apart=dict(raw=[0.2], by_name=[0.1]),
+    mAP={name: [0.5] for name in ('raw', 'ours', 'mmdet', 'mmengine', 'by_name')},
+)
 
 
 @pytest.fixture
@@ -57,10 +60,13 @@ def test_finished_call_trains_nothing_and_shows_the_same(gain, trained, capsys):
     assert said.endswith(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(('arguments', 'expected'), [
-    (('--data', 'coco'), "invalid choice: 'coco'"),
-    (('--seeds', 'many'), "invalid int value: 'many'"),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (('--data', 'coco'), "invalid choice: 'coco'"),
+        (('--seeds', 'many'), "invalid int value: 'many'"),
+    ],
+)
 def test_bad_arguments_are_refused(gain, capsys, arguments, expected):
     with pytest.raises(SystemExit) as ended:
         gain(*arguments)
@@ -86,7 +92,7 @@ def test_training_is_measured(gain, monkeypatch, capsys):
         return cfg
 
     monkeypatch.setattr(training, '_config', short)
-    monkeypatch.setattr(command, 'RATES', ('flat', ))
+    monkeypatch.setattr(command, 'RATES', ('flat',))
     gain('--data', 'nuclei', '--seeds', 0)
     assert '| nuclei | flat          | 1     | 80 ' in capsys.readouterr().out
     run = json.loads(Path('work_dirs/gain/nuclei-flat-0.json').read_text())

@@ -34,9 +34,9 @@ def test_boxes_lie_around_the_ink(canvases):
     outside = np.ones(canvas.shape, bool)
     boxes = [annotation['bbox'] for annotation in coco['annotations'] if annotation['image_id'] == image['id']]
     for x, y, width, height in boxes:
-        assert canvas[y:y + height, x:x + width].mean() > 70
+        assert canvas[y : y + height, x : x + width].mean() > 70
         assert abs(width - height) <= 1
-        outside[y - 2:y + height + 2, x - 2:x + width + 2] = False
+        outside[y - 2 : y + height + 2, x - 2 : x + width + 2] = False
     assert len(boxes) > 3
     assert canvas[outside].mean() == pytest.approx(40, abs=3)
 
