@@ -1,8 +1,8 @@
 """Measure what an average gains: mAP of averaged weights and of the raw ones of the same trainings, over seeds.
 
 Trains the demo's detector on the demo's nuclei and on canvases of scikit-learn's digits, with the demo's learning rate,
-which decays, and with a flat one: half an hour on two quiet cores. A training that is finished is not repeated: the same command
-goes on where it was stopped, and several at a time, of different seeds, share a folder.
+which decays, and with a flat one: half an hour on two quiet cores. A training that is finished is not repeated: the
+same command goes on where it was stopped, and several at a time, of different seeds, share a folder.
 
 Example:
     python -m benchmarks.gain
