@@ -60,6 +60,7 @@ def model_of():
     model[3].requires_grad_(False)
     model.register_parameter('strided', nn.Parameter(torch.rand(6, 6)[:, ::2]))  # cannot be cut
     model.register_parameter('coarse', nn.Parameter(torch.rand(33, dtype=torch.bfloat16)))
+    model.register_parameter('scale', nn.Parameter(torch.tensor(1.0, dtype=torch.float64)))  # for one process
     model.register_parameter('wave', nn.Parameter(torch.rand(5, dtype=torch.complex64)))
     return model
 
