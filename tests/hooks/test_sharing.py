@@ -68,8 +68,11 @@ class Mend(Hook):
 
 
 class Interrupt(Hook):
+    in_training = False
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.in_training and batch_idx == 1:
+            raise KeyboardInterrupt
         # Saved at a point of its own, of which the other processes do not know.
         if runner.iter == 1 and average_of(runner).ema_model.shards is not None and rank == 0:
             try:
@@ -81,8 +84,16 @@ class Interrupt(Hook):
         self.raw = copy_of(runner.model.module)
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.epoch == 2:
+        if runner.epoch == 2 and not self.in_training:
             raise KeyboardInterrupt
+
+
+def train_until_interrupted(runner):
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        return
+    raise AssertionError('not interrupted')
 
 
 def make(name, is_shared, hooks=(), engine=usual, hook={}, **options):
@@ -118,20 +129,19 @@ for is_shared in (False, True):
               train_cfg=dict(by_epoch=True, max_epochs=3))
     interrupt = Interrupt()
     runner = make('interrupted', is_shared, [interrupt], hook=several)
-    try:
-        runner.train()
-        raise AssertionError('not interrupted')
-    except KeyboardInterrupt:
-        pass
+    train_until_interrupted(runner)
     assert_equal(copy_of(runner.model.module), interrupt.raw)
     hook = average_of(runner)
     states.append([copy_of(average) for average in (hook.ema_model, *hook.averages.values())])
     if is_shared and rank == 0:
         assert 'call gather() in all processes' in interrupt.said, interrupt.said
-    # It goes on from there, when asked to.
-    runner.hooks.remove(interrupt)
+    # It goes on from there, when asked to; also after an interruption between two steps, when averages are not whole.
+    interrupt.in_training = True
     runner.train_loop._max_epochs = 3
+    train_until_interrupted(runner)
+    runner.hooks.remove(interrupt)
     runner.train()
+    assert hook._finite._ignored == set()
     states[-1].append(copy_of(hook.ema_model))
 assert_equal(*states)
 
