@@ -53,6 +53,8 @@ def check_options(hook: dict[str, Any]) -> None:
     if hook.get('begin_iter') and hook.get('begin_epoch'):
         raise ValueError(f'begin_epoch={hook["begin_epoch"]} and begin_iter={hook["begin_iter"]} exclude each other')
     check_averages(hook.get('averages'))
+    kinds_to_evaluate(hook.get('evaluate'), hook.get('evaluate_on_ema', True), hook.get('evaluate_on_origin', False),
+                      hook.get('averages') or {})
     for options in (hook.get('averages') or {}).values():
         check_options(dict(options, type=hook['type'], ema_type=ema_type))
     schedule_of_class(average, hook)
@@ -65,7 +67,7 @@ def check_averages(averages: Any) -> None:
         averages: Options of each average, by its name; or None.
 
     Raises:
-        TypeError: If it is another thing.
+        TypeError: If it is another thing, or an average has an option that is the hook's.
         ValueError: If a name is taken, or an average has neither ``mean_age`` nor ``momentum``.
     """
     if averages is not None and not isinstance(averages, dict):
@@ -76,6 +78,11 @@ def check_averages(averages: Any) -> None:
                              f'{", ".join(TAKEN_NAMES)}')
         if not isinstance(options, dict):
             raise TypeError(f'the average {name!r} must be a dictionary of options, but got {options!r}')
+        of_hook = [option for option in options if option in (*_OF_HOOK['mmyolo_ema'], *_OF_ANY)
+                   and option != 'mean_age']
+        if of_hook:
+            raise TypeError(f'the average {name!r} cannot have {of_hook[0]}={options[of_hook[0]]!r} of its own: that is '
+                            'an option of the EMAHook, for all averages')
         if options.get('mean_age') is None and options.get('momentum') is None:
             raise ValueError(f'the average {name!r} needs a mean_age or momentum of its own, but got {dict(options)}')
 

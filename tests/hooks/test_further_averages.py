@@ -204,6 +204,8 @@ def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy)
     (dict(averages=dict(short=dict(mean_age='one'))), ValueError, "mean_age='one' of the EMAHook"),
     (dict(averages=['short']), TypeError, r"averages must be a dictionary .* but got \['short'\]"),
     (dict(averages=dict(short=4)), TypeError, "'short' must be a dictionary of options, but got 4"),
+    (dict(averages=dict(long=dict(LONG, begin_iter=3))), TypeError, "'long' cannot have begin_iter=3 of its own"),
+    (dict(averages=dict(long=dict(LONG, type='ExponentialMovingAverage'))), TypeError, "'long' cannot have type='Exp"),
     (dict(averages=AVERAGES, evaluate=['ema', 'shrt']), ValueError, "'shrt', .* only ema, raw, short, long: did you"),
     (dict(averages=AVERAGES, evaluate=['short']), ValueError, "evaluate must have 'ema' or 'raw'"),
     (dict(evaluate=['ema', 'ema']), ValueError, 'each name once'),
@@ -218,6 +220,11 @@ def test_wrong_options_are_refused_with_their_value(options, error, message):
 def test_tools_refuse_an_option_that_no_average_has():
     with pytest.raises(TypeError, match=r'has no option mometum \(did you mean momentum\?\)'):
         check_options(dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=dict(LONG, mometum=0.1))))
+
+
+def test_tools_refuse_to_evaluate_what_there_is_not():
+    with pytest.raises(ValueError, match="evaluate has 'shrt', but there are only ema, raw, short: did you mean short"):
+        check_options(dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=LONG), evaluate=['ema', 'shrt']))
 
 
 def test_metric_of_another_meaning_is_not_overwritten(toy):
