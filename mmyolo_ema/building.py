@@ -27,6 +27,8 @@ def build_model(cfg: Config) -> nn.Module:
 def build_average(options: dict[str, Any]) -> BaseAveragedModel:
     """Returns an average of nothing, to be asked for its schedule."""
     use_safe_loader()
+    # Which tensors it has is no matter, and an expression that finds none is an error.
+    options = {name: value for name, value in options.items() if name not in ('include', 'exclude')}
     return MODELS.build(options, default_args=dict(model=nn.Module()))
 
 
