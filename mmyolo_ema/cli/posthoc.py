@@ -6,7 +6,7 @@ from typing import Optional
 
 from mmengine.config import Config
 
-from mmyolo_ema.checkpoint import load_all, read
+from mmyolo_ema.checkpoint import listed, load_all, read
 from mmyolo_ema.checkpoint.weights import averaged_weights
 from mmyolo_ema.cli import posthoc_tables as tables
 from mmyolo_ema.cli.arguments import check_new
@@ -136,8 +136,9 @@ def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
 def print_run(run: StoredRun) -> None:
     epoch = f', {rounded(run.updates_per_epoch)} in an epoch' if run.updates_per_epoch else ''
     say(f'{len(run.files)} checkpoints of updates {run.files[0].updates:,} to {run.updates:,}{epoch}, {run.schedule}')
-    if run.left_out:
-        say('not used: ' + ', '.join(f'{path.name} ({why})' for path, why in run.left_out.items()))
+    for why in dict.fromkeys(run.left_out.values()):
+        names = [path.name for path, reason in run.left_out.items() if reason == why]
+        say(f'{listed("not used: ", names)} ({why})')
     if not run.once and run.multiplicities != [1]:
         say(BY_NAME)
     say('')

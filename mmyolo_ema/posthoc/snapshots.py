@@ -192,7 +192,7 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
     return _Record(path, tuple(kind for kind in weights_in(content) if kind == 'raw' or kind in schedules),
                    {key: meta.get(key) for key in ('iter', 'epoch', 'seed', 'experiment_name')}, averagings['ema'],
                    buffers, updates, schedules, per_epoch, shapes,
-                   listed('averages that are not averaged as the main one: ', [
+                   listed('only averages that are not averaged as the main one: ', [
                        f'{kind} ({averaging})' for kind, averaging in averagings.items() if kind not in schedules]))
 
 

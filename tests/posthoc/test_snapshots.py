@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mmyolo_ema.checkpoint import extract
+from mmyolo_ema.cli.posthoc import print_run
 from mmyolo_ema.posthoc import Snapshot, Target, read_run
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.posthoc.run import RAW_SCHEDULE as RAW
@@ -202,8 +203,17 @@ def test_track_that_leaves_out_other_tensors_than_the_main_one_is_left_out_and_n
     run = read_run(tmp_path)
     assert list(run.further) == ['long']
     assert [kind for _, kind in run.sources] == ['ema', 'raw', 'long']
-    assert run.left_out == {tmp_path / 'a.pth': 'averages that are not averaged as the main one: short '
+    assert run.left_out == {tmp_path / 'a.pth': 'only averages that are not averaged as the main one: short '
                                                 '(update_buffers=True, not averaged: b)'}
+
+
+def test_reason_why_something_is_not_used_is_told_once(several, tmp_path, capsys):
+    for updates in range(10, 60, 10):
+        several(f'{updates}.pth', updates, short=dict(excluded=['b']))
+    print_run(read_run(tmp_path))
+    assert capsys.readouterr().out.splitlines()[1] == (
+        'not used: 10.pth, 20.pth, 30.pth and 2 more (only averages that are not averaged as the main one: short '
+        '(update_buffers=True, not averaged: b))')
 
 
 def test_tensors_that_are_left_out_are_those_of_the_newest(several, tmp_path):
