@@ -71,7 +71,7 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
     hooks = [hook for _, hook in hooks_named(cfg.get('custom_hooks'), 'SnapshotHook')[:1]]
     horizons = [str(hook['second_horizon']) for hook in hooks if hook.get('second_horizon') is not None]
     main, *further = _tracks(plan, horizons)
-    of_checkpoint = size * (2 + len(further) + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
+    of_checkpoint = size * (1 + _count(plan, horizons) + _MOMENTS.get(str(optimizer.get('type')).split('.')[-1], 0))
     snapshots = [Snapshot(schedule, updates) for schedule in (main, RAW_SCHEDULE, *further) for updates in checkpoints]
     kept = Kept('as configured', snapshots, len(checkpoints), len(checkpoints) * of_checkpoint)
     for hook in hooks:
@@ -82,9 +82,23 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
 
 
 def _tracks(plan: RunPlan, horizons: Sequence[str]) -> list[Schedule]:
-    """Returns the schedules of a run's averages, the main one's first, and of others that differ in the horizon."""
-    return [plan.schedule, *plan.further.values(), *(
+    """Returns the schedules of a run's averages, the main one's first, and of others that differ in the horizon.
+
+    Those that are not averaged as the main one are left out, as they are when others are made.
+    """
+    options = {name: {**plan.hook, **own} for name, own in (plan.hook.get('averages') or {}).items()}
+    further = [schedule for name, schedule in plan.further.items() if _selected(options[name]) == _selected(plan.hook)]
+    return [plan.schedule, *further, *(
         target(horizon, plan.schedule, plan.updates, plan.updates_per_epoch).schedule for horizon in horizons)]
+
+
+def _selected(options: dict[str, Any]) -> list[Any]:
+    return [options.get(name) or None for name in ('update_buffers', 'include', 'exclude')]
+
+
+def _count(plan: RunPlan, horizons: Sequence[str]) -> int:
+    """Returns how many averages are in a file."""
+    return 1 + len(plan.further) + len(horizons)
 
 
 def with_snapshots(plan: RunPlan, size: int, interval: str, horizons: Sequence[str] = ()) -> Kept:
@@ -99,7 +113,7 @@ def with_snapshots(plan: RunPlan, size: int, interval: str, horizons: Sequence[s
         numbers = ', '.join(f'{key}={getattr(tracks[-1], key):.4g}' for key in ('momentum', 'gamma')
                             if hasattr(tracks[-1], key))
         text, name = f'{text}, and averages=dict(long=dict({numbers})) for the EMAHook', f'{name}, long={horizons[1]}'
-    return Kept(name, snapshots, len(moments), len(snapshots) * size, advice=text)
+    return Kept(name, snapshots, len(moments), len(moments) * _count(plan, horizons) * size, advice=text)
 
 
 def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:

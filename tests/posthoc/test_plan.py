@@ -87,6 +87,15 @@ def test_averages_of_the_config_are_in_its_files(planned):
         "dict(type='mmyolo_ema.SnapshotHook', interval=100)"]
 
 
+def test_averages_that_leave_out_other_tensors_take_space_and_are_not_used(planned):
+    settings = []
+    for options in ({}, dict(exclude=['^head'])):
+        averages = dict(short=dict(momentum=0.2), other=dict(momentum=0.3, **options))
+        settings.append(as_configured(*planned(snapshots={}, **{'custom_hooks.0.averages': averages}), SIZE))
+    assert settings[0].bytes == settings[1].bytes
+    assert {snapshot.schedule for snapshot in settings[1].snapshots} == {AVERAGE, RAW, Ramp(0.2)}
+
+
 def test_advice_names_averages_that_the_hook_takes(planned):
     cfg, plan = planned()
     *_, with_three = advice(plan, SIZE, 0.1)
