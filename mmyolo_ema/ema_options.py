@@ -81,8 +81,8 @@ def check_averages(averages: Any) -> None:
         of_hook = [option for option in options if option in (*_OF_HOOK['mmyolo_ema'], *_OF_ANY)
                    and option != 'mean_age']
         if of_hook:
-            raise TypeError(f'the average {name!r} cannot have {of_hook[0]}={options[of_hook[0]]!r} of its own: that is '
-                            'an option of the EMAHook, for all averages')
+            raise TypeError(f'the average {name!r} cannot have {of_hook[0]}={options[of_hook[0]]!r} of its own: that '
+                            'is an option of the EMAHook, for all averages')
         if options.get('mean_age') is None and options.get('momentum') is None:
             raise ValueError(f'the average {name!r} needs a mean_age or momentum of its own, but got {dict(options)}')
 

@@ -223,8 +223,9 @@ def test_tools_refuse_an_option_that_no_average_has():
 
 
 def test_tools_refuse_to_evaluate_what_there_is_not():
+    hook = dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=LONG), evaluate=['ema', 'shrt'])
     with pytest.raises(ValueError, match="evaluate has 'shrt', but there are only ema, raw, short: did you mean short"):
-        check_options(dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=LONG), evaluate=['ema', 'shrt']))
+        check_options(hook)
 
 
 def test_metric_of_another_meaning_is_not_overwritten(toy):
