@@ -228,9 +228,8 @@ class EMAHook(MMEngineEMAHook):
         for kind in ('raw', *self.averages):
             wanted = _metrics_to_save_by(runner, kind)
             if wanted and kind not in self._own_passes:
-                needed = ('evaluate_on_ema=True and evaluate_on_origin=True' if kind == 'raw' else
-                          f"evaluate=['ema', {kind!r}]")
-                _say(f'save_best names {", ".join(wanted)}, which is measured with {needed} only', logging.WARNING)
+                _say(f"save_best names {', '.join(wanted)}, which is measured with evaluate=['ema', {kind!r}] only",
+                     logging.WARNING)
         self._advise(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

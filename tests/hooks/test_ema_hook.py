@@ -163,7 +163,8 @@ def test_best_by_a_metric_that_is_not_measured_is_announced(toy, messages):
     saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
     with pytest.raises(KeyError, match='mean_origin'):
         toy(default_hooks=dict(checkpoint=saving)).train()
-    assert any('save_best names mean_origin' in str(message) for message in messages)
+    assert ("EMA: save_best names mean_origin, which is measured with evaluate=['ema', 'raw'] only"
+            in map(str, messages))
 
 
 def test_before_the_start_the_model_is_validated_as_its_average(toy, tmp_path):
