@@ -29,7 +29,7 @@ from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run, updates_per_epoch
-from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers
+from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers, whole_state
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
@@ -238,7 +238,7 @@ class SnapshotHook(Hook):
             return
         content = dict(meta=self._meta(runner, iteration), state_dict=_slim(self._ema.ema_model.module.state_dict()))
         if self._further:
-            content[FURTHER] = {name: _slim(average.state_dict()) for name, average in self._further.items()}
+            content[FURTHER] = {name: _slim(whole_state(average)) for name, average in self._further.items()}
         try:
             write_new(self._path(self._updates), partial(save, content))
         except OSError as error:

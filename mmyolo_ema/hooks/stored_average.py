@@ -25,7 +25,8 @@ from mmyolo_ema.hooks.sharing import gather
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit']
+__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit',
+           'whole_state']
 
 
 def store(checkpoint: dict[str, Any], averages: dict[str, BaseAveragedModel], has_begun: bool) -> None:
@@ -52,9 +53,7 @@ def store(checkpoint: dict[str, Any], averages: dict[str, BaseAveragedModel], ha
 
 def _stored_state(ema_model: BaseAveragedModel, raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the state of an average in CPU copies; one of a dtype of its own in the model's or its ``save_dtype``."""
-    state = ema_model.state_dict()
-    # A hook of a module may remove what is not its own from a state, which all modules share: the count of updates too.
-    add_own_state(ema_model, state)
+    state = whole_state(ema_model)
     state.update(cpu_copies(state))  # it has the versions of modules, too
     if isinstance(ema_model, ExpMomentumEMA) and ema_model.dtype is not None:
         converted: dict[int, Any] = {}
@@ -64,6 +63,16 @@ def _stored_state(ema_model: BaseAveragedModel, raw: dict[str, Any]) -> dict[str
                 converted[id(value)] = value.to(ema_model.save_dtype or model.dtype)
         # Names of one tensor go on to share it.
         state.update({key: converted.get(id(value), value) for key, value in state.items()})
+    return state
+
+
+def whole_state(ema_model: BaseAveragedModel) -> dict[str, Any]:
+    """Returns the state of an average with its count of updates.
+
+    A hook of a module may remove what is not its own from a state, which all modules share.
+    """
+    state: dict[str, Any] = ema_model.state_dict()
+    add_own_state(ema_model, state)
     return state
 
 

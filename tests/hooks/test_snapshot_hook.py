@@ -12,6 +12,7 @@ from mmyolo_ema.posthoc import Target, read_run
 from mmyolo_ema.posthoc.build import build
 from mmyolo_ema.schedules import Ramp, Segmented
 from tests.helpers import assert_equal
+from tests.hooks.test_upstream_defects import Adapted
 from tests.hooks.toy import average_of, toy_hook
 
 AVERAGES = dict(short=dict(momentum=0.4, gamma=2), long=dict(mean_age='40%'))
@@ -100,6 +101,12 @@ def test_snapshot_holds_all_averages_as_a_checkpoint_does(run, tmp_path, options
         assert_equal(made, dict(checkpoint.weights_of(complete, name)))
     alone = stored._replace(files=[file._replace(kinds=('ema',)) for file in stored.files if 'ema' in file.kinds])
     assert stored.average(4).error < 0.1 * alone.average(4).error
+
+
+def test_snapshot_of_a_model_that_stores_a_part_of_itself_tells_the_updates(run, tmp_path):
+    run(average=toy_hook(averages=AVERAGES), interval=12, toy_options=dict(model=Adapted())).train()
+    content = checkpoint.read(tmp_path / 'run' / 'snapshots' / 'update_00000012.pth')
+    assert [checkpoint.updates_in(content, name) for name in AVERAGES] == [12, 12]
 
 
 def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
