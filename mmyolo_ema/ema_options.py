@@ -48,6 +48,8 @@ def check_options(hook: dict[str, Any]) -> None:
         named = ' and no option '.join(option + _hint(option, hook[option], known) for option in unknown)
         raise TypeError(f'{class_name(hook["type"])} has no option {named}: it takes '
                         f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
+    if hook.get('shard') and package == 'mmengine':
+        raise ValueError("shard=True needs type='mmyolo_ema.EMAHook', which makes the average whole for a validation")
     if hook.get('mean_age') is not None:
         check_mean_age_alone(hook['mean_age'], hook)
     if hook.get('begin_iter') and hook.get('begin_epoch'):

@@ -217,15 +217,14 @@ def test_wrong_options_are_refused_with_their_value(options, error, message):
         EMAHook(**options)
 
 
-def test_tools_refuse_an_option_that_no_average_has():
-    with pytest.raises(TypeError, match=r'has no option mometum \(did you mean momentum\?\)'):
-        check_options(dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=dict(LONG, mometum=0.1))))
-
-
-def test_tools_refuse_to_evaluate_what_there_is_not():
-    hook = dict(type='mmyolo_ema.EMAHook', mean_age='4%', averages=dict(short=LONG), evaluate=['ema', 'shrt'])
-    with pytest.raises(ValueError, match="evaluate has 'shrt', but there are only ema, raw, short: did you mean short"):
-        check_options(hook)
+@pytest.mark.parametrize(('options', 'error', 'message'), [
+    (dict(averages=dict(short=dict(LONG, mometum=0.1))), TypeError, r'no option mometum \(did you mean momentum\?\)'),
+    (dict(averages=AVERAGES, evaluate=['ema', 'shrt']), ValueError, 'only ema, raw, short, long: did you mean short'),
+    (dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', shard=True), ValueError, 'shard=True needs type='),
+])
+def test_tools_refuse_what_a_run_would(options, error, message):
+    with pytest.raises(error, match=message):
+        check_options(dict(dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA'), **options))
 
 
 def test_metric_of_another_meaning_is_not_overwritten(toy):
