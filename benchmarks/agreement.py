@@ -7,8 +7,6 @@ from torch import nn
 
 from benchmarks.contenders import OURS, averaged_pairs, makers
 
-__all__ = ['check_agreement']
-
 _UPDATES, _MOMENTUM = 10, 0.1
 # Float32, a few additions for each update, weights of about 1.
 _TOLERANCE = 1e-5

@@ -11,8 +11,6 @@ from benchmarks.steps import BARE, MOMENTUM, training_step_of
 from benchmarks.timing import Timing, measured, pooled
 from mmyolo_ema.models import ExpMomentumEMA
 
-__all__ = ['BARS', 'AveragesCost', 'measure_averages']
-
 _ONE, _FOUR, _HALF = '1 average', '4 averages', 'float32 average of bfloat16'
 #: At most so many times what another step takes, by the name of a step: the other's name, and the number.
 BARS = {_FOUR: (BARE, 4.2), _HALF: (_ONE, 2.5)}

@@ -15,8 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmyolo_ema.models import ExpMomentumEMA
 
-__all__ = ['NO_RAMP', 'OURS', 'Contender', 'Maker', 'averaged_pairs', 'bare_update', 'limit_update', 'makers']
-
 OURS = 'mmyolo_ema'
 #: A ramp that is over before the first update: the other classes have none.
 NO_RAMP = 1e-3

@@ -10,8 +10,6 @@ from torch import nn
 
 from mmyolo_ema.building import build_model, scope_of
 
-__all__ = ['DETECTORS', 'build_detector']
-
 #: The configs of MMDetection that have a short name here, small detectors first.
 DETECTORS = {
     'rtmdet-tiny': 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',

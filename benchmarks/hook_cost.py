@@ -19,8 +19,6 @@ from benchmarks.timing import Timing, synchronize
 from benchmarks.training import random_batch
 from mmyolo_ema.hooks import EMAHook
 
-__all__ = ['NO_HOOK', 'HookCost', 'measure_hook_cost']
-
 NO_HOOK = 'no hook'
 # Steps between two waits for the GPU: a wait after each would take away what the host does meanwhile.
 _BLOCK, _WARM_UP_BLOCK = 20, 5

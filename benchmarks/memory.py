@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ['Memory', 'memory_of']
-
 
 @dataclass(frozen=True)
 class Memory:

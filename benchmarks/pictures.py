@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.sharing import SharingCost
 
-__all__ = ['Growth', 'StepTimes', 'draw_growth', 'draw_sharing', 'draw_step_times']
-
 _OURS, _OTHERS = 'tab:blue', 'lightgray'
 
 

@@ -17,11 +17,6 @@ from benchmarks.steps import BARE, LIMIT, Cost, StepCosts
 from benchmarks.timing import Timing
 from benchmarks.training import RunCost, TrainingStepCost
 
-__all__ = [
-    'averages_table', 'environment', 'hook_table', 'run_table', 'scale_table', 'sharing_table', 'step_table',
-    'surroundings_table', 'training_step_table'
-]
-
 _PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
 
 

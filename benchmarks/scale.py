@@ -9,8 +9,6 @@ from benchmarks.contenders import OURS, averaged_pairs, limit_update, makers
 from benchmarks.steps import LIMIT, MOMENTUM, training_step_of
 from benchmarks.timing import Timing, interleaved
 
-__all__ = ['SIZES', 'ScalePoint', 'fits', 'measure_scale']
-
 #: What is timed, as pairs of a number of tensors and a number of weights, by what grows.
 SIZES = {
     'tensors': [(tensors, 10_000_000) for tensors in (100, 200, 500, 1_000, 2_000, 5_000, 10_000)],

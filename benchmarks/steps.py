@@ -20,8 +20,6 @@ from benchmarks.timing import Timing, interleaved, measured, measured_apart, poo
 from mmyolo_ema.hooks.finite_check import FiniteCheck
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 
-__all__ = ['BARE', 'LIMIT', 'MOMENTUM', 'Cost', 'StepCosts', 'measure_steps', 'swap_of', 'training_step_of']
-
 #: One fused call over prepared lists: a step that finds and notices nothing.
 BARE = 'bare _foreach_lerp_'
 #: One call over one tensor.

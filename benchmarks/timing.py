@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ['Timing', 'interleaved', 'measured', 'measured_apart', 'pooled', 'synchronize']
-
 # What a first call does once (a plan, a workspace, a page of memory) is not what the others cost.
 _WARM_UP = 3
 # At least as fast as the clock of any GPU.

@@ -15,8 +15,6 @@ from benchmarks.contenders import OURS, makers
 from benchmarks.steps import MOMENTUM
 from benchmarks.timing import Timing, interleaved
 
-__all__ = ['RunCost', 'TrainingStepCost', 'measure_runs', 'measure_training_step', 'random_batch']
-
 # Images in a step: what two cores do in seconds, and what MMDetection trains RTMDet with on a GPU.
 BATCH_SIZE = {'cpu': 2, 'cuda': 32}
 IMAGE_SIZE = 640

@@ -8,8 +8,6 @@ import mmcv
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ['write_digits']
-
 _SIZE = 128
 # Of 1,797 images of digits, those before are on training canvases, those from here on are held out.
 _SPLIT = 1300

@@ -11,8 +11,6 @@ from scipy.stats import t as student
 
 from benchmarks.gain.training import DATA, RATES
 
-__all__ = ['Difference', 'draw_gains', 'gain_table', 'paired', 'shared_table']
-
 #: What is compared with the raw weights, by the names in the results of a training.
 _COMPARED = {
     'ours': "mmyolo_ema, mean_age='4%'",

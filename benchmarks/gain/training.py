@@ -15,8 +15,6 @@ from torch import nn
 
 from mmyolo_ema.hooks import EMAHook
 
-__all__ = ['DATA', 'RATES', 'UPDATES', 'Case', 'shared_distance', 'train']
-
 DATA, RATES = ('nuclei', 'digits'), ('decayed', 'flat')
 #: In a training of the demo, which validates four times.
 UPDATES = 480

@@ -16,8 +16,6 @@ from mmyolo_ema.hooks.sharing import own_parameters, shards_of
 from mmyolo_ema.models.shards import Shards
 from mmyolo_ema.schedules import rounded
 
-__all__ = ['HISTORY', 'AverageLog', 'drift', 'is_history']
-
 #: Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
 HISTORY = 'ema_history'
 

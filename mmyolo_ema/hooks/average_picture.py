@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ['AverageCurves', 'draw_average_curves']
-
 _AVERAGE, _RAW = 'tab:blue', 'tab:orange'
 
 

@@ -12,8 +12,6 @@ from mmyolo_ema.models import ExpMomentumEMA, schedule_of
 from mmyolo_ema.schedules import aged
 from mmyolo_ema.schedules.history import Segments, as_data, continued
 
-__all__ = ['AverageRecord']
-
 
 class AverageRecord:
     """Follows the schedules and the mean age of an average, also through resumes with another schedule.

@@ -45,8 +45,6 @@ from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
 from mmyolo_ema.schedules import advice
 
-__all__ = ['EMAHook', 'is_saved_after_iteration']
-
 # What the names of the raw weights' metrics end in, where both kinds are validated.
 _ORIGIN = '_origin'
 _CURVES = 'ema_curves.png'

@@ -13,8 +13,6 @@ from mmyolo_ema._upstream import norms_of
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.tensor_references import TensorReference, tensor_references
 
-__all__ = ['FiniteCheck', 'NotFinite']
-
 _DEVICE = attrgetter('device')
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 

@@ -16,8 +16,6 @@ from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
 
-__all__ = ['MAIN', 'KeptAverage']
-
 #: The name of the average that stands for the model; the further ones have names that the config gives them.
 MAIN = 'ema'
 

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ['unchanged']
-
 
 @contextmanager
 def unchanged(averaged: nn.Module, names: list[str]) -> Iterator[None]:

@@ -14,8 +14,6 @@ from mmyolo_ema.hooks.run_length import updates_of_run, updates_per_epoch
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.schedules import Ramp, in_updates, ramp_of_age
 
-__all__ = ['MeanAge']
-
 
 class MeanAge:
     """A mean age that is wished for, and what comes of it.

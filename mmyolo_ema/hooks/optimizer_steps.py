@@ -10,8 +10,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmyolo_ema._upstream import has_step_hooks, is_skipped, iterations_per_step
 
-__all__ = ['OptimizerSteps', 'accumulative_counts']
-
 Wrapper = Union[OptimWrapper, OptimWrapperDict]
 
 

@@ -11,8 +11,6 @@ from mmengine.runner import Runner
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.printing import printable
 
-__all__ = ['OwnFilesOnly', 'forget_other_files']
-
 
 def forget_other_files(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """Drops what a checkpoint tells MMEngine's CheckpointHook to delete outside its folders, or of a later time.

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
-__all__ = ['check_run']
-
 # By names, so that no engine needs to be installed.
 _STRATEGIES = dict(DeepSpeedStrategy='DeepSpeed', ColossalAIStrategy='ColossalAI')
 _WRAPPERS = dict(FullyShardedDataParallel='FSDP (FullyShardedDataParallel)', FSDPModule='FSDP2 (fully_shard)')

@@ -8,8 +8,6 @@ from mmengine.runner import Runner
 
 from mmyolo_ema._upstream import is_made_to_resume
 
-__all__ = ['is_resumed']
-
 
 def is_resumed(runner: Runner) -> bool:
     """Whether the checkpoint that is being loaded is one to go on from.

@@ -5,8 +5,6 @@ from typing import Optional
 from mmengine.hooks import EMAHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-__all__ = ['updates_at_end', 'updates_of_run', 'updates_per_epoch']
-
 
 def updates_at_end(runner: Runner, hook: EMAHook, iterations: int) -> int:
     """Returns how many updates an average will have had at the end of a run, if no step is skipped.

@@ -12,8 +12,6 @@ from mmyolo_ema.checkpoint.streaming import chunks
 from mmyolo_ema.checkpoint.weights import is_dense
 from mmyolo_ema.processes import whereabouts
 
-__all__ = ['check_same_start']
-
 
 def check_same_start(told: dict[str, Any], weights: dict[str, Optional[nn.Module]]) -> None:
     """Raises, in all processes alike, if they do not start a training from the same state.

@@ -14,8 +14,6 @@ from mmyolo_ema._upstream import will_start_workers
 from mmyolo_ema.hooks.structure import Structure
 from mmyolo_ema.models.tensor_references import unwrap
 
-__all__ = ['validate_once_more']
-
 _OF_AN_ITERATION = ('before_val_iter', 'after_val_iter')
 
 

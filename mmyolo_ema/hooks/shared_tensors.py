@@ -8,8 +8,6 @@ from torch import nn
 
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['advice_on_shared_tensors', 'averages_by_name']
-
 _MOST_NAMES = 3
 
 

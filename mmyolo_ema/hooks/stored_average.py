@@ -25,9 +25,6 @@ from mmyolo_ema.hooks.sharing import gather
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['copied_state', 'cpu_copies', 'exchange', 'load', 'origin', 'store', 'synchronize_buffers', 'unfit',
-           'whole_state']
-
 
 def store(checkpoint: dict[str, Any], averages: dict[str, BaseAveragedModel], has_begun: bool) -> None:
     """Puts averages into a checkpoint: the main one under ``state_dict``, and the raw weights from there in its place.

@@ -8,8 +8,6 @@ from torch import nn
 
 from mmyolo_ema.models.module_watch import ModuleWatch
 
-__all__ = ['Structure', 'in_mode']
-
 _REGISTRIES = ('_modules', '_parameters', '_buffers')
 
 

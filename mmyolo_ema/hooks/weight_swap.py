@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from mmyolo_ema.hooks.structure import Structure, in_mode
 from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
 
-__all__ = ['WeightSwap']
-
 
 class WeightSwap:
     """The weights of an average in the place of a model's own.

@@ -22,8 +22,6 @@ from mmyolo_ema.models.tensor_references import tensor_references, unwrap
 from mmyolo_ema.registry import MODELS
 from mmyolo_ema.schedules import Ramp, Schedule, instead_of_decay
 
-__all__ = ['ExpMomentumEMA']
-
 # An average that stops this far (relatively) from its source is not an average of it.
 _WORST_STALL = 0.01
 

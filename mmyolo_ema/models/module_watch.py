@@ -6,8 +6,6 @@ from operator import is_
 
 from torch import nn
 
-__all__ = ['ModuleWatch']
-
 
 class ModuleWatch:
     """Remembers which tensors and modules some modules hold directly.

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ['own_copy']
-
 _CHILDREN = ('_parameters', '_buffers', '_modules')
 # What deepcopy does not look into either.
 _ATOMIC = (type, ModuleType, FunctionType, BuiltinFunctionType)

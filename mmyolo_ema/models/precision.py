@@ -5,8 +5,6 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-__all__ = ['floating_dtype', 'widen']
-
 
 def floating_dtype(option: str, value: Any, known: tuple[str, ...]) -> Optional[torch.dtype]:
     """Returns the dtype that an option names, by its name or itself; None for None.

@@ -8,8 +8,6 @@ from mmengine.model import BaseAveragedModel
 from mmyolo_ema.schedules import Schedule
 from mmyolo_ema.schedules.classes import SCHEDULES
 
-__all__ = ['schedule_of']
-
 # Whose classes have the schedules that are known by name.
 _PACKAGES = ('mmengine', 'mmdet', 'mmyolo')
 

@@ -12,8 +12,6 @@ from torch import nn
 
 from mmyolo_ema.models.tensor_references import tensor_references
 
-__all__ = ['Selection']
-
 
 @dataclass(frozen=True)
 class Selection:

@@ -6,8 +6,6 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-__all__ = ['SharedMemory']
-
 
 class SharedMemory:
     """Tensors of an average that are pointed at the memory of the model's.

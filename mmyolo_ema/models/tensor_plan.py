@@ -23,8 +23,6 @@ from mmyolo_ema.models.shards import Shards, can_be_cut
 from mmyolo_ema.models.shared_memory import SharedMemory
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
-__all__ = ['Group', 'TensorPlan', 'is_averaged']
-
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
 

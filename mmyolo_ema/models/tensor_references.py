@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from mmyolo_ema._upstream import COMPILED, is_persistent
 
-__all__ = ['TensorReference', 'check_same_tensors', 'tensor_references', 'unwrap']
-
 
 class TensorReference(NamedTuple):
     """A place in a module that holds a tensor: ``holder[key]``."""

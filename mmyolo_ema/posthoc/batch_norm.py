@@ -21,8 +21,6 @@ from mmyolo_ema.checkpoint import listed, load_all
 from mmyolo_ema.checkpoint.difference import is_statistic
 from mmyolo_ema.checkpoint.weights import first_names
 
-__all__ = ['reestimate']
-
 
 def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
                progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-__all__ = ['CategoryMatches', 'Comparison', 'Matches', 'compare', 'matches', 'mean_average_precision']
-
 _RECALLS = Params('bbox').recThrs
 
 

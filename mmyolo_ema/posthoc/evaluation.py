@@ -20,8 +20,6 @@ from mmyolo_ema.checkpoint import load_all, use_safe_loader
 from mmyolo_ema.files import check_no_links
 from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precision
 
-__all__ = ['Evaluation']
-
 # Parts of a config that a validation depends on, and that it does without.
 _OF_VALIDATION = ('model', 'data_preprocessor', 'val_dataloader', 'val_evaluator', 'val_cfg')
 _OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'test_dataloader', 'test_cfg',

@@ -17,8 +17,6 @@ from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR, Reconstruction
 from mmyolo_ema.posthoc.run import RAW_SCHEDULE, StoredRun
 from mmyolo_ema.posthoc.targets import Target, horizons_around
 
-__all__ = ['RAW', 'RUN_EMA', 'Candidate', 'SweepResult', 'sweep']
-
 #: The run's EMA and its raw weights in the file of what was measured, and in the names of the files beside it.
 RUN_EMA, RAW = 'shipped', 'raw'
 
