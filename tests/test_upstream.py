@@ -24,7 +24,7 @@ from tests.helpers import ROOT, forget_runs
 # Private names that other files may use.
 ELSEWHERE = {
     '_parameters', '_buffers', '_modules',  # torch's documentation uses them
-    '_load_from_state_dict',  # documented as what a module may override
+    '_load_from_state_dict', '_save_to_state_dict',  # documented as what a module may override
     '_metadata',  # written into files, where it cannot change
     '_replace', '_asdict', '_getframe', '_exit', '_run_exitfuncs',  # Python's own
 }
