@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+import mmyolo_ema.registry  # noqa: F401  first, because it says what an environment lacks
 
 # isort: split
 import torch

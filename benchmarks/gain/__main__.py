@@ -16,17 +16,16 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import mmyolo_ema  # noqa: F401  first, because it says what an environment lacks
+import mmyolo_ema.registry  # noqa: F401  first, because it says what an environment lacks
 
 # isort: split
-from tqdm import tqdm
-
 from benchmarks.gain.digits import write_digits
 from benchmarks.gain.results import draw_gains, gain_table, shared_table
 from benchmarks.gain.training import DATA, RATES, UPDATES, Case, train
 from benchmarks.report import environment
 from mmyolo_ema.cli.arguments import OneLineParser, check_writable
 from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.cli.progress import Bar
 from mmyolo_ema.cli.tables import show
 from mmyolo_ema.files import replace, write_new
 
@@ -46,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def measure(files: dict[Path, Case]) -> None:
     """Trains the cases, and writes a file for each."""
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=UPDATES * len(files), disable=None) as bar:
+    with tempfile.TemporaryDirectory() as folder, Bar(total=UPDATES * len(files)) as bar:
         if any(case.data == 'digits' for case in files.values()):
             write_digits(Path(folder) / 'digits')
         for file, case in files.items():
