@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,7 +28,10 @@ def check_plot(path: Path) -> None:
 
 
 def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setting]:
-    """Returns the config's schedule, and those that are like it but for the flags; stops if there are none."""
+    """Returns the schedules of the config's averages, and those that are like the main one's but for the flags.
+
+    Stops if there are none.
+    """
     if plan is not None and plan.place is None and not (args.momentum or args.mean_age is not None):
         stop(f'the config {args.config} has no EMAHook in custom_hooks: pass --mean-age for what would suit it, or '
              '--momentum')
@@ -36,7 +40,7 @@ def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setti
     if args.gamma:
         gammas = args.gamma * len(options) if len(args.gamma) == 1 else args.gamma
         options = [dict(option, gamma=gamma) for option, gamma in zip(options, gammas)]
-    own = [Setting('config', base)] if plan is not None and plan.place is not None else []
+    own = [Setting('config', base), *starmap(Setting, plan.further.items())] if plan and plan.place is not None else []
     try:
         return own + [Setting(f'setting {index}', replace(base, **option))
                       for index, option in enumerate(options, start=1)]

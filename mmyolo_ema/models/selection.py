@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import accumulate
+from itertools import combinations
 from typing import Any, Optional
 
 from torch import nn
@@ -83,7 +83,8 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 
 def _near(pattern: str, names: Iterable[str]) -> str:
-    """Returns names of modules and tensors that are near a pattern, as a question, or nothing."""
-    known = {place for name in names for place in accumulate(name.split('.'), '{}.{}'.format)}
+    """Returns names of modules and tensors, or parts of them, that are near a pattern, as a question, or nothing."""
+    known = {'.'.join(parts[start:stop]) for name in names for parts in [name.split('.')]
+             for start, stop in combinations(range(len(parts) + 1), 2)}
     near = get_close_matches(re.sub(r'[\\^$]', '', pattern).strip('.'), sorted(known))
     return f': did you mean {" or ".join(near)}?' if near else ''

@@ -59,6 +59,7 @@ def test_filter_is_part_of_a_copy(net, copied):
     (dict(exclude=['^liner']), ValueError,
      r"exclude=\['\^liner'\]: '\^liner' matches no tensor of the model: did you mean linear"),
     (dict(include=['linear', 'nrom.weight']), ValueError, "'nrom.weight' matches no .* did you mean norm.weight"),
+    (dict(exclude=['wieght$']), ValueError, r"'wieght\$' matches no tensor of the model: did you mean weight"),
     (dict(exclude=['zzz']), ValueError, "'zzz' matches no tensor of the model$"),
     (dict(exclude=['(']), ValueError, r"exclude: '\(' is no regular expression: missing \)"),
     (dict(exclude='^teacher'), TypeError, r"exclude must be a list of regular expressions, .* but got '\^teacher'"),

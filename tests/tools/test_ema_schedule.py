@@ -124,6 +124,12 @@ def test_settings_beside_a_config_differ_in_what_is_given_only(tool, config_file
     assert 'setting 2: ramp momentum=0.03, gamma=40, interval=2\n' in said
 
 
+def test_further_averages_of_a_config_are_described_beside_the_main_one(tool, config_file, capsys):
+    tool('ema_schedule', config_file, '--cfg-options', 'custom_hooks.0.averages.short.momentum=0.5')
+    said = capsys.readouterr().out
+    assert said.index('config: ramp momentum') < said.index('short: ramp momentum=0.5, gamma=2000\n')
+
+
 def test_settings_are_drawn_side_by_side(tool, config, figures, tmp_path, capsys):
     tool('ema_schedule', config, '--momentum', '0.0002', '--plot', 'new/schedule.png')
     assert (tmp_path / 'new' / 'schedule.png').exists()
