@@ -6,7 +6,8 @@ from typing import Any, Optional
 
 from mmengine.model import BaseAveragedModel
 
-from mmyolo_ema.checkpoint.stored_schedule import stored_age, stored_segments
+from mmyolo_ema.checkpoint import listed
+from mmyolo_ema.checkpoint.stored_schedule import about_averages, stored_age, stored_segments
 from mmyolo_ema.hooks.shared_tensors import averages_by_name
 from mmyolo_ema.models import ExpMomentumEMA, schedule_of
 from mmyolo_ema.schedules import aged
@@ -48,11 +49,24 @@ class AverageRecord:
             past = stored_segments(meta)
         self._segments = continued(past, updates, self.schedule)
         self._age, self._counted = stored_age(meta, updates), updates
+        selection = self._changed_selection(meta) if updates else ''
         if self._age is None:
-            return '; the file does not tell which schedule made it, so its mean age is not known'
+            return f'; the file does not tell which schedule made it, so its mean age is not known{selection}'
         if len(self._segments) == 1 or self._segments[-1][0] != updates:
-            return ''
-        return f'; its schedule was {self._segments[-2][1] or "another"} and is {self.schedule} from here on'
+            return selection
+        before = self._segments[-2][1] or 'another'
+        return f'; its schedule was {before} and is {self.schedule} from here on{selection}'
+
+    def _changed_selection(self, meta: dict[str, Any]) -> str:
+        """Returns in words which weights are averaged now and were not in a checkpoint, and the other way round."""
+        stored, own = about_averages(meta).get('excluded'), set(self._excluded())
+        before = set(map(str, stored)) if isinstance(stored, list) else set()
+        return (listed('; averaged from here on: ', sorted(before - own)) +
+                listed('; not averaged from here on: ', sorted(own - before)))
+
+    def _excluded(self) -> list[str]:
+        average = self._ema_model
+        return average.selection.excluded(average.module) if isinstance(average, ExpMomentumEMA) else []
 
     def follow(self) -> None:
         """Notes the schedule of the next update, which somebody may have changed."""
@@ -80,7 +94,7 @@ class AverageRecord:
     def as_meta(self) -> dict[str, Any]:
         """Returns plain data for ``meta['mmyolo_ema']`` of a checkpoint."""
         average, updates = self._ema_model, int(self._ema_model.steps)
-        excluded = average.selection.excluded(average.module) if isinstance(average, ExpMomentumEMA) else []
+        excluded = self._excluded()
         return dict(updates=updates, mean_age=self.mean_age(), schedule=as_data(self._segments, updates),
                     update_buffers=average.update_buffers, averages_by_name=averages_by_name(average),
                     **(dict(excluded=excluded) if excluded else {}))

@@ -51,6 +51,16 @@ def test_run_with_excluded_weights_resumes(excluding, tmp_path):
         assert_equal(one[part], other[part])
 
 
+@pytest.mark.parametrize(('exclude', 'said'), [
+    ([], '; averaged from here on: out.bias, out.weight'),
+    (['^out', 'r.bias'], '; not averaged from here on: linear.bias'),
+    (['^out'], '')])
+def test_run_that_resumes_with_another_filter_says_so(toy, excluding, tmp_path, messages, exclude, said):
+    excluding('run')
+    toy('resumed', hook=toy_hook(exclude=exclude), load_from=str(tmp_path / 'run' / 'epoch_2.pth'), resume=True).train()
+    assert f'EMA: resumed at update 12{said}' in map(str, messages)
+
+
 def test_excluded_weights_of_another_average_are_those_of_the_newest_file(excluding, tmp_path):
     excluding('run')
     run = read_run(tmp_path / 'run')
