@@ -515,6 +515,11 @@ class EMAHook(MMEngineEMAHook):
         def run_and_swap_out() -> Any:
             try:
                 return run()
+            except BaseException:
+                # What was measured until then must not count in the next pass, which may be of other weights.
+                for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', ()):
+                    metric.results.clear()
+                raise
             finally:
                 self._swap_out()
 

@@ -194,6 +194,7 @@ def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy)
     with pytest.raises(KeyboardInterrupt):
         other.train()
     assert torch.equal(other.model.out.weight, raw)
+    assert other.val() == other.val(), 'the first counts what was measured before the interruption'
 
 
 @pytest.mark.parametrize(('options', 'error', 'message'), [
