@@ -22,9 +22,12 @@ _CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'rtmdet_nuc
 # Beside ours: the classes of MMDetection and MMEngine as MMDetection's configs and MMEngine's hook have them; and
 # MMDetection's with the schedule of ours, so that the two differ in shared tensors only.
 _AVERAGES = dict(
-    mmdet=dict(type='mmdet.ExpMomentumEMA', momentum=0.0002, gamma=2000),
-    mmengine=dict(type='mmengine.ExponentialMovingAverage', momentum=0.0002, update_buffers=False),
-    by_name=dict(type='mmdet.ExpMomentumEMA', mean_age='4%'),
+    mmdet=dict(momentum=0.0002, gamma=2000),
+    mmengine=dict(momentum=0.0002, update_buffers=False),
+    by_name=dict(mean_age='4%'),
+)
+_CLASSES = dict(
+    mmdet='mmdet.ExpMomentumEMA', mmengine='mmengine.ExponentialMovingAverage', by_name='mmdet.ExpMomentumEMA'
 )
 _SUFFIXES = dict(ours='', raw='_origin', **{name: f'_{name}' for name in _AVERAGES})
 
@@ -53,8 +56,15 @@ def train(case: Case, folder: Path, after_update: Callable[[], object]) -> dict[
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):  # for what pycocotools prints
         runner = Runner.from_cfg(_config(case, folder))
         runner.register_hook(measure, priority='VERY_LOW')
+        for name, kind in _CLASSES.items():
+            # In a config all averages of a hook are of one class.
+            _ema_hook(runner)._kept[name].ema_cfg['type'] = kind
         runner.train()
     return dict(updates=measure.updates, mAP=measure.precision, apart=measure.apart)
+
+
+def _ema_hook(runner: Runner) -> EMAHook:
+    return next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
 
 
 def _config(case: Case, folder: Path) -> Config:
@@ -101,7 +111,7 @@ class _Measure(Hook):
         self._after_update()
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[dict[str, float]] = None) -> None:
-        hook = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+        hook = _ema_hook(runner)
         self.updates.append(int(hook.ema_model.steps))
         for name, suffix in _SUFFIXES.items():
             # Taken out: weights that detect nothing have no metric, and leave that of the validation before.
