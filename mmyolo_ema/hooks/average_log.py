@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from mmyolo_ema.hooks.average_picture import AverageCurves
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
 from mmyolo_ema.hooks.sharing import own_parameters, shards_of
-from mmyolo_ema.models.shards import Shards
+from mmyolo_ema.models.shards import AnyShards
 from mmyolo_ema.schedules import rounded
 
 #: Where the history is kept in the message hub, which a checkpoint stores and a resumed run reads.
 HISTORY = 'ema_history'
 
 
-def drift(averaged: nn.Module, model: nn.Module, shards: Optional[Shards] = None) -> float:
+def drift(averaged: nn.Module, model: nn.Module, shards: Optional[AnyShards] = None) -> float:
     """Returns the L2 distance of an average's parameters to the model's, relative to the norm of the model's.
 
     Args:

@@ -101,8 +101,8 @@ class EMAHook(MMEngineEMAHook):
         TypeError: If a flag is not True or False, or a beginning is not an integer.
         ValueError: If ``mean_age`` is of another form, or momentum or gamma are given too. When a checkpoint does not
             fit and ``strict_load`` is set. At the start of a training, if there is another EMAHook, the model is
-            sharded, a strategy saves without the hooks, ``shard`` is set without DistributedDataParallel, or no
-            momentum gives the mean age.
+            sharded (but by ``fully_shard``, with a strategy that saves all of it), a strategy saves without the hooks,
+            ``shard`` is set without DistributedDataParallel, or no momentum gives the mean age.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
     Example:

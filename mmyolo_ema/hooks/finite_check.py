@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from mmyolo_ema._upstream import norms_of
+from mmyolo_ema.models.fully_sharded import is_cut, local, reshard, whole
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.tensor_references import TensorReference, tensor_references
 
@@ -38,7 +39,7 @@ class FiniteCheck:
     def __init__(self, model: nn.Module, beginning: nn.Module) -> None:
         self._model = model
         self._ignored = {name for name, reference in tensor_references(beginning)
-                         if _can_be_looked_at(reference) and not reference.tensor.isfinite().all()}
+                         if _can_be_looked_at(reference) and not whole(reference.tensor).isfinite().all()}
         self._large: set[str] = set()
         self._list()
 
@@ -60,6 +61,7 @@ class FiniteCheck:
                          [name for name in bad if name not in self._parameters])
 
     def _list(self) -> None:
+        reshard(self._model)
         distinct = {id(reference.tensor): (name, reference) for name, reference in tensor_references(self._model)
                     if _can_be_looked_at(reference)}
         looked_at = {name: reference for name, reference in distinct.values() if name not in self._ignored}
@@ -73,6 +75,7 @@ class FiniteCheck:
         self._names = [name for group in groups.values() for name, _ in group]
         self._tensors = [tensor for group, _ in self._groups for tensor in group]
         self._devices = list(map(_DEVICE, self._tensors))
+        self._is_cut = any(map(is_cut, self._tensors))
         self._watch = ModuleWatch(self._model.modules())
 
     def _norms(self) -> list[float]:
@@ -80,8 +83,10 @@ class FiniteCheck:
         if not self._tensors:
             return []
         with torch.inference_mode():
+            groups = [([*map(local, group)], is_large) for group, is_large in self._groups] if self._is_cut else \
+                self._groups
             norms = torch.cat([torch.stack(_maxima(group) if is_large else norms_of(group))
-                               .to(self._devices[0]) for group, is_large in self._groups])
+                               .to(self._devices[0]) for group, is_large in groups])
         if get_world_size() > 1:
             # In a precision that all backends know, and so that the sum of the largest finite numbers is finite.
             norms = norms.to(torch.promote_types(norms.dtype, torch.float32)) / (2 * get_world_size())

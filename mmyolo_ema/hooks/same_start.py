@@ -10,6 +10,7 @@ from torch import nn
 
 from mmyolo_ema.checkpoint.streaming import chunks
 from mmyolo_ema.checkpoint.weights import is_dense
+from mmyolo_ema.models.fully_sharded import whole
 from mmyolo_ema.processes import whereabouts
 
 
@@ -45,7 +46,8 @@ def _checksum(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=4)
     for name, parameter in module.named_parameters():
         digest.update(name.encode())
-        if is_dense(parameter) and parameter.numel():
-            for part, in chunks(parameter.detach().cpu()):
+        tensor = whole(parameter).detach()
+        if is_dense(tensor) and tensor.numel():
+            for part, in chunks(tensor.cpu()):
                 digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmyolo_ema.models import ExpMomentumEMA
-from mmyolo_ema.models.shards import Shards
+from mmyolo_ema.models.fully_sharded import check_cut, is_fully_sharded
+from mmyolo_ema.models.shards import AnyShards
 
 
 def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None:
     """Raises ValueError if averages are to be shared out among processes that may hold other weights each."""
+    if is_fully_sharded(runner.model):
+        check_cut(runner.model)
+        return
     if get_world_size() == 1 or not any(_is_shared(average) for average in averages):
         return
     wrapper = runner.model
@@ -42,12 +46,13 @@ def gather(averages: Iterable[BaseAveragedModel]) -> None:
             average.gather()
 
 
-def shards_of(average: BaseAveragedModel) -> Optional[Shards]:
+def shards_of(average: BaseAveragedModel) -> Optional[AnyShards]:
     """Returns what this process has of an average that is shared out now; None for one that is whole."""
     return average.shards if _is_shared(average) else None
 
 
-def own_parameters(averaged: nn.Module, model: nn.Module, shards: Optional[Shards]) -> Iterator[tuple[Tensor, Tensor]]:
+def own_parameters(averaged: nn.Module, model: nn.Module,
+                   shards: Optional[AnyShards]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields averaged parameters, each with the model's: together, the processes yield each element once."""
     sources = dict(model.named_parameters())
     for name, parameter in averaged.named_parameters():

@@ -23,6 +23,7 @@ from mmyolo_ema.checkpoint import (
 from mmyolo_ema.checkpoint.weights import FURTHER, further_averages, place_of
 from mmyolo_ema.hooks.sharing import gather
 from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.fully_sharded import is_cut, whole
 from mmyolo_ema.models.tensor_references import tensor_references
 
 
@@ -91,8 +92,20 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:
-    """Returns the state of a module in CPU copies, with the versions of its parts."""
+    """Returns the state of a module in CPU copies, with the versions of its parts; names of one tensor share it.
+
+    All processes must call this for one that ``fully_shard`` has cut.
+    """
     state = model.state_dict()
+    first: dict[int, str] = {}
+    first_name = {name: first.setdefault(id(reference.tensor), name) for name, reference in tensor_references(model)}
+    wholes: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if is_cut(value):
+            key = first_name.get(name, name)
+            if key not in wholes:
+                wholes[key] = whole(value)
+            state[name] = wholes[key]
     state.update(cpu_copies(state))
     return state
 
@@ -186,7 +199,7 @@ def _copy_tensors(source: nn.Module, average: BaseAveragedModel) -> None:
     with torch.no_grad():
         for name, value in chain(source.named_parameters(), source.named_buffers()):
             if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
+                own[name].copy_(whole(value))
 
 
 def unfit(found: Mismatches) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmyolo_ema.hooks.structure import Structure, in_mode
+from mmyolo_ema.models.fully_sharded import is_cut, local, part_of, reshard
 from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
 
 
@@ -21,6 +22,8 @@ class WeightSwap:
 
     A layer may change its weights when its mode changes, as those of LoRA do, which merge them for evaluation. So the
     model gets its own back in the mode that it was in before.
+
+    A parameter that ``fully_shard`` has cut is copied too, each process its part, and the raw part is set aside.
 
     A buffer may have another shape than the average's, or get one meanwhile, as a table does that follows the size of
     the images. Then the model keeps its own.
@@ -45,30 +48,39 @@ class WeightSwap:
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
+        reshard(unwrap(model))
         averages, raw = dict(tensor_references(unwrap(averaged))), dict(tensor_references(unwrap(model)))
         check_same_tensors(averages, raw)
         self._model = unwrap(model)
         self._structure = Structure(self._model)
         self._training = self._model.training
-        self._pairs = [(reference, reference.tensor, reference.tensor.data, averages[name].tensor)
+        self._pairs = [(reference, reference.tensor, _raw(reference.tensor), averages[name].tensor)
                        for name, reference in raw.items()
                        if name in averages and reference.tensor.shape == averages[name].tensor.shape]
 
     def swap_in(self) -> None:
         """Gives the model the average's weights."""
+        reshard(self._model)
         for reference, tensor, raw, averaged in self._pairs:
+            if is_cut(tensor):
+                local(tensor).copy_(part_of(averaged, tensor))
+                continue
             copied = not reference.is_parameter or _share_memory(averaged, raw)
             tensor.data = averaged.data.to(raw.device, raw.dtype, copy=copied)
 
     def swap_out(self) -> None:
         """Gives the model its own modules and weights back; does no harm if it has them."""
+        reshard(self._model)
         self._structure.restore()
         with in_mode(self._model, self._training):
             self._restore()
 
     def _restore(self) -> None:
         for reference, tensor, raw, _ in self._pairs:
-            tensor.data = raw
+            if is_cut(tensor):
+                local(tensor).copy_(raw)
+            else:
+                tensor.data = raw
             current = reference.holder.get(reference.key)
             if reference.is_parameter or current is None or current.shape == raw.shape:
                 reference.holder[reference.key] = tensor
@@ -76,6 +88,7 @@ class WeightSwap:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Gives the model its own weights for a moment."""
+        reshard(self._model)
         self._structure.restore()
         with in_mode(self._model, self._training):
             self._restore()
@@ -83,6 +96,12 @@ class WeightSwap:
                 yield
             finally:
                 self.swap_in()
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    """Returns what a tensor has, in memory that a swap leaves alone."""
+    # fully_shard reads from memory of its own, so that a part cannot be pointed elsewhere.
+    return local(tensor).clone() if is_cut(tensor) else tensor.data
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:

@@ -13,10 +13,11 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mmyolo_ema.models.fully_sharded import LocalParts, is_cut, is_fully_sharded, reshard
 from mmyolo_ema.models.own_copy import own_copy
 from mmyolo_ema.models.precision import floating_dtype, widen
 from mmyolo_ema.models.selection import Selection
-from mmyolo_ema.models.shards import Shards
+from mmyolo_ema.models.shards import AnyShards, Shards
 from mmyolo_ema.models.tensor_plan import Group, TensorPlan, is_averaged
 from mmyolo_ema.models.tensor_references import tensor_references, unwrap
 from mmyolo_ema.registry import MODELS
@@ -71,7 +72,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             in ``dtype``. Defaults to None: the model's.
         shard (bool): Whether each of several processes that train one model, as under DistributedDataParallel, keeps
             and averages a part of the parameters only, of equal numbers of elements. ``module`` then reads as NaN
-            between :meth:`share_out` and :meth:`gather`. Nothing changes for one process. Defaults to False.
+            between :meth:`share_out` and :meth:`gather`. Nothing changes for one process. The average of a model that
+            torch's ``fully_shard`` (FSDP2) has cut is always shared out, as the model is. Defaults to False.
 
     Attributes:
         module (nn.Module): The averaged model.
@@ -106,7 +108,9 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     dtype: Optional[torch.dtype] = None
     save_dtype: Optional[torch.dtype] = None
     shard = False
-    shards: Optional[Shards] = None
+    shards: Optional[AnyShards] = None
+    # Whether the model is cut by fully_shard.
+    _is_cut = False
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
     _warned: set[torch.dtype]
@@ -134,7 +138,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         # The count of updates stays on the CPU, where reading it waits for nothing.
         super().__init__(nn.Module(), momentum, gamma, interval, update_buffers=update_buffers)
         del self.avg_parameters
-        self.selection, self.shard = selection, shard
+        self._is_cut = is_fully_sharded(unwrap(model))
+        if self._is_cut and device is not None:
+            raise ValueError(f'device={device!r} is not for a model that fully_shard has cut: its average is where the '
+                             'parts of the model are, and on the CPU while it is whole')
+        self.selection, self.shard = selection, shard or self._is_cut
         self.dtype = floating_dtype('dtype', dtype, _WIDE)
         self.save_dtype = floating_dtype('save_dtype', save_dtype, (*_NARROW, *_WIDE))
         if self.save_dtype is not None and self.dtype is None:
@@ -179,7 +187,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         Args:
             model (nn.Module): The model that the average follows, equal in all processes.
         """
-        if self.shard and self.shards is None and get_world_size() > 1:
+        if self._is_to_be_shared:
             self._make_plan(model)
 
     def gather(self) -> None:
@@ -189,10 +197,18 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             self.shards = None
             self._part()
 
+    @property
+    def _is_to_be_shared(self) -> bool:
+        return self.shards is None and (self._is_cut or (self.shard and get_world_size() > 1))
+
     def _make_plan(self, model: nn.Module) -> TensorPlan:
+        if self._is_cut:
+            reshard(unwrap(model))
+            if self.shards is None:
+                self.shards = LocalParts(_cut_pairs(self.module, unwrap(model)))
         arguments = self.module, model, self.update_buffers, self.selection, self.dtype
         plan = TensorPlan(*arguments, self.shards)
-        if self.shard and self.shards is None and get_world_size() > 1:
+        if self._is_to_be_shared:
             self.shards = Shards(plan.divisible)
             plan = TensorPlan(*arguments, self.shards)
         self._plan = plan
@@ -201,9 +217,9 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def _check_whole(self) -> None:
         if self.shards is not None:
-            raise RuntimeError('the average is shared out among the processes (shard=True), and this one has its own '
-                               'part only: call gather() in all processes before it is used, copied or stored. The '
-                               'EMAHook does so before a validation and before a CheckpointHook saves.')
+            raise RuntimeError('the average is shared out among the processes (by shard=True or fully_shard), and this '
+                               'one has its own part only: call gather() in all processes before it is used, copied '
+                               'or stored. The EMAHook does so before a validation and before a CheckpointHook saves.')
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the averaged model."""
@@ -310,6 +326,16 @@ class _OfMethod(Schedule):
 
     def __str__(self) -> str:
         return f'the momentum_at of {type(self.average).__name__}'
+
+
+def _cut_pairs(averaged: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Returns the distinct tensors of a model that are cut, each behind the one of its average."""
+    averages = dict(tensor_references(averaged))
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    for name, reference in tensor_references(model):
+        if is_cut(reference.tensor) and name in averages:
+            pairs.setdefault(id(reference.tensor), (averages[name].tensor, reference.tensor))
+    return [*pairs.values()]
 
 
 def _unexpected(name: str, value: object) -> str:

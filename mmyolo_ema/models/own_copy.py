@@ -2,11 +2,12 @@
 
 import gc
 from collections.abc import Iterator
-from copy import deepcopy
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+
+from mmyolo_ema.models.fully_sharded import copied_whole
 
 _CHILDREN = ('_parameters', '_buffers', '_modules')
 # What deepcopy does not look into either.
@@ -25,7 +26,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     own = {id(part) for parts in (model.modules(), model.parameters(), model.buffers()) for part in parts}
     groups = [vars(module).get('process_group') for module in model.modules()]
     shared = [*_referred(model, own), *(group for group in groups if group is not None)]
-    return deepcopy(model, {id(value): value for value in shared})
+    return copied_whole(model, {id(value): value for value in shared})
 
 
 def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:

@@ -4,11 +4,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import torch
 from mmengine.dist import broadcast, get_rank, get_world_size
 from torch import Tensor
+
+from mmyolo_ema.models.fully_sharded import LocalParts
 
 
 class Range(NamedTuple):
@@ -92,6 +94,10 @@ class Shards:
         # No tensor changes until all are there, so that an interruption loses nothing.
         for tensor, whole in [pair for row in self._rows for pair in row.gathered()]:
             tensor.data = whole
+
+
+#: What a process has of an average that is shared out, by whichever cut.
+AnyShards = Union[Shards, LocalParts]
 
 
 class _Row:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mmyolo_ema._upstream import copy_all, lerp_all
+from mmyolo_ema.models.fully_sharded import is_cut, local
 from mmyolo_ema.models.module_watch import ModuleWatch
 from mmyolo_ema.models.precision import widen
 from mmyolo_ema.models.selection import Selection
-from mmyolo_ema.models.shards import Shards, can_be_cut
+from mmyolo_ema.models.shards import AnyShards, can_be_cut
 from mmyolo_ema.models.shared_memory import SharedMemory
 from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
 
@@ -92,7 +93,7 @@ class TensorPlan:
     """
 
     def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection,
-                 dtype: Optional[torch.dtype] = None, shards: Optional[Shards] = None) -> None:
+                 dtype: Optional[torch.dtype] = None, shards: Optional[AnyShards] = None) -> None:
         average, source = unwrap(averaged), unwrap(model)
         distinct = _distinct_pairs(average, source)
         # Nothing to update, but one of them may grow in place.
@@ -123,7 +124,8 @@ class TensorPlan:
         return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
                 and self._watch.is_unchanged() and not self.shared.is_trained()
                 and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
-                and list(map(_SIZE, self._tensors)) == self._sizes)
+                and list(map(_SIZE, self._tensors)) == self._sizes
+                and [local(tensor).data_ptr() for tensor in self._cut] == self._local_addresses)
 
     def move(self, momentum: float) -> None:
         """Moves what is averaged towards the model: its share becomes ``momentum``."""
@@ -152,6 +154,8 @@ class TensorPlan:
         self._tensors = [tensor for tensor in held if tensor.layout is torch.strided]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._sizes = list(map(_SIZE, self._tensors))
+        self._cut = list(filter(is_cut, held))
+        self._local_addresses = [local(tensor).data_ptr() for tensor in self._cut]
 
 
 def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[Pair]:
@@ -180,7 +184,7 @@ def _distinct_pairs(average: nn.Module, source: nn.Module) -> list[Pair]:
     return pairs
 
 
-def _own_part(pair: Pair, shards: Optional[Shards]) -> Pair:
+def _own_part(pair: Pair, shards: Optional[AnyShards]) -> Pair:
     """Returns what this process keeps of a tensor, and what that follows: all, unless the tensor is shared out."""
     if shards is None or pair.averaged not in shards:
         return pair
@@ -203,7 +207,7 @@ def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]])
 def _own_memory(updated: list[Pair], pairs: list[Pair]) -> None:
     """Gives tensors of the average memory that an in-place update can write: not the model's, and not expanded."""
     memories_of_source = {pair.source.untyped_storage().data_ptr() for pair in pairs
-                          if pair.source.layout is torch.strided}
+                          if pair.source.layout is torch.strided and not is_cut(pair.source)}
     for averaged, *_ in updated:
         if averaged.untyped_storage().data_ptr() in memories_of_source or _overlaps_itself(averaged):
             averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
@@ -232,7 +236,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 def _treatment(pair: Pair, update_buffers: bool, selection: Selection, dtype: Optional[torch.dtype]) -> str:
     """Returns whether a tensor is 'averaged', 'copied', or 'shared' with the model."""
     averaged, source, reference, names = pair
-    if (reference.is_parameter and not source.requires_grad and not selection.includes(names)
+    if (reference.is_parameter and not source.requires_grad and not is_cut(source) and not selection.includes(names)
             and averaged.layout is torch.strided and averaged.device == source.device
             and averaged.dtype in (source.dtype, dtype) and torch.equal(averaged, source.to(averaged.dtype))):
         return 'shared'

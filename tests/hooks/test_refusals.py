@@ -3,12 +3,20 @@
 import pytest
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.registry import MODELS, STRATEGIES
-from mmengine.runner import FlexibleRunner
+from mmengine.runner import FlexibleRunner, Runner
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from tests.hooks.toy import toy_hook
 
 Toy = MODELS.get('Toy')
+
+
+class Saving(Runner):
+    """Saves in a way of its own."""
+
+    def save_checkpoint(self, *args, **kwargs):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize('other', ['mmyolo_ema.EMAHook', 'mmengine.EMAHook'])
@@ -38,12 +46,35 @@ def zero3():
 
 @pytest.mark.parametrize(('model', 'engine'), [
     (fsdp1, r'FSDP \(FullyShardedDataParallel\)'),
-    (lambda: fully_shard(Toy()), r'FSDP2 \(fully_shard\)'),
     (zero3, 'DeepSpeed ZeRO-3'),
-], ids=['FSDP1', 'FSDP2', 'ZeRO-3'])
+], ids=['FSDP1', 'ZeRO-3'])
 def test_sharded_model_is_refused(toy, process_group, model, engine):
     runner = toy(model=model())
     with pytest.raises(ValueError, match=f'does not work with {engine}: each process holds a part.* DDPStrategy'):
+        runner.train()
+
+
+def whole_in_parts(**options):
+    return fully_shard(Toy(), **options)
+
+
+def part_only():
+    model = Toy()
+    fully_shard(model.linear)
+    return model
+
+
+@pytest.mark.parametrize(('kind', 'model', 'hook', 'said'), [
+    (Runner, whole_in_parts, {}, r'FSDP2 \(fully_shard\): Runner does not save all of the model. Use the strategy of'),
+    (Saving, whole_in_parts, dict(ema_type='ExponentialMovingAverage'), 'averages whole tensors. Set ema_type='),
+    (Saving, part_only, {}, 'fully_shard leaves out norm.weight, which is trained'),
+    (Saving, lambda: whole_in_parts(mesh=init_device_mesh('cpu', (1, 1), mesh_dim_names=('a', 'b'))), {},
+     'linear.weight is placed as .*Replicate.* on a mesh of one dimension'),
+    (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that fully_shard has cut"),
+], ids=['runner', 'class', 'part', 'HSDP', 'device'])
+def test_what_fully_shard_cannot_do_is_refused(toy, process_group, kind, model, hook, said):
+    runner = toy(model=model(), kind=kind, custom_hooks=[dict(toy_hook(), **hook)])
+    with pytest.raises(ValueError, match=said):
         runner.train()
 
 

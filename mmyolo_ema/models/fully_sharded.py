@@ -1,0 +1,144 @@
+"""Models whose parameters torch's ``fully_shard`` (FSDP2) has cut, so that each process holds a part of each.
+
+What is said of a tensor here is the tensor itself if nothing has cut it.
+"""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+
+def is_cut(tensor: object) -> bool:
+    """Whether something is a tensor of which the processes hold a part each."""
+    return isinstance(tensor, DTensor)
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` has cut parameters of a bare model."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns what this process holds of a tensor, in the same memory; it may have no elements."""
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns all of a tensor, on the CPU if it is cut. All processes must call this."""
+    return _joined(local(tensor), tensor) if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, source: Tensor) -> Tensor:
+    """Returns what a process that holds its part of the source would hold of a whole tensor. Does not communicate."""
+    if not isinstance(source, DTensor):
+        return tensor
+    placement: Any = source.placements[0]
+    # As torch cuts them: the last processes may have nothing.
+    parts = tensor.detach().chunk(source.device_mesh.size(), placement.dim)
+    rank, own = source.device_mesh.get_local_rank(), local(source)
+    return (parts[rank] if rank < len(parts) else tensor.new_empty(own.shape)).to(own.device)
+
+
+def reshard(model: nn.Module) -> None:
+    """Makes a model forget the whole tensors of its last forward, which would be used in the place of the parts."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def copied_whole(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a copy of a bare model that nothing has cut, with whole tensors on the CPU.
+
+    All processes must call this, if the model is cut. torch refuses to copy such a model.
+
+    Args:
+        model: The model.
+        memo: As for :func:`copy.deepcopy`: what the copy is to share, by its id.
+    """
+    reshard(model)
+    cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in cut:
+        state = fully_shard.state(module)  # type: ignore[attr-defined]
+        original = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
+        memo.update({id(state): state, id(module): original.__new__(original)})
+    memo.update({id(parameter): nn.Parameter(whole(parameter), parameter.requires_grad)
+                 for parameter in model.parameters() if is_cut(parameter)})
+    for module in cut:
+        vars(memo[id(module)]).update(deepcopy(vars(module), memo))
+    copy = deepcopy(model, memo)
+    if cut:
+        _remove_hooks(copy)
+    return copy
+
+
+def _remove_hooks(copy: nn.Module) -> None:
+    """Removes what would still act on the model that a module was copied from."""
+    for module in copy.modules():
+        for name, value in [*vars(module).items()]:
+            if name.startswith(('__composable_api', '_fsdp', '_is_fsdp')):
+                delattr(module, name)
+            elif name.endswith('_hooks') and isinstance(value, dict):
+                for key, hook in [*value.items()]:
+                    if str(getattr(hook, '__module__', '')).startswith('torch.distributed.fsdp'):
+                        del value[key]
+
+
+def check_cut(model: nn.Module) -> None:
+    """Raises ValueError if not all parameters of a fully sharded model are cut once, among all processes."""
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, DTensor):
+            if parameter.requires_grad:
+                raise ValueError(f'fully_shard leaves out {name}, which is trained and would differ between the '
+                                 'processes: call fully_shard on the whole model too')
+        elif (parameter.device_mesh.size() != get_world_size() or parameter.device_mesh.ndim != 1
+              or not isinstance(parameter.placements[0], Shard)):
+            raise ValueError(f'{name} is placed as {parameter.placements} on {parameter.device_mesh}: average models '
+                             'that fully_shard cuts once among all processes, on a mesh of one dimension')
+
+
+class LocalParts:
+    """What this process keeps of an average of a fully sharded model: of each tensor the part that it holds there.
+
+    The tensors of the average keep their shapes, but have no memory and read as NaN until :meth:`gather`.
+
+    Args:
+        pairs: Distinct whole tensors of the average, each with the tensor of the model that it follows.
+    """
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self._parts: dict[int, tuple[Tensor, Tensor, Any]] = {
+            id(averaged): (averaged, part_of(averaged, source).clone(), source) for averaged, source in pairs}
+        for averaged, _ in pairs:
+            averaged.data = averaged.new_full((), math.nan).expand(averaged.shape)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._parts
+
+    def has_part(self, tensor: Tensor) -> bool:
+        """Whether this process updates something of a tensor: a part with elements, or all, if it is not cut."""
+        return tensor not in self or self._parts[id(tensor)][1].numel() > 0
+
+    def own_part(self, averaged: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the part of a tensor that this process keeps, and that of its source."""
+        return self._parts[id(averaged)][1], local(source)
+
+    def gather(self) -> None:
+        """Makes the tensors whole on all processes, on the CPU. All must call this."""
+        # No tensor changes until all are there, so that an interruption loses nothing.
+        wholes = [_joined(part, source) for _, part, source in self._parts.values()]
+        for (averaged, *_), tensor in zip(self._parts.values(), wholes):
+            averaged.data = tensor
+
+
+def _joined(part: Tensor, like: DTensor) -> Tensor:
+    mesh = like.device_mesh
+    # Without shape and stride, parts of different sizes would wait for each other for ever.
+    return DTensor.from_local(part.to(mesh.device_type), mesh, like.placements, shape=like.shape,
+                              stride=like.stride()).full_tensor().to('cpu', copy=True)
