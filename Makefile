@@ -52,6 +52,7 @@ gpu-check:
 
 lint: environment
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/codespell
 

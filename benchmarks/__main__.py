@@ -61,30 +61,82 @@ class Results(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = OneLineParser(__doc__)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where to measure (default: cpu)')
-    parser.add_argument('--models', nargs='+', metavar='MODEL', default=list(DETECTORS),
-                        help=f'detectors: {", ".join(DETECTORS)}, or configs (default: these four)')
-    parser.add_argument('--rounds', type=rounds, help='how often each is measured (default: 100 steps, 10 training '
-                        'steps, 3 training runs)')
-    parser.add_argument('--batch-sizes', nargs='+', type=rounds, metavar='N', default=[8, 32],
-                        help='images in a training step, for --hook (default: 8 32)')
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        metavar='MODEL',
+        default=list(DETECTORS),
+        help=f'detectors: {", ".join(DETECTORS)}, or configs (default: these four)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=rounds,
+        help='how often each is measured (default: 100 steps, 10 training steps, 3 training runs)',
+    )
+    parser.add_argument(
+        '--batch-sizes',
+        nargs='+',
+        type=rounds,
+        metavar='N',
+        default=[8, 32],
+        help='images in a training step, for --hook (default: 8 32)',
+    )
     parser.add_argument('--image-size', type=rounds, default=640, help='pixels, for --hook (default: 640)')
-    parser.add_argument('--seconds', type=float, default=40,
-                        help='how long to train for each model and batch size, for --hook (default: 40)')
-    parser.add_argument('--json', type=Path, metavar='F.json', help='write the numbers to this file, and the picture '
-                        'beside it (default: in work_dirs/)')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=40,
+        help='how long to train for each model and batch size, for --hook (default: 40)',
+    )
+    parser.add_argument(
+        '--json',
+        type=Path,
+        metavar='F.json',
+        help='write the numbers to this file, and the picture beside it (default: in work_dirs/)',
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument('--scale', dest='mode', action='store_const', const='scale',
-                      help='measure how a step grows with the number of tensors and of weights')
-    what.add_argument('--averages', dest='mode', action='store_const', const='averages',
-                      help='measure steps of several averages of one model, and of one in another dtype')
-    what.add_argument('--training-step', dest='mode', action='store_const', const='training-step',
-                      help='measure what an update adds to a training step of the first of the models')
-    what.add_argument('--hook', dest='mode', action='store_const', const='hook',
-                      help='measure what hooks add to the steps of a training of the models')
-    what.add_argument('--sharing', dest='mode', action='store_const', const='sharing',
-                      help='measure an average that processes on the CPU share out')
-    what.add_argument('--training-run', dest='mode', action='store_const', const='training-run',
-                      help="measure what the hook adds to the demo's whole training")
+    what.add_argument(
+        '--scale',
+        dest='mode',
+        action='store_const',
+        const='scale',
+        help='measure how a step grows with the number of tensors and of weights',
+    )
+    what.add_argument(
+        '--averages',
+        dest='mode',
+        action='store_const',
+        const='averages',
+        help='measure steps of several averages of one model, and of one in another dtype',
+    )
+    what.add_argument(
+        '--training-step',
+        dest='mode',
+        action='store_const',
+        const='training-step',
+        help='measure what an update adds to a training step of the first of the models',
+    )
+    what.add_argument(
+        '--hook',
+        dest='mode',
+        action='store_const',
+        const='hook',
+        help='measure what hooks add to the steps of a training of the models',
+    )
+    what.add_argument(
+        '--sharing',
+        dest='mode',
+        action='store_const',
+        const='sharing',
+        help='measure an average that processes on the CPU share out',
+    )
+    what.add_argument(
+        '--training-run',
+        dest='mode',
+        action='store_const',
+        const='training-run',
+        help="measure what the hook adds to the demo's whole training",
+    )
     what.set_defaults(mode='steps')
     return parser.parse_args()
 
@@ -117,14 +169,22 @@ def build_detectors(names: list[str]) -> dict[str, torch.nn.Module]:
 
 
 def benchmark_steps(args: argparse.Namespace) -> Results:
-    cases = [(name, detector, update_buffers) for name, detector in build_detectors(args.models).items()
-             for update_buffers in (True, False)]
-    costs = [measure_steps(name, detector, update_buffers, args.rounds or 100, args.device)
-             for name, detector, update_buffers in progress(cases)]
+    cases = [
+        (name, detector, update_buffers)
+        for name, detector in build_detectors(args.models).items()
+        for update_buffers in (True, False)
+    ]
+    costs = [
+        measure_steps(name, detector, update_buffers, args.rounds or 100, args.device)
+        for name, detector, update_buffers in progress(cases)
+    ]
     panels = [
-        StepTimes(f'{cost.detector}\nupdate_buffers={cost.update_buffers}',
-                  {name: quartiles_ms(one.step) for name, one in cost.costs.items() if name != LIMIT},
-                  cost.costs[LIMIT].step.median * 1e3) for cost in costs
+        StepTimes(
+            f'{cost.detector}\nupdate_buffers={cost.update_buffers}',
+            {name: quartiles_ms(one.step) for name, one in cost.costs.items() if name != LIMIT},
+            cost.costs[LIMIT].step.median * 1e3,
+        )
+        for cost in costs
     ]
     tables = [report.step_table(cost) for cost in costs]
     tables += [report.surroundings_table(cost) for cost in costs if cost.update_buffers]
@@ -132,8 +192,10 @@ def benchmark_steps(args: argparse.Namespace) -> Results:
 
 
 def benchmark_averages(args: argparse.Namespace) -> Results:
-    costs = [measure_averages(name, detector, args.rounds or 100, args.device)
-             for name, detector in progress([*build_detectors(args.models).items()])]
+    costs = [
+        measure_averages(name, detector, args.rounds or 100, args.device)
+        for name, detector in progress([*build_detectors(args.models).items()])
+    ]
     return Results(costs, [report.averages_table(cost) for cost in costs])
 
 
@@ -141,13 +203,17 @@ def benchmark_scale(args: argparse.Namespace) -> Results:
     growth = {}
     for what, sizes in SIZES.items():
         fitting = [size for size in sizes if fits(size[1], args.device)]
-        growth[what] = [measure_scale(tensors, weights, args.rounds or 100, args.device)
-                        for tensors, weights in progress(fitting)]
-        for _, weights in sizes[len(fitting):]:
+        growth[what] = [
+            measure_scale(tensors, weights, args.rounds or 100, args.device) for tensors, weights in progress(fitting)
+        ]
+        for _, weights in sizes[len(fitting) :]:
             print(f'left out for want of memory: {weights // 10**6:,} million weights')
     panels = [
-        Growth(f'{what} of the model', [getattr(point, what) for point in points],
-               {name: [point.steps[name].median * 1e3 for point in points] for name in points[0].steps})
+        Growth(
+            f'{what} of the model',
+            [getattr(point, what) for point in points],
+            {name: [point.steps[name].median * 1e3 for point in points] for name in points[0].steps},
+        )
         for what, points in growth.items()
     ]
     return Results(growth, [report.scale_table(*measured) for measured in growth.items()], partial(draw_growth, panels))
@@ -161,25 +227,36 @@ def benchmark_training_step(args: argparse.Namespace) -> Results:
 
 def benchmark_hook(args: argparse.Namespace) -> Results:
     cases = [(name, size) for name in args.models for size in args.batch_sizes]
-    costs = [measure_hook_cost(name, build_detectors([name])[name], size, args.image_size, args.seconds, args.device)
-             for name, size in progress(cases)]
+    costs = [
+        measure_hook_cost(name, build_detectors([name])[name], size, args.image_size, args.seconds, args.device)
+        for name, size in progress(cases)
+    ]
     return Results(costs, [report.hook_table(costs)])
 
 
 def benchmark_sharing(args: argparse.Namespace) -> Results:
     if args.device != 'cpu':
         stop('--sharing measures processes on the CPU: leave --device out')
-    cases = [(name, detector, processes) for name, detector in build_detectors(args.models).items()
-             for processes in PROCESSES]
-    costs = [measure_sharing(name, detector, processes, args.rounds or 100)
-             for name, detector, processes in progress(cases)]
+    cases = [
+        (name, detector, processes)
+        for name, detector in build_detectors(args.models).items()
+        for processes in PROCESSES
+    ]
+    costs = [
+        measure_sharing(name, detector, processes, args.rounds or 100) for name, detector, processes in progress(cases)
+    ]
     return Results(costs, [report.sharing_table(costs)], partial(draw_sharing, costs))
 
 
 def benchmark_training_run(args: argparse.Namespace) -> Results:
     with tempfile.TemporaryDirectory() as folder:
-        train = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'),
-                 '--work-dir', folder]
+        train = [
+            sys.executable,
+            str(ROOT / 'tools' / 'train.py'),
+            str(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py'),
+            '--work-dir',
+            folder,
+        ]
         commands = {'with the hook': train, 'without it': [*train, '--cfg-options', 'custom_hooks=[]']}
         costs = measure_runs(commands, args.rounds or 3)
     return Results(costs, [report.run_table(costs)])

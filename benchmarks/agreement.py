@@ -37,8 +37,10 @@ def check_agreement(device: str = 'cpu') -> dict[str, float]:
             pairs = averaged_pairs(average, averages[OURS], update_buffers)
             difference = max(float((theirs - ours).abs().max()) for theirs, ours in pairs)
             if not difference <= _TOLERANCE:  # a NaN is no agreement either
-                raise RuntimeError(f'{name} does not compute the same average as {OURS}: after {_UPDATES} updates with '
-                                   f'update_buffers={update_buffers} they are {difference:.3g} apart')
+                raise RuntimeError(
+                    f'{name} does not compute the same average as {OURS}: after {_UPDATES} updates with '
+                    f'update_buffers={update_buffers} they are {difference:.3g} apart'
+                )
             worst[name] = max(worst.get(name, 0.0), difference)
     return worst
 

@@ -52,8 +52,10 @@ def measure_averages(detector: str, model: nn.Module, rounds: int, device: str =
     half = deepcopy(model).bfloat16()
     change, change_half = training_step_of(model), training_step_of(half)
     places = min(rounds, _PLACES)
-    steps = pooled(measured(_steps(model, half), -(-rounds // places), device, lambda: (change(), change_half()))
-                   for _ in range(places))
+    steps = pooled(
+        measured(_steps(model, half), -(-rounds // places), device, lambda: (change(), change_half()))
+        for _ in range(places)
+    )
     return AveragesCost(detector, sum(source.numel() for _, source in averaged_pairs(model, model, True)), steps)
 
 

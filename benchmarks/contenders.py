@@ -102,8 +102,15 @@ def _ema_pytorch(model: nn.Module, momentum: float, update_buffers: bool) -> Con
     from ema_pytorch import EMA
 
     # Settled from the start: no copies, no ramp. A minimum equal to the maximum is a constant.
-    average = EMA(model, beta=1 - momentum, min_value=1 - momentum, update_after_step=-2, update_every=1,
-                  include_online_model=False, use_foreach=True)
+    average = EMA(
+        model,
+        beta=1 - momentum,
+        min_value=1 - momentum,
+        update_after_step=-2,
+        update_every=1,
+        include_online_model=False,
+        use_foreach=True,
+    )
     return Contender(average, average.ema_model, average.update)
 
 

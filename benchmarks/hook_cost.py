@@ -52,8 +52,9 @@ class HookCost:
         return self.added[name].median / self.step[NO_HOOK].median
 
 
-def measure_hook_cost(detector: str, model: BaseDetector, batch_size: int, image_size: int, seconds: float,
-                      device: str = 'cpu') -> HookCost:
+def measure_hook_cost(
+    detector: str, model: BaseDetector, batch_size: int, image_size: int, seconds: float, device: str = 'cpu'
+) -> HookCost:
     """Trains a detector on random images, and changes the hook that averages it after each block of 20 steps.
 
     One runner, one model and one optimizer, so that nothing but the hook differs. On a GPU it trains in mixed
@@ -76,15 +77,18 @@ def measure_hook_cost(detector: str, model: BaseDetector, batch_size: int, image
                 batch_size=batch_size,
                 dataset=_samples(batch_size, image_size),
                 sampler=dict(type='InfiniteSampler', shuffle=False),
-                collate_fn=dict(type='pseudo_collate')),
+                collate_fn=dict(type='pseudo_collate'),
+            ),
             train_cfg=dict(by_epoch=False, max_iters=10**6),
             optim_wrapper=dict(
-                type='OptimWrapper' if device == 'cpu' else 'AmpOptimWrapper', optimizer=dict(type='AdamW', lr=1e-6)),
+                type='OptimWrapper' if device == 'cpu' else 'AmpOptimWrapper', optimizer=dict(type='AdamW', lr=1e-6)
+            ),
             default_hooks=dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50)),
             custom_hooks=[turns],
             default_scope='mmdet',
             experiment_name=f'{detector}-{batch_size}-{time.time()}',
-            log_level=logging.ERROR)
+            log_level=logging.ERROR,
+        )
         runner.train()
     return turns.cost(detector, batch_size, image_size)
 
@@ -132,8 +136,9 @@ class Turns(Hook):
         self._end = time.perf_counter() + self._seconds
         self._start_block()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict[str, Any]] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict[str, Any]] = None
+    ) -> None:
         """Lets the hook whose turn it is do its work; ends a block, a round or the training."""
         name = self._order[self._turn]
         hook = self._hooks[name]
@@ -161,8 +166,16 @@ class Turns(Hook):
     def cost(self, detector: str, batch_size: int, image_size: int) -> HookCost:
         """Returns what was measured, without the first round, in which memory and plans are made."""
         blocks = {name: self._blocks[name][1:] for name in self._hooks}
-        added = {name: [block - without for block, without in zip(times, blocks[NO_HOOK])]
-                 for name, times in blocks.items() if name != NO_HOOK}
+        added = {
+            name: [block - without for block, without in zip(times, blocks[NO_HOOK])]
+            for name, times in blocks.items()
+            if name != NO_HOOK
+        }
         host = {name: self._host[name][_WARM_UP_BLOCK:] for name in added}
-        return HookCost(detector, batch_size, image_size, self._rounds,
-                        *({name: Timing.of(times) for name, times in kind.items()} for kind in (blocks, added, host)))
+        return HookCost(
+            detector,
+            batch_size,
+            image_size,
+            self._rounds,
+            *({name: Timing.of(times) for name, times in kind.items()} for kind in (blocks, added, host)),
+        )

@@ -33,7 +33,7 @@ def draw_step_times(panels: list[StepTimes], path: Path) -> None:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.4), layout='constrained')
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels):]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels):
         lower, median, upper = np.array(list(panel.times.values())).T
@@ -85,12 +85,14 @@ def draw_sharing(costs: list[SharingCost], path: Path) -> None:
     for axis, label in zip(figure.subplots(1, 2), ('memory', 'step')):
         for detector in dict.fromkeys(cost.detector for cost in costs):
             own = [cost for cost in costs if cost.detector == detector]
-            shares = [cost.shared_memory / cost.whole_memory if label == 'memory' else
-                      cost.shared.median / cost.whole.median for cost in own]
+            shares = [
+                cost.shared_memory / cost.whole_memory if label == 'memory' else cost.shared.median / cost.whole.median
+                for cost in own
+            ]
             axis.loglog([cost.processes for cost in own], shares, 'o', label=detector)
         axis.loglog(law, 1 / law, 'k--', label='1 / processes')
         axis.set_xlabel('processes')
-        axis.set_ylabel(f'{label}, as a part of a whole average\'s')
+        axis.set_ylabel(f"{label}, as a part of a whole average's")
         axis.set_xticks([1, 2, 3, 4, 8, 16], labels=['1', '2', '3', '4', '8', '16'])
         axis.set_yticks([1, 0.5, 0.25, 0.1], labels=['1', '0.5', '0.25', '0.1'])
         axis.minorticks_off()

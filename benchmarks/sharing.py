@@ -68,12 +68,21 @@ def measure_sharing(detector: str, model: nn.Module, processes: int, rounds: int
         times, memories = zip(*pool.map(of_process, range(processes)))
     slowest = {name: Timing.of(np.max([part[name] for part in times], axis=0)) for name in times[0]}
     whole_memory, shared_memory = np.max(memories, axis=0)
-    return SharingCost(detector, processes, slowest[_WHOLE], slowest[_SHARED], slowest[_GATHER], slowest[_SWAP],
-                       int(whole_memory), int(shared_memory))
+    return SharingCost(
+        detector,
+        processes,
+        slowest[_WHOLE],
+        slowest[_SHARED],
+        slowest[_GATHER],
+        slowest[_SWAP],
+        int(whole_memory),
+        int(shared_memory),
+    )
 
 
-def _measure(processes: int, store: str, model: nn.Module, rounds: int,
-             rank: int) -> tuple[dict[str, list[float]], list[int]]:
+def _measure(
+    processes: int, store: str, model: nn.Module, rounds: int, rank: int
+) -> tuple[dict[str, list[float]], list[int]]:
     """Returns each single time by what was done, and the memory of a whole and a shared average."""
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=processes)

@@ -108,8 +108,10 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     """
     model = deepcopy(model).to(device)
     make = {name: partial(_make, maker, model, update_buffers) for name, maker in makers(update_buffers).items()}
-    places = [_time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
-              for part in np.array_split(range(rounds), min(-(-rounds // _ROUNDS_IN_A_PLACE), _PLACES))]
+    places = [
+        _time_steps(make, model, update_buffers, len(part), device, random.Random(int(part[0])))
+        for part in np.array_split(range(rounds), min(-(-rounds // _ROUNDS_IN_A_PLACE), _PLACES))
+    ]
     steps, hosts, gpus = map(pooled, zip(*places))
 
     pairs = averaged_pairs(model, model, update_buffers)
@@ -120,13 +122,15 @@ def measure_steps(detector: str, model: nn.Module, update_buffers: bool, rounds:
     return costs
 
 
-def _measure_surroundings(costs: dict[str, Cost], make: Mapping[str, Callable[[], Contender]], model: nn.Module,
-                          rounds: int, device: str) -> None:
+def _measure_surroundings(
+    costs: dict[str, Cost], make: Mapping[str, Callable[[], Contender]], model: nn.Module, rounds: int, device: str
+) -> None:
     """Adds what an average costs besides its steps."""
     few = min(rounds, _FEW_ROUNDS)
     contenders = {name: function() for name, function in make.items()}
-    costs[OURS].check = interleaved({OURS: FiniteCheck(model, model).look}, rounds, device,
-                                    before=training_step_of(model))[OURS]
+    costs[OURS].check = interleaved(
+        {OURS: FiniteCheck(model, model).look}, rounds, device, before=training_step_of(model)
+    )[OURS]
     swaps = {name: swap_of(name, contenders[name], model) for name in _SWAPPED}
     for name, timing in interleaved(swaps, few, device).items():
         costs[name].swap = timing
@@ -139,8 +143,14 @@ def _measure_surroundings(costs: dict[str, Cost], make: Mapping[str, Callable[[]
         costs[name].step_memory = memory_of(contender.update, device)
 
 
-def _time_steps(make: Mapping[str, Callable[[], Contender]], model: nn.Module, update_buffers: bool, rounds: int,
-                device: str, order: random.Random) -> tuple[dict[str, list[float]], ...]:
+def _time_steps(
+    make: Mapping[str, Callable[[], Contender]],
+    model: nn.Module,
+    update_buffers: bool,
+    rounds: int,
+    device: str,
+    order: random.Random,
+) -> tuple[dict[str, list[float]], ...]:
     """Returns the times of steps of averages that are made for this, in a random order: all, the host's, the GPU's."""
     names = [*make, BARE, LIMIT]
     order.shuffle(names)

@@ -29,11 +29,13 @@ class Timing:
         return cls(*(float(value) for value in np.percentile(list(seconds), (25, 50, 75))))
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]],
-                rounds: int,
-                device: str = 'cpu',
-                before: Callable[[], object] = lambda: None,
-                warm_up: int = _WARM_UP) -> dict[str, Timing]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = 'cpu',
+    before: Callable[[], object] = lambda: None,
+    warm_up: int = _WARM_UP,
+) -> dict[str, Timing]:
     """Times functions in turns, so that whatever else the machine does hits all of them alike.
 
     Each round calls each function once, in a random order, so that none profits from what another one left in the
@@ -58,12 +60,14 @@ def interleaved(functions: Mapping[str, Callable[[], object]],
     return pooled([measured(functions, rounds, device, before, warm_up)])
 
 
-def measured(functions: Mapping[str, Callable[[], object]],
-             rounds: int,
-             device: str = 'cpu',
-             before: Callable[[], object] = lambda: None,
-             warm_up: int = _WARM_UP,
-             clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+def measured(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = 'cpu',
+    before: Callable[[], object] = lambda: None,
+    warm_up: int = _WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Returns each single time, in seconds, of what :func:`interleaved` sums up.
 
     It takes the same arguments, and a clock: ``time.thread_time`` leaves out what the processor does for others.
@@ -90,8 +94,9 @@ def _turns(names: Iterable[str], rounds: int) -> Iterator[str]:
         yield from order
 
 
-def measured_apart(functions: Mapping[str, Callable[[], object]], rounds: int, device: str,
-                   before: Callable[[], object]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def measured_apart(
+    functions: Mapping[str, Callable[[], object]], rounds: int, device: str, before: Callable[[], object]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Returns the times of what a GPU and its host do in a call, apart, as they overlap in a training.
 
     The host's time, until the call returns, is that with an idle GPU. The GPU's is taken in another call, all of whose

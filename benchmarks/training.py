@@ -129,11 +129,17 @@ sys.exit(status)
 
 def _run(command: list[str]) -> tuple[float, int]:
     """Runs a command and returns its wall time in seconds and its peak memory in bytes."""
-    done = subprocess.run([sys.executable, '-c', _MEASURED, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, errors='replace')
+    done = subprocess.run(
+        [sys.executable, '-c', _MEASURED, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+    )
     *said, measured = done.stdout.strip().splitlines()
     if done.returncode != 0:
-        raise RuntimeError(f'{" ".join(command)} failed with status {done.returncode}: '
-                           f'{said[-1] if said else "it printed nothing"}')
+        raise RuntimeError(
+            f'{" ".join(command)} failed with status {done.returncode}: {said[-1] if said else "it printed nothing"}'
+        )
     seconds, peak = measured.split()
     return float(seconds), int(peak) * 1024

@@ -45,15 +45,17 @@ def boxes(mask: np.ndarray) -> Iterator[tuple[list[int], int]]:
             yield [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1], len(rows)
 
 
-def write_split(image: np.ndarray, mask: np.ndarray, corners: Iterable[tuple[int, int]], folder: Path,
-                name: str) -> None:
+def write_split(
+    image: np.ndarray, mask: np.ndarray, corners: Iterable[tuple[int, int]], folder: Path, name: str
+) -> None:
     """Writes the crops of one split and their annotations in COCO's form."""
     (folder / name).mkdir(parents=True)
     coco: dict = dict(
         info=dict(description='Nuclei cut out of one image of BBBC038 (2018 Data Science Bowl)'),
         images=[],
         annotations=[],
-        categories=[dict(id=1, name='nucleus')])
+        categories=[dict(id=1, name='nucleus')],
+    )
     for number, (top, left) in enumerate(corners, 1):
         window = (slice(top, top + SIZE), slice(left, left + SIZE))
         file_name = f'{number:03d}.jpg'
@@ -61,13 +63,8 @@ def write_split(image: np.ndarray, mask: np.ndarray, corners: Iterable[tuple[int
         coco['images'].append(dict(id=number, file_name=file_name, width=SIZE, height=SIZE))
         for box, pixels in boxes(mask[window]):
             coco['annotations'].append(
-                dict(
-                    id=len(coco['annotations']) + 1,
-                    image_id=number,
-                    category_id=1,
-                    bbox=box,
-                    area=pixels,
-                    iscrowd=0))
+                dict(id=len(coco['annotations']) + 1, image_id=number, category_id=1, bbox=box, area=pixels, iscrowd=0)
+            )
     (folder / f'{name}.json').write_text(json.dumps(coco, separators=(',', ':')) + '\n')
 
 

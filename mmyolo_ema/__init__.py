@@ -11,15 +11,24 @@ if TYPE_CHECKING:
     from mmyolo_ema.models import ExpMomentumEMA
 
 __all__ = [
-    'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', 'StoredWeightsHook', '__version__', 'checkpoint',
-    'posthoc', 'schedule', 'schedules'
+    'EMAHook',
+    'ExpMomentumEMA',
+    'RawWeightsHook',
+    'SnapshotHook',
+    'StoredWeightsHook',
+    '__version__',
+    'checkpoint',
+    'posthoc',
+    'schedule',
+    'schedules',
 ]
 
 # The one place; pyproject.toml reads it.
 __version__ = '0.2.0'
 
-_ROOMS = dict(EMAHook='hooks', ExpMomentumEMA='models', RawWeightsHook='hooks', SnapshotHook='hooks',
-              StoredWeightsHook='hooks')
+_ROOMS = dict(
+    EMAHook='hooks', ExpMomentumEMA='models', RawWeightsHook='hooks', SnapshotHook='hooks', StoredWeightsHook='hooks'
+)
 
 
 def __getattr__(name: str) -> Any:

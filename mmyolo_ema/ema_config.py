@@ -23,8 +23,11 @@ def hooks_named(hooks: Any, name: str) -> list[tuple[int, dict[str, Any]]]:
     """
     if not isinstance(hooks, (list, tuple, type(None))):
         raise ValueError(f'custom_hooks must be a list, but got {hooks!r:.80}')
-    return [(place, hook) for place, hook in enumerate(hooks or [])
-            if isinstance(hook, dict) and class_name(hook.get('type')) == name]
+    return [
+        (place, hook)
+        for place, hook in enumerate(hooks or [])
+        if isinstance(hook, dict) and class_name(hook.get('type')) == name
+    ]
 
 
 def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict[str, Any]]]:
@@ -35,7 +38,7 @@ def ema_hook_in(hooks: Any) -> Optional[tuple[int, dict[str, Any]]]:
     """
     placed = hooks_named(hooks, 'EMAHook')
     if len(placed) > 1:
-        raise ValueError(f'it has {len(placed)} EMAHooks in custom_hooks, which undo each other\'s work')
+        raise ValueError(f"it has {len(placed)} EMAHooks in custom_hooks, which undo each other's work")
     return placed[0] if placed else None
 
 
@@ -89,8 +92,12 @@ def hooks_in_text(text: str) -> list[Any]:
         return []
     try:
         statements = ast.parse(text).body
-        values = [_literal(statement.value) for statement in statements if isinstance(statement, ast.Assign)
-                  and any(isinstance(target, ast.Name) and target.id == 'custom_hooks' for target in statement.targets)]
+        values = [
+            _literal(statement.value)
+            for statement in statements
+            if isinstance(statement, ast.Assign)
+            and any(isinstance(target, ast.Name) and target.id == 'custom_hooks' for target in statement.targets)
+        ]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return values[-1] if values and isinstance(values[-1], list) else []

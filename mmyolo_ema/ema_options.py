@@ -11,9 +11,18 @@ from mmyolo_ema.schedules import instead_of_decay
 from mmyolo_ema.schedules.classes import SCHEDULES, schedule_of_class
 
 _OF_MMENGINE = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
-_OF_HOOK = dict(mmengine=_OF_MMENGINE,
-                mmyolo_ema=(*_OF_MMENGINE, 'evaluate_on_ema', 'evaluate_on_origin', 'skip_nonfinite', 'mean_age',
-                            'averages', 'evaluate'))
+_OF_HOOK = dict(
+    mmengine=_OF_MMENGINE,
+    mmyolo_ema=(
+        *_OF_MMENGINE,
+        'evaluate_on_ema',
+        'evaluate_on_origin',
+        'skip_nonfinite',
+        'mean_age',
+        'averages',
+        'evaluate',
+    ),
+)
 # What this package's class takes, and not MMDetection's of the same name.
 _OF_OWN = ('include', 'exclude', 'dtype', 'save_dtype', 'shard')
 # What a config may say of each hook, and of what is built.
@@ -46,8 +55,10 @@ def check_options(hook: dict[str, Any]) -> None:
     unknown = [option for option in hook if option not in (*known, *_OF_ANY)]
     if unknown:
         named = ' and no option '.join(option + _hint(option, hook[option], known) for option in unknown)
-        raise TypeError(f'{class_name(hook["type"])} has no option {named}: it takes '
-                        f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}')
+        raise TypeError(
+            f'{class_name(hook["type"])} has no option {named}: it takes '
+            f'{", ".join(_OF_HOOK[package])}, and its average {average} takes {", ".join(of_average)}'
+        )
     if hook.get('shard') and package == 'mmengine':
         raise ValueError("shard=True needs type='mmyolo_ema.EMAHook', which makes the average whole for a validation")
     if hook.get('mean_age') is not None:
@@ -55,8 +66,12 @@ def check_options(hook: dict[str, Any]) -> None:
     if hook.get('begin_iter') and hook.get('begin_epoch'):
         raise ValueError(f'begin_epoch={hook["begin_epoch"]} and begin_iter={hook["begin_iter"]} exclude each other')
     check_averages(hook.get('averages'))
-    kinds_to_evaluate(hook.get('evaluate'), hook.get('evaluate_on_ema', True), hook.get('evaluate_on_origin', False),
-                      hook.get('averages') or {})
+    kinds_to_evaluate(
+        hook.get('evaluate'),
+        hook.get('evaluate_on_ema', True),
+        hook.get('evaluate_on_origin', False),
+        hook.get('averages') or {},
+    )
     for options in (hook.get('averages') or {}).values():
         check_options(dict(options, type=hook['type'], ema_type=ema_type))
     schedule_of_class(average, hook)
@@ -76,15 +91,20 @@ def check_averages(averages: Any) -> None:
         raise TypeError(f'averages must be a dictionary of options by name, but got {averages!r}')
     for name, options in (averages or {}).items():
         if not isinstance(name, str) or not name.isidentifier() or name in TAKEN_NAMES:
-            raise ValueError(f'an average cannot be called {name!r}: a name is a word such as short, and none of '
-                             f'{", ".join(TAKEN_NAMES)}')
+            raise ValueError(
+                f'an average cannot be called {name!r}: a name is a word such as short, and none of '
+                f'{", ".join(TAKEN_NAMES)}'
+            )
         if not isinstance(options, dict):
             raise TypeError(f'the average {name!r} must be a dictionary of options, but got {options!r}')
-        of_hook = [option for option in options if option in (*_OF_HOOK['mmyolo_ema'], *_OF_ANY)
-                   and option != 'mean_age']
+        of_hook = [
+            option for option in options if option in (*_OF_HOOK['mmyolo_ema'], *_OF_ANY) and option != 'mean_age'
+        ]
         if of_hook:
-            raise TypeError(f'the average {name!r} cannot have {of_hook[0]}={options[of_hook[0]]!r} of its own: that '
-                            'is an option of the EMAHook, for all averages')
+            raise TypeError(
+                f'the average {name!r} cannot have {of_hook[0]}={options[of_hook[0]]!r} of its own: that '
+                'is an option of the EMAHook, for all averages'
+            )
         if options.get('mean_age') is None and options.get('momentum') is None:
             raise ValueError(f'the average {name!r} needs a mean_age or momentum of its own, but got {dict(options)}')
 
@@ -112,8 +132,10 @@ def kinds_to_evaluate(evaluate: Any, on_ema: bool, on_origin: bool, averages: An
     for name in evaluate:
         if name not in known:
             near = get_close_matches(str(name), known, n=1)
-            raise ValueError(f'evaluate has {name!r}, but there are only {", ".join(known)}'
-                             f'{f": did you mean {near[0]}?" if near else ""}')
+            raise ValueError(
+                f'evaluate has {name!r}, but there are only {", ".join(known)}'
+                f'{f": did you mean {near[0]}?" if near else ""}'
+            )
     if len(set(evaluate)) < len(evaluate) or not {'ema', 'raw'} & set(evaluate):
         raise ValueError(f"evaluate must have 'ema' or 'raw', and each name once, but got {evaluate!r}")
     return list(evaluate)
@@ -123,8 +145,10 @@ def check_mean_age_alone(mean_age: Any, options: dict[str, Any]) -> None:
     """Raises ValueError if the momentum or gamma that a mean age works out are among the options too."""
     given = [f'{name}={options[name]!r}' for name in ('momentum', 'gamma') if name in options]
     if given:
-        raise ValueError(f'mean_age={mean_age!r} works momentum and gamma out for the run, but {" and ".join(given)} '
-                         'is given too: name either that or these')
+        raise ValueError(
+            f'mean_age={mean_age!r} works momentum and gamma out for the run, but {" and ".join(given)} '
+            'is given too: name either that or these'
+        )
 
 
 def check_class(kind: Any, registry: Registry) -> None:

@@ -30,8 +30,9 @@ def check_torch() -> None:
 
     lacking = [name for name in ('_foreach_lerp_', '_foreach_copy_') if not hasattr(torch, name)]
     if lacking:
-        raise ImportError(f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.6 or '
-                          'newer.')
+        raise ImportError(
+            f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.6 or newer.'
+        )
 
 
 def remedy(error: ImportError) -> str:
@@ -45,8 +46,10 @@ def remedy(error: ImportError) -> str:
     """
     module = error.name or ''
     if module == 'mmcv._ext':
-        return ('mmcv is installed without its compiled ops, which MMDetection needs. Build them where torch can be '
-                f'imported: {_install_mmcv()} --force-reinstall --no-deps')
+        return (
+            'mmcv is installed without its compiled ops, which MMDetection needs. Build them where torch can be '
+            f'imported: {_install_mmcv()} --force-reinstall --no-deps'
+        )
     if module == 'mmcv':
         return f'mmcv is not installed. Build it with its ops, where torch can be imported: {_install_mmcv()}'
     if module in ('mmdet', 'mmengine'):
@@ -56,8 +59,10 @@ def remedy(error: ImportError) -> str:
 
 def _install_mmcv() -> str:
     # Without these an isolated build finds no torch, and silently leaves the ops out.
-    return ('pip install "setuptools<81" wheel ninja psutil packaging numpy && MMCV_WITH_OPS=1 pip install '
-            f'--no-build-isolation --no-cache-dir {_family()["mmcv"]}')
+    return (
+        'pip install "setuptools<81" wheel ninja psutil packaging numpy && MMCV_WITH_OPS=1 pip install '
+        f'--no-build-isolation --no-cache-dir {_family()["mmcv"]}'
+    )
 
 
 def _family() -> dict[str, str]:

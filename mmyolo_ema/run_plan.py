@@ -86,8 +86,10 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
     scaling = _section(cfg, 'auto_scale_lr')
     meant_for = scaling.get('base_batch_size') if scaling.get('enable') else None
     if batch and meant_for and meant_for != batch * gpus * accumulated:
-        origin += (f'; auto_scale_lr.base_batch_size is {meant_for} images a step, and here it is '
-                   f'{batch * gpus * accumulated}: --gpus says how many train')
+        origin += (
+            f'; auto_scale_lr.base_batch_size is {meant_for} images a step, and here it is '
+            f'{batch * gpus * accumulated}: --gpus says how many train'
+        )
     # The last iteration makes a step in any case; one that stood before the average began counts for it.
     updates = -(-total // counted) - begin // counted
     updates_per_epoch = per_epoch and per_epoch / counted
@@ -98,14 +100,17 @@ def plan_run(cfg: Config, gpus: int = 1, iters: Optional[int] = None, dataset_si
         hook=hook,
         place=place,
         schedule=_schedule(hook, updates, updates_per_epoch),
-        further={name: _schedule({**common, **own}, updates, updates_per_epoch)
-                 for name, own in _section(hook, 'averages').items()},
+        further={
+            name: _schedule({**common, **own}, updates, updates_per_epoch)
+            for name, own in _section(hook, 'averages').items()
+        },
         updates=updates,
         begin=begin // counted,
         updates_per_epoch=updates_per_epoch,
         iterations=counted,
         batch_size=batch and batch * gpus * counted,
-        origin=origin)
+        origin=origin,
+    )
 
 
 def _schedule(hook: dict[str, Any], updates: int, updates_per_epoch: Optional[float]) -> Schedule:
@@ -119,8 +124,10 @@ def _schedule(hook: dict[str, Any], updates: int, updates_per_epoch: Optional[fl
     ema_type = ema_type_of(hook)
     if class_name(ema_type) in SCHEDULES:
         return schedule_of_class(class_name(ema_type), hook)
-    unknown = (f'the schedule of ema_type={ema_type!r} is not known; known are {", ".join(SCHEDULES)} and classes '
-               'derived from mmyolo_ema.ExpMomentumEMA')
+    unknown = (
+        f'the schedule of ema_type={ema_type!r} is not known; known are {", ".join(SCHEDULES)} and classes '
+        'derived from mmyolo_ema.ExpMomentumEMA'
+    )
     try:
         schedule = schedule_of(build_average(of_average(hook)))
     except Exception as error:  # what a class of the user's raises is up to it
@@ -130,8 +137,9 @@ def _schedule(hook: dict[str, Any], updates: int, updates_per_epoch: Optional[fl
     return schedule
 
 
-def _iterations(cfg: Config, gpus: int, iters: Optional[int],
-                dataset_size: Optional[int]) -> tuple[Optional[float], int, str]:
+def _iterations(
+    cfg: Config, gpus: int, iters: Optional[int], dataset_size: Optional[int]
+) -> tuple[Optional[float], int, str]:
     """Returns the iterations in an epoch, if that is known, and in all, and how they come about."""
     loop = _section(cfg, 'train_cfg')
     epochs: Any = _count(loop, 'max_epochs')
@@ -162,8 +170,9 @@ def _dataset_length(cfg: Config) -> int:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how it gets on
             return len(DATASETS.build(cfg.train_dataloader['dataset']))
     except Exception as error:  # what a dataset's class raises is up to its class
-        raise ValueError(f'its training set cannot be read ({type(error).__name__}: {error!s:.200}); pass '
-                         '--dataset-size, or --iters') from error
+        raise ValueError(
+            f'its training set cannot be read ({type(error).__name__}: {error!s:.200}); pass --dataset-size, or --iters'
+        ) from error
 
 
 def _iterations_per_epoch(loader: dict[str, Any], images: int, gpus: int) -> int:

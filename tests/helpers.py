@@ -95,19 +95,28 @@ class Net(nn.Module):
         return self.norm(self.linear(inputs))
 
 
-EMA_HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.05, gamma=40,
-                update_buffers=True, evaluate_on_origin=True, priority=49)
+EMA_HOOK = dict(
+    type='mmyolo_ema.EMAHook',
+    ema_type='mmyolo_ema.ExpMomentumEMA',
+    momentum=0.05,
+    gamma=40,
+    update_buffers=True,
+    evaluate_on_origin=True,
+    priority=49,
+)
 
 
 @cache
 def demo():
     """Returns the demo's config, with a quarter of its weights."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'rtmdet_nuclei.py')
-    cfg.merge_from_dict({
-        'model.backbone.widen_factor': 0.125,
-        'model.neck': dict(in_channels=[32, 64, 128], out_channels=32),
-        'model.bbox_head': dict(in_channels=32, feat_channels=32),
-    })
+    cfg.merge_from_dict(
+        {
+            'model.backbone.widen_factor': 0.125,
+            'model.neck': dict(in_channels=[32, 64, 128], out_channels=32),
+            'model.bbox_head': dict(in_channels=32, feat_channels=32),
+        }
+    )
     return cfg
 
 
@@ -115,18 +124,20 @@ def small_config(work_dir, **options):
     """Returns that config with 16 training images, no augmentation, 4 epochs of 2 steps and a short ramp."""
     cfg = deepcopy(demo())
     cfg.custom_hooks = [EMA_HOOK]
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir),
-        'experiment_name': work_dir.name,
-        'train_dataloader.dataset.indices': 16,
-        'train_dataloader.dataset.pipeline': [step for step in cfg.train_pipeline if step.type != 'RandomFlip'],
-        'train_cfg.max_epochs': 4,
-        'train_cfg.val_interval': 4,
-        'param_scheduler.0.end': 4,
-        'default_hooks.checkpoint.interval': 2,
-        'log_level': 'WARNING',
-        **options
-    })
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'experiment_name': work_dir.name,
+            'train_dataloader.dataset.indices': 16,
+            'train_dataloader.dataset.pipeline': [step for step in cfg.train_pipeline if step.type != 'RandomFlip'],
+            'train_cfg.max_epochs': 4,
+            'train_cfg.val_interval': 4,
+            'param_scheduler.0.end': 4,
+            'default_hooks.checkpoint.interval': 2,
+            'log_level': 'WARNING',
+            **options,
+        }
+    )
     return cfg
 
 
@@ -147,7 +158,19 @@ def call_tool(name, *arguments):
 def launch(processes, program, folder, *arguments):
     """Runs a program in several processes."""
     (folder / 'program.py').write_text(program)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                           f'--nproc-per-node={processes}', 'program.py', *arguments], cwd=folder, text=True,
-                          env=dict(os.environ, OMP_NUM_THREADS='1'), capture_output=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            f'--nproc-per-node={processes}',
+            'program.py',
+            *arguments,
+        ],
+        cwd=folder,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]

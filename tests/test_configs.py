@@ -52,8 +52,11 @@ def test_hooks_of_mmdetections_config_are_kept(name):
     folder, file = name.split('/')
     base = Config.fromfile(Path(get_installed_path('mmdet')) / '.mim/configs' / folder / file.replace('_ema', ''))
     theirs = [dict(hook) for hook in base.get('custom_hooks', []) if hook.type != 'EMAHook']
-    ours = [{key: value for key, value in hook.items() if key != '_scope_'} for hook in load(name).custom_hooks
-            if hook.type != 'mmyolo_ema.EMAHook']
+    ours = [
+        {key: value for key, value in hook.items() if key != '_scope_'}
+        for hook in load(name).custom_hooks
+        if hook.type != 'mmyolo_ema.EMAHook'
+    ]
     assert ours == theirs
     kinds = dict(rtmdet={PipelineSwitchHook}, yolox={YOLOXModeSwitchHook, SyncNormHook}, faster_rcnn=set())
     assert {type(hook) for _, hook in build(load(name))[1]} - {EMAHook} == kinds[folder]

@@ -51,8 +51,11 @@ finish()
 
 SYNC_NORM = dict(type='SyncNormHook', priority=48)
 ALL_BOXES = {'model.test_cfg.score_thr': 0.0}
-BUFFERS = {f'{kind}-{averaging}': ([SYNC_NORM] if kind == 'SyncNormHook' else [], averaging == 'update_buffers')
-           for kind in ('plain', 'SyncNormHook') for averaging in ('update_buffers', 'copy_buffers')}
+BUFFERS = {
+    f'{kind}-{averaging}': ([SYNC_NORM] if kind == 'SyncNormHook' else [], averaging == 'update_buffers')
+    for kind in ('plain', 'SyncNormHook')
+    for averaging in ('update_buffers', 'copy_buffers')
+}
 IN_THREE = 'plain-update_buffers', 'SyncNormHook-copy_buffers'
 
 
@@ -76,8 +79,11 @@ def trained_in(tmp_path_factory):
 def runs(processes, small_config):
     """Returns the options of the runs in a number of processes, by name."""
     average = small_config(Path('any')).custom_hooks[0]
-    named = {name: {'custom_hooks': [*others, dict(average, update_buffers=update_buffers)], **ALL_BOXES}
-             for name, (others, update_buffers) in BUFFERS.items() if processes == 2 or name in IN_THREE}
+    named = {
+        name: {'custom_hooks': [*others, dict(average, update_buffers=update_buffers)], **ALL_BOXES}
+        for name, (others, update_buffers) in BUFFERS.items()
+        if processes == 2 or name in IN_THREE
+    }
     if processes == 2:
         unvalidated = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)
         saving = {'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=3)}
@@ -87,11 +93,18 @@ def runs(processes, small_config):
         # The further average has the schedule of the main one, so that it must be equal to it.
         equal = dict(averages=dict(equal=dict(momentum=average['momentum'], gamma=average['gamma'])))
         for name, include in (('frozen', {}), ('frozen-averaged', dict(include=['.']))):
-            named[name] = {'custom_hooks': [dict(average, **include, **equal)], 'model.backbone.frozen_stages': 4,
-                           'train_cfg.max_epochs': 2, 'find_unused_parameters': True, **unvalidated}
+            named[name] = {
+                'custom_hooks': [dict(average, **include, **equal)],
+                'model.backbone.frozen_stages': 4,
+                'train_cfg.max_epochs': 2,
+                'find_unused_parameters': True,
+                **unvalidated,
+            }
         snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=1, second_horizon=5)
-        named['snapshots'] = {'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
-                              'train_cfg.max_epochs': 8}
+        named['snapshots'] = {
+            'custom_hooks': [dict(average, momentum=0.1, gamma=2), snapshots],
+            'train_cfg.max_epochs': 8,
+        }
     return named
 
 
@@ -131,8 +144,10 @@ def test_frozen_weights_of_several_processes_are_in_the_file_as_if_they_were_ave
 def test_further_average_of_several_processes_is_one_average(trained_in):
     content = checkpoint.read(trained_in(2) / 'frozen' / 'epoch_2.pth')
     further = content['ema_averages']['equal']
-    assert_equal({f'module.{name}': value for name, value in content['state_dict'].items()},
-                 {name: value for name, value in further.items() if name != 'steps'})
+    assert_equal(
+        {f'module.{name}': value for name, value in content['state_dict'].items()},
+        {name: value for name, value in further.items() if name != 'steps'},
+    )
 
 
 @pytest.mark.slow
@@ -145,10 +160,13 @@ def test_metric_of_several_processes_is_that_of_the_file(trained_in, demo_config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('hook', [
-    pytest.param('mmyolo_ema.EMAHook', id='ours'),
-    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(AssertionError, 'running_mean')),
-])
+@pytest.mark.parametrize(
+    'hook',
+    [
+        pytest.param('mmyolo_ema.EMAHook', id='ours'),
+        pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(AssertionError, 'running_mean')),
+    ],
+)
 def test_checkpoints_of_iterations_hold_the_common_average(trained_in, hook):
     folder = trained_in(2) / hook
     average, *others = stored(folder, 'average')
@@ -212,7 +230,7 @@ def test_snapshots_of_two_processes_make_the_average_that_was_tracked(trained_in
     # Without the checkpoints, and without the second averages, which would be the answer.
     alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'second' in file.kinds])
     half = alone.average(5)
-    built, = build([half])
+    (built,) = build([half])
     assert (half.error < 1e-6, alone.updates) == (True, 8)
     for name, value in wanted.items():
         if value.is_floating_point():
@@ -251,8 +269,9 @@ finish()
 @pytest.mark.slow
 def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path):
     launch(2, STRATEGIES, tmp_path, str(ROOT))
-    usual, flexible, resumed = (checkpoint.read(tmp_path / name / 'epoch_2.pth')
-                                for name in ('usual', 'flexible', 'resumed'))
+    usual, flexible, resumed = (
+        checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('usual', 'flexible', 'resumed')
+    )
     assert 'out.weight' in usual['state_dict']
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         assert_equal(usual[part], flexible[part], part)
@@ -311,7 +330,6 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     asked = []
 
     class Count(SimpleHTTPRequestHandler):
-
         def do_GET(self):
             asked.append(self.path)
             super().do_GET()
@@ -320,8 +338,7 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(Count, directory=tmp_path)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        launch(2, ONE_DIFFERS, tmp_path, str(ROOT), 'said',
-               f'http://127.0.0.1:{server.server_port}/weights.pth')
+        launch(2, ONE_DIFFERS, tmp_path, str(ROOT), 'said', f'http://127.0.0.1:{server.server_port}/weights.pth')
         server.shutdown()
     assert asked == ['/weights.pth']
 

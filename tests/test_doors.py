@@ -41,8 +41,12 @@ def sources():
 @pytest.mark.parametrize(('function', 'allowed'), DOORS.items(), ids=DOORS)
 def test_what_a_file_passes_through_is_in_one_place(sources, function, allowed):
     # A hook builds averages, of a model that is there.
-    found = {name for name, path in sources.items() for called, argument in calls(path)
-             if called == function and 'ema_cfg' not in argument}
+    found = {
+        name
+        for name, path in sources.items()
+        for called, argument in calls(path)
+        if called == function and 'ema_cfg' not in argument
+    }
     if function == 'print':
         found = {name for name in found if not name.startswith(PRINTS_ITS_OWN)}
     assert sorted(found) == allowed

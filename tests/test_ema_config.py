@@ -17,19 +17,23 @@ def test_text_of_a_config_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / 'harm').exists()
 
 
-@pytest.mark.parametrize('text', [
-    '', 'custom_hooks = [', 'custom_hooks = 1', 'a = 1', '\0', '(' * 1000, 'a.custom_hooks = [1]'])
+@pytest.mark.parametrize(
+    'text', ['', 'custom_hooks = [', 'custom_hooks = 1', 'a = 1', '\0', '(' * 1000, 'a.custom_hooks = [1]']
+)
 def test_text_without_hooks_gives_none(text):
     assert hooks_in_text(text) == []
 
 
-@pytest.mark.parametrize(('options', 'schedule'), [
-    ({}, Constant()),
-    (dict(ema_type='ExpMomentumEMA', momentum=0.1, interval=3, update_buffers=True), Ramp(0.1, 2000, 3)),
-    (dict(ema_type='mmdet.ExpMomentumEMA', gamma=10), Ramp(gamma=10)),
-    (dict(ema_type='MomentumAnnealingEMA'), Annealing(gamma=100)),
-    (dict(ema_type='StochasticWeightAverage', interval=2), Uniform(2)),
-])
+@pytest.mark.parametrize(
+    ('options', 'schedule'),
+    [
+        ({}, Constant()),
+        (dict(ema_type='ExpMomentumEMA', momentum=0.1, interval=3, update_buffers=True), Ramp(0.1, 2000, 3)),
+        (dict(ema_type='mmdet.ExpMomentumEMA', gamma=10), Ramp(gamma=10)),
+        (dict(ema_type='MomentumAnnealingEMA'), Annealing(gamma=100)),
+        (dict(ema_type='StochasticWeightAverage', interval=2), Uniform(2)),
+    ],
+)
 def test_schedule_is_that_of_the_class(options, schedule):
     assert schedule_of(ema_hook_in([dict(type='Other'), dict(type='EMAHook', **options)])[1]) == schedule
 
@@ -40,7 +44,9 @@ def test_momentum_that_the_class_would_refuse_is_refused(value):
         schedule_of(dict(type='EMAHook', momentum=value))
 
 
-@pytest.mark.parametrize(('ema_type', 'by_name'), [
-    (ExpMomentumEMA, False), ('mmyolo_ema.ExpMomentumEMA', False), ('ExpMomentumEMA', True), (5, True)])
+@pytest.mark.parametrize(
+    ('ema_type', 'by_name'),
+    [(ExpMomentumEMA, False), ('mmyolo_ema.ExpMomentumEMA', False), ('ExpMomentumEMA', True), (5, True)],
+)
 def test_class_of_this_package_averages_shared_tensors_once_however_it_is_named(ema_type, by_name):
     assert averages_by_name(dict(type='EMAHook', ema_type=ema_type, update_buffers=True)) is by_name

@@ -11,14 +11,17 @@ ONEDL = {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'}
 OPENMMLAB = {'mmengine', 'mmcv', 'mmdet'}
 
 
-@pytest.mark.parametrize(('missing', 'installed', 'command'), [
-    ('mmdet', OPENMMLAB - {'mmdet'}, 'pip install mmdet'),
-    ('mmdet', ONEDL - {'onedl-mmdetection'}, 'pip install onedl-mmdetection'),
-    ('mmengine', set(), 'pip install onedl-mmengine'),
-    ('mmcv', {'mmengine'}, 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir mmcv'),
-    ('mmcv._ext', OPENMMLAB, '--no-cache-dir mmcv --force-reinstall --no-deps'),
-    ('mmcv._ext', ONEDL, '--no-cache-dir onedl-mmcv --force-reinstall --no-deps'),
-])
+@pytest.mark.parametrize(
+    ('missing', 'installed', 'command'),
+    [
+        ('mmdet', OPENMMLAB - {'mmdet'}, 'pip install mmdet'),
+        ('mmdet', ONEDL - {'onedl-mmdetection'}, 'pip install onedl-mmdetection'),
+        ('mmengine', set(), 'pip install onedl-mmengine'),
+        ('mmcv', {'mmengine'}, 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir mmcv'),
+        ('mmcv._ext', OPENMMLAB, '--no-cache-dir mmcv --force-reinstall --no-deps'),
+        ('mmcv._ext', ONEDL, '--no-cache-dir onedl-mmcv --force-reinstall --no-deps'),
+    ],
+)
 def test_advice_names_a_package_of_the_installed_family(monkeypatch, missing, installed, command):
     monkeypatch.setattr(environment, 'installed', installed.intersection)
     assert environment.remedy(ModuleNotFoundError('no', name=missing)).endswith(command)
@@ -38,11 +41,14 @@ OF_CONFIG = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmyolo_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('blocked', 'user', 'said'), [
-    ('mmcv._ext', OF_CONFIG, 'mmcv is installed without its compiled ops'),
-    ('mmdet', OF_CONFIG, 'mmdet is not installed: pip install '),
-    ('mmengine', 'from mmyolo_ema import EMAHook', 'mmengine is not installed: pip install '),
-])
+@pytest.mark.parametrize(
+    ('blocked', 'user', 'said'),
+    [
+        ('mmcv._ext', OF_CONFIG, 'mmcv is installed without its compiled ops'),
+        ('mmdet', OF_CONFIG, 'mmdet is not installed: pip install '),
+        ('mmengine', 'from mmyolo_ema import EMAHook', 'mmengine is not installed: pip install '),
+    ],
+)
 def test_import_fails_with_one_error(blocked, user, said):
     program = f"""
 import sys

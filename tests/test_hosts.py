@@ -24,17 +24,40 @@ class Host:
 
     @property
     def command(self):
-        return ['ip', 'netns', 'exec', self.name, 'unshare', '--uts', 'sh', '-c', 'hostname "$0" && exec "$@"',
-                self.name]
+        return [
+            'ip',
+            'netns',
+            'exec',
+            self.name,
+            'unshare',
+            '--uts',
+            'sh',
+            '-c',
+            'hostname "$0" && exec "$@"',
+            self.name,
+        ]
 
     def start(self, root, folder, *arguments):
         """Starts one process of a training in a folder."""
-        env = dict(os.environ, NNODES='2', NODE_RANK=str(self.rank), MASTER_ADDR='10.77.0.1', PYTHON=sys.executable,
-                   GLOO_SOCKET_IFNAME=self.name, OMP_NUM_THREADS='1', PYTHONPATH=str(root))
+        env = dict(
+            os.environ,
+            NNODES='2',
+            NODE_RANK=str(self.rank),
+            MASTER_ADDR='10.77.0.1',
+            PYTHON=sys.executable,
+            GLOO_SOCKET_IFNAME=self.name,
+            OMP_NUM_THREADS='1',
+            PYTHONPATH=str(root),
+        )
         self.said = folder / f'{self.name}.txt'
         with open(self.said, 'w') as said:
-            return subprocess.Popen([*self.command, str(root / 'tools' / 'dist_train.sh'), *arguments[:1], '1',
-                                     *arguments[1:]], cwd=folder, env=env, stdout=said, stderr=said)
+            return subprocess.Popen(
+                [*self.command, str(root / 'tools' / 'dist_train.sh'), *arguments[:1], '1', *arguments[1:]],
+                cwd=folder,
+                env=env,
+                stdout=said,
+                stderr=said,
+            )
 
 
 def refused(*command):
@@ -53,8 +76,11 @@ def hosts():
         if refused('ip', 'link', 'add', one, 'netns', one, 'type', 'veth', 'peer', 'name', other, 'netns', other):
             pytest.skip('network namespaces are refused here')
         for host in pair:
-            for change in (['link', 'set', 'lo', 'up'], ['address', 'add', f'10.77.0.{host.rank + 1}/24', 'dev',
-                                                         host.name], ['link', 'set', host.name, 'up']):
+            for change in (
+                ['link', 'set', 'lo', 'up'],
+                ['address', 'add', f'10.77.0.{host.rank + 1}/24', 'dev', host.name],
+                ['link', 'set', host.name, 'up'],
+            ):
                 subprocess.run(['ip', '-n', host.name, *change], check=True)
             if refused(*host.command, 'true'):
                 pytest.skip('host names are refused here')
@@ -88,8 +114,9 @@ def folder(tmp_path, trained, demo_config):
 
 
 def test_host_without_the_checkpoint_stops_all_with_one_error(hosts, folder):
-    assert all(statuses_of([host.start(ROOT, folder(host.name, host.rank == 0), 'small.py', '--resume')
-                            for host in hosts]))
+    assert all(
+        statuses_of([host.start(ROOT, folder(host.name, host.rank == 0), 'small.py', '--resume') for host in hosts])
+    )
     errors = [line for host in hosts for line in host.said.read_text().splitlines() if line.startswith('error: ')]
     assert len(errors) == 2
     assert len(set(errors)) == 1
@@ -105,8 +132,13 @@ def test_hosts_that_share_a_folder_train_as_one_with_two_processes(hosts, folder
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = str(free.getsockname()[1])
     env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PORT=port)
-    subprocess.run([ROOT / 'tools' / 'dist_train.sh', 'small.py', '2', '--resume'], cwd=alone, env=env, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [ROOT / 'tools' / 'dist_train.sh', 'small.py', '2', '--resume'],
+        cwd=alone,
+        env=env,
+        check=True,
+        capture_output=True,
+    )
     one, other = (checkpoint.read(path / 'work_dirs' / 'small' / 'epoch_5.pth') for path in (shared, alone))
     assert one['ema_state_dict']['steps'] == other['ema_state_dict']['steps'] == 9
     for name, value in one['state_dict'].items():

@@ -25,12 +25,15 @@ IN_THE_REPOSITORY_ONLY = ('benchmark_ema.py', 'gpu_check.py', 'gpu_chapter.py')
 
 @pytest.mark.slow
 def test_documented_names_are_those_of_the_package():
-    code = ('import mmyolo_ema; print(mmyolo_ema.schedule.mean_age(1), mmyolo_ema.checkpoint.inspect.__name__, '
-            'mmyolo_ema.posthoc.fit.__name__, all(hasattr(mmyolo_ema, name) for name in mmyolo_ema.__all__))')
+    code = (
+        'import mmyolo_ema; print(mmyolo_ema.schedule.mean_age(1), mmyolo_ema.checkpoint.inspect.__name__, '
+        'mmyolo_ema.posthoc.fit.__name__, all(hasattr(mmyolo_ema, name) for name in mmyolo_ema.__all__))'
+    )
     ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ['0.0', 'inspect', 'fit', 'True']
-    assert {'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', 'StoredWeightsHook',
-            '__version__'} <= set(mmyolo_ema.__all__)
+    assert {'EMAHook', 'ExpMomentumEMA', 'RawWeightsHook', 'SnapshotHook', 'StoredWeightsHook', '__version__'} <= set(
+        mmyolo_ema.__all__
+    )
 
 
 @pytest.fixture(scope='module')
@@ -78,8 +81,13 @@ def test_every_package_that_is_imported_is_declared():
     imported = set()
     for path in {*(ROOT / 'mmyolo_ema').rglob('*.py')} - {*(ROOT / 'mmyolo_ema' / '.mim').rglob('*.py')}:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
-                     else [node.module] if isinstance(node, ast.ImportFrom) else [])
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             imported |= {name.split('.')[0] for name in names}
     project = pytest.importorskip('tomllib').loads((ROOT / 'pyproject.toml').read_text())['project']
     by_family = {'mmengine', 'mmdet'}

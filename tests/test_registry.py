@@ -13,18 +13,21 @@ from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.registry import MODELS as OUR_MODELS
 
 
-@pytest.mark.parametrize(('scope', 'name', 'meaning'), [
-    ('mmdet', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
-    ('mmdet', ExpMomentumEMA, ExpMomentumEMA),
-    ('mmdet', 'ExpMomentumEMA', MMDetExpMomentumEMA),
-    ('mmdet', 'mmdet.ExpMomentumEMA', MMDetExpMomentumEMA),
-    ('mmyolo_ema', 'ExpMomentumEMA', ExpMomentumEMA),
-    ('mmyolo_ema', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
-    ('mmyolo_ema', 'mmdet.ExpMomentumEMA', MMDetExpMomentumEMA),
-    ('mmengine', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
-    (None, 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
-    (None, ExpMomentumEMA, ExpMomentumEMA),
-])
+@pytest.mark.parametrize(
+    ('scope', 'name', 'meaning'),
+    [
+        ('mmdet', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
+        ('mmdet', ExpMomentumEMA, ExpMomentumEMA),
+        ('mmdet', 'ExpMomentumEMA', MMDetExpMomentumEMA),
+        ('mmdet', 'mmdet.ExpMomentumEMA', MMDetExpMomentumEMA),
+        ('mmyolo_ema', 'ExpMomentumEMA', ExpMomentumEMA),
+        ('mmyolo_ema', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
+        ('mmyolo_ema', 'mmdet.ExpMomentumEMA', MMDetExpMomentumEMA),
+        ('mmengine', 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
+        (None, 'mmyolo_ema.ExpMomentumEMA', ExpMomentumEMA),
+        (None, ExpMomentumEMA, ExpMomentumEMA),
+    ],
+)
 def test_name_means_this_class(net, scope, name, meaning):
     # As EMAHook builds it.
     hook = EMAHook(ema_type=name, momentum=0.01)

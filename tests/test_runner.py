@@ -43,8 +43,9 @@ def test_validated_weights_are_those_in_the_file(run, demo_config, tmp_path):
     assert len(expected) == 8
     assert all(len(boxes) > 0 for boxes in expected)
     assert_equal(expected, predictions(reloaded))
-    assert any(boxes.shape != other.shape or not torch.equal(boxes, other)
-               for boxes, other in zip(expected, predictions(raw)))
+    assert any(
+        boxes.shape != other.shape or not torch.equal(boxes, other) for boxes, other in zip(expected, predictions(raw))
+    )
 
 
 @pytest.mark.slow
@@ -67,5 +68,6 @@ def test_model_gets_its_raw_weights_back_after_validation(demo_config):
     assert hook.ema_model.steps == 2
     saved = checkpoint.raw_weights(checkpoint.read(f'{runner.work_dir}/epoch_1.pth'))
     assert_equal(dict(runner.model.state_dict()), saved)
-    assert_equal(dict(hook.ema_model.module.state_dict()),
-                 dict(checkpoint.read(f'{runner.work_dir}/epoch_1.pth')['state_dict']))
+    assert_equal(
+        dict(hook.ema_model.module.state_dict()), dict(checkpoint.read(f'{runner.work_dir}/epoch_1.pth')['state_dict'])
+    )

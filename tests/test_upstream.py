@@ -23,10 +23,17 @@ from tests.helpers import ROOT, forget_runs
 
 # Private names that other files may use.
 ELSEWHERE = {
-    '_parameters', '_buffers', '_modules',  # torch's documentation uses them
-    '_load_from_state_dict', '_save_to_state_dict',  # documented as what a module may override
+    '_parameters',
+    '_buffers',
+    '_modules',  # torch's documentation uses them
+    '_load_from_state_dict',
+    '_save_to_state_dict',  # documented as what a module may override
     '_metadata',  # written into files, where it cannot change
-    '_replace', '_asdict', '_getframe', '_exit', '_run_exitfuncs',  # Python's own
+    '_replace',
+    '_asdict',
+    '_getframe',
+    '_exit',
+    '_run_exitfuncs',  # Python's own
 }
 
 
@@ -50,10 +57,20 @@ def make_runner(tmp_path):
         forget_runs()
         loader = DataLoader([1])
         return Runner(
-            Empty(), str(tmp_path), train_dataloader=loader, val_dataloader=loader, test_dataloader=loader,
-            train_cfg=dict(by_epoch=True, max_epochs=1), val_cfg=dict(), test_cfg=dict(), log_level='WARNING',
-            optim_wrapper=OptimWrapper(SGD([torch.ones(1)], lr=0.1)), val_evaluator=Evaluator([]),
-            test_evaluator=Evaluator([]), **options)
+            Empty(),
+            str(tmp_path),
+            train_dataloader=loader,
+            val_dataloader=loader,
+            test_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            val_cfg=dict(),
+            test_cfg=dict(),
+            log_level='WARNING',
+            optim_wrapper=OptimWrapper(SGD([torch.ones(1)], lr=0.1)),
+            val_evaluator=Evaluator([]),
+            test_evaluator=Evaluator([]),
+            **options,
+        )
 
     return make
 
@@ -73,16 +90,28 @@ def private_names(path):
 
 
 def test_no_other_file_uses_a_private_name():
-    used = {(path.name, name) for path in (ROOT / 'mmyolo_ema').rglob('*.py') if path.name != '_upstream.py'
-            for name in private_names(path) if name.startswith('_') and not name.startswith('__')}
+    used = {
+        (path.name, name)
+        for path in (ROOT / 'mmyolo_ema').rglob('*.py')
+        if path.name != '_upstream.py'
+        for name in private_names(path)
+        if name.startswith('_') and not name.startswith('__')
+    }
     assert [pair for pair in used if pair[1] not in ELSEWHERE] == []
 
 
-@pytest.mark.parametrize('name', [
-    'torch._foreach_lerp_', 'torch._foreach_copy_', 'torch._foreach_norm',
-    'torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX', 'torch.nn.Module._save_to_state_dict',
-    'torch._weights_only_unpickler._get_allowed_globals', 'torch._weights_only_unpickler._get_user_allowed_globals'
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'torch._foreach_lerp_',
+        'torch._foreach_copy_',
+        'torch._foreach_norm',
+        'torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX',
+        'torch.nn.Module._save_to_state_dict',
+        'torch._weights_only_unpickler._get_allowed_globals',
+        'torch._weights_only_unpickler._get_user_allowed_globals',
+    ],
+)
 def test_name_is_there(name):
     assert attrgetter(name.removeprefix('torch.'))(torch) is not None
 
@@ -119,7 +148,7 @@ def test_wrapper_says_how_many_iterations_a_step_takes(net):
 
 
 def test_torch_marks_the_optimizers_that_it_hooks(net):
-    optimizer = type('Fresh', (SGD, ), dict(step=lambda self: None))
+    optimizer = type('Fresh', (SGD,), dict(step=lambda self: None))
     assert not _upstream.has_step_hooks(optimizer)
     optimizer(net.parameters())
     assert _upstream.has_step_hooks(optimizer), 'torch renamed the mark Optimizer.step.hooked'
@@ -128,7 +157,7 @@ def test_torch_marks_the_optimizers_that_it_hooks(net):
 @pytest.mark.parametrize(('gradient', 'skipped'), [(1.0, False), (float('inf'), True)])
 def test_scaler_tells_a_fused_optimizer_to_skip(gradient, skipped):
     weight = nn.Parameter(torch.ones(2))
-    weight.grad = torch.full((2, ), gradient)
+    weight.grad = torch.full((2,), gradient)
     optimizer, said = SGD([weight], lr=0.1, fused=True), []
     optimizer.register_step_post_hook(lambda stepped, *_: said.append(_upstream.is_skipped(stepped)))
     scaler = torch.amp.GradScaler('cpu')
@@ -179,7 +208,8 @@ def test_own_state_is_without_children(net):
 
 def test_extra_state_has_the_suffix():
     assert [name for name in OwnState(1, 1).state_dict() if name.endswith(_upstream.EXTRA_STATE_SUFFIX)] == [
-        '_extra_state']
+        '_extra_state'
+    ]
 
 
 def test_compiled_module_is_under_its_name(net):
@@ -188,7 +218,7 @@ def test_compiled_module_is_under_its_name(net):
 
 
 def test_fused_calls_do_what_one_call_for_each_tensor_does():
-    averaged, source = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.full((3, ), 5.0)]
+    averaged, source = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.full((3,), 5.0)]
     _upstream.lerp_all(averaged, source, 0.25)
     assert [tensor.tolist() for tensor in averaged] == [[0.25] * 2, [2.0] * 3]
     assert all(map(torch.equal, _upstream.norms_of(source), map(torch.norm, source)))
@@ -205,5 +235,5 @@ def test_safe_reader_knows_only_what_it_is_given(tmp_path):
         with _upstream.only_allowed({}), pytest.raises(Exception, match=r'torch\.Size'):
             torch.load(tmp_path / 'size.pth', weights_only=True)
         with _upstream.only_allowed({'torch.Size': torch.Size}):
-            assert torch.load(tmp_path / 'size.pth', weights_only=True) == (1, )
+            assert torch.load(tmp_path / 'size.pth', weights_only=True) == (1,)
         assert _upstream.allowed_globals() == (of_torch, of_user)

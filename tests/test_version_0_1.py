@@ -18,9 +18,17 @@ from mmyolo_ema.schedules import Ramp, figures
 from tests.helpers import assert_equal
 
 STORED = Path(__file__).parent / 'data' / 'version_0_1'
-HOOKS = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=2,
-              update_buffers=True, priority=49),
-         dict(type='mmyolo_ema.SnapshotHook', interval='1epoch', second_horizon=4)]
+HOOKS = [
+    dict(
+        type='mmyolo_ema.EMAHook',
+        ema_type='mmyolo_ema.ExpMomentumEMA',
+        momentum=0.1,
+        gamma=2,
+        update_buffers=True,
+        priority=49,
+    ),
+    dict(type='mmyolo_ema.SnapshotHook', interval='1epoch', second_horizon=4),
+]
 
 
 @pytest.fixture
@@ -35,9 +43,15 @@ def test_files_are_understood(folder):
     run = read_run(folder)
     assert (run.updates, run.schedule, run.second) == (18, Ramp(0.1, 2), Ramp(0.25, 2))
     assert [(file.path.name, kind) for file, kind in run.sources] == [
-        ('update_00000006.pth', 'ema'), ('epoch_2.pth', 'ema'), ('epoch_3.pth', 'ema'), ('epoch_2.pth', 'raw'),
-        ('epoch_3.pth', 'raw'), ('update_00000006.pth', 'second'), ('epoch_2.pth', 'second'),
-        ('epoch_3.pth', 'second')]
+        ('update_00000006.pth', 'ema'),
+        ('epoch_2.pth', 'ema'),
+        ('epoch_3.pth', 'ema'),
+        ('epoch_2.pth', 'raw'),
+        ('epoch_3.pth', 'raw'),
+        ('update_00000006.pth', 'second'),
+        ('epoch_2.pth', 'second'),
+        ('epoch_3.pth', 'second'),
+    ]
 
 
 def test_other_averages_are_made_of_them(folder, tmp_path):
@@ -62,8 +76,11 @@ class Bias:
 
 def test_second_average_goes_on_being_read(folder, tmp_path):
     content = checkpoint.read(folder / 'epoch_3.pth')
-    stored = {name.removeprefix('module.'): value for name, value in content['second_ema_state_dict'].items()
-              if name != 'steps'}
+    stored = {
+        name.removeprefix('module.'): value
+        for name, value in content['second_ema_state_dict'].items()
+        if name != 'steps'
+    }
     rows = {weights.kind: weights for weights in checkpoint.inspect(folder / 'epoch_3.pth').weights}
     assert (rows['second'].key, rows['second'].updates) == ('second_ema_state_dict', 18)
     assert rows['second'].mean_age == pytest.approx(figures(Ramp(0.25, 2), [18])[0].mean_age)
@@ -79,7 +96,6 @@ def test_second_average_goes_on_being_read(folder, tmp_path):
 
 
 class Toy(BaseModel):
-
     def __init__(self):
         super().__init__()
         self.linear, self.norm, self.out = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
@@ -90,12 +106,11 @@ class Toy(BaseModel):
 
 
 class Numbers(Dataset):
-
     def __len__(self):
         return 24
 
     def __getitem__(self, index):
-        return dict(inputs=torch.full((3, ), index / 24))
+        return dict(inputs=torch.full((3,), index / 24))
 
 
 @pytest.mark.parametrize('wish', [False, True])
@@ -106,10 +121,20 @@ def test_run_goes_on(folder, wish):
         hooks[0]['mean_age'] = '10%'
     loader = dict(dataset=Numbers(), batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
     runner = Runner(
-        model=Toy(), work_dir=str(folder), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=4),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), param_scheduler=dict(type='ExponentialLR', gamma=0.9),
-        custom_hooks=hooks, cfg=Config(dict(custom_hooks=hooks)), default_scope='mmengine', log_level='WARNING',
-        resume=True, load_from=str(folder / 'epoch_3.pth'), randomness=dict(seed=0))
+        model=Toy(),
+        work_dir=str(folder),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=4),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        param_scheduler=dict(type='ExponentialLR', gamma=0.9),
+        custom_hooks=hooks,
+        cfg=Config(dict(custom_hooks=hooks)),
+        default_scope='mmengine',
+        log_level='WARNING',
+        resume=True,
+        load_from=str(folder / 'epoch_3.pth'),
+        randomness=dict(seed=0),
+    )
     runner.train()
     run = read_run(folder)
     assert (run.updates, run.schedule, run.second) == (24, Ramp(0.1, 2), Ramp(0.25, 2))

@@ -52,10 +52,13 @@ def run(log: Path, tool: str, *arguments: object, epochs: int = 0) -> None:
     command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, arguments)]
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = ['']
-    with (log.open('a') as file,
-          Progress(*Progress.get_default_columns(), transient=True,
-                   disable=not (epochs and sys.stdout.isatty())) as progress,
-          subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process):
+    with (
+        log.open('a') as file,
+        Progress(
+            *Progress.get_default_columns(), transient=True, disable=not (epochs and sys.stdout.isatty())
+        ) as progress,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         task = progress.add_task('training', total=epochs)
         assert process.stdout is not None
         for line in process.stdout:
@@ -99,8 +102,10 @@ def held_out_detections(predictions: Path) -> list[Detections]:
     for sample in load(predictions):
         image_id, instances = sample['img_id'], sample['pred_instances']
         image = mmcv.imread(DATA / 'val' / coco.imgs[image_id]['file_name'], flag='grayscale')
-        corners = [(x, y, x + width, y + height) for x, y, width, height in
-                   (annotation['bbox'] for annotation in coco.imgToAnns[image_id])]
+        corners = [
+            (x, y, x + width, y + height)
+            for x, y, width, height in (annotation['bbox'] for annotation in coco.imgToAnns[image_id])
+        ]
         predicted = instances['bboxes'][instances['scores'] > MIN_SCORE]
         shown.append(Detections(image, np.array(corners), predicted.numpy()))
     return shown
@@ -126,30 +131,48 @@ def main() -> None:
     saved = last_checkpoint(folder / 'train')
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
     say(f'Testing what is in {os.path.relpath(saved)}: the averaged weights, then the raw ones.')
-    run(log, 'test.py', CONFIG, saved, '--weights', 'ema', '--work-dir', folder / 'test_ema', '--out', predictions,
-        *overrides)
+    run(
+        log,
+        'test.py',
+        CONFIG,
+        saved,
+        '--weights',
+        'ema',
+        '--work-dir',
+        folder / 'test_ema',
+        '--out',
+        predictions,
+        *overrides,
+    )
     run(log, 'test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw', *overrides)
-    draw_detections(held_out_detections(predictions),
-                    f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}', picture)
+    draw_detections(
+        held_out_detections(predictions),
+        f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}',
+        picture,
+    )
     measured = [metrics_in_training(folder / 'train', suffix) for suffix in ('', RAW)]
     stored = [metrics_in_test(folder / name) for name in ('test_ema', 'test_raw')]
-    print_table({
-        'average, in training': measured[0],
-        'average, from the file (--weights ema)': stored[0],
-        'raw, in training': measured[1],
-        'raw, from the file (--weights raw)': stored[1],
-    })
+    print_table(
+        {
+            'average, in training': measured[0],
+            'average, from the file (--weights ema)': stored[0],
+            'raw, in training': measured[1],
+            'raw, from the file (--weights raw)': stored[1],
+        }
+    )
     if measured != stored:
         stop(f'the file does not give what was measured in training: {stored} instead of {measured}')
-    print(f'The file gives what was measured in training, in every digit.\n'
-          f'  {os.path.relpath(saved)}  average and raw weights\n'
-          f'  {folder / "train" / "ema_curves.png"}  average and raw metric, momentum, how far the two are apart\n'
-          f'  {picture}  predicted and true boxes\n'
-          f'  {predictions}  predictions of the average\n'
-          f'Next: add the hook of the README to a config of yours, or see here what an average five epochs '
-          f'old does (that of the demo is one epoch old):\n'
-          f'  {os.path.relpath(sys.executable)} {os.path.relpath(ROOT / "tools" / "train.py")} '
-          f'{os.path.relpath(CONFIG)} --cfg-options custom_hooks.0.mean_age=5epochs --work-dir work_dirs/five_epochs')
+    print(
+        f'The file gives what was measured in training, in every digit.\n'
+        f'  {os.path.relpath(saved)}  average and raw weights\n'
+        f'  {folder / "train" / "ema_curves.png"}  average and raw metric, momentum, how far the two are apart\n'
+        f'  {picture}  predicted and true boxes\n'
+        f'  {predictions}  predictions of the average\n'
+        f'Next: add the hook of the README to a config of yours, or see here what an average five epochs '
+        f'old does (that of the demo is one epoch old):\n'
+        f'  {os.path.relpath(sys.executable)} {os.path.relpath(ROOT / "tools" / "train.py")} '
+        f'{os.path.relpath(CONFIG)} --cfg-options custom_hooks.0.mean_age=5epochs --work-dir work_dirs/five_epochs'
+    )
 
 
 if __name__ == '__main__':

@@ -37,11 +37,13 @@ def draw_detections(detections: list[Detections], title: str, path: Path) -> Non
         handles=[Line2D([], [], color=TRUE_COLOUR, lw=2.5), Line2D([], [], color=PREDICTED_COLOUR, lw=1.2)],
         labels=['true', 'predicted'],
         loc='outside lower center',
-        ncols=2)
+        ncols=2,
+    )
     figure.savefig(path, dpi=120)
 
 
 def _draw_boxes(axis: Axes, boxes: NDArray[Any], colour: str, linewidth: float) -> None:
     for left, top, right, bottom in boxes:
         axis.add_patch(
-            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=linewidth))
+            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=linewidth)
+        )

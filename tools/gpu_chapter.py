@@ -24,11 +24,14 @@ def with_chapter(page: str, content: dict[str, Any]) -> str:
 def chapter(content: dict[str, Any]) -> str:
     """Returns a check's numbers in Markdown."""
     parts = content['parts']
-    lines = [f'`make gpu-check` on one {content["card"]} (driver {content["driver"]}, torch {content["torch"]}, '
-             f'{content["cores"]} cores, {content["date"]}): {content["seconds"]:.0f} s in all, of which the set-up '
-             f'took {content["set_up_seconds"]:.0f} s.\n']
-    lines += table(['part', 'ended', 's'],
-                   ([name, ended(part), f'{part["seconds"]:.0f}'] for name, part in parts.items()))
+    lines = [
+        f'`make gpu-check` on one {content["card"]} (driver {content["driver"]}, torch {content["torch"]}, '
+        f'{content["cores"]} cores, {content["date"]}): {content["seconds"]:.0f} s in all, of which the set-up '
+        f'took {content["set_up_seconds"]:.0f} s.\n'
+    ]
+    lines += table(
+        ['part', 'ended', 's'], ([name, ended(part), f'{part["seconds"]:.0f}'] for name, part in parts.items())
+    )
     steps = parts.get('step', {}).get('results', {}).get('results', [])
     hooks = parts.get('hook', {}).get('results', {}).get('results', [])
     if steps:
@@ -48,11 +51,22 @@ def ended(part: dict[str, Any]) -> str:
 
 def step_tables(steps: list[dict[str, Any]]) -> list[str]:
     """Returns the time of a step on the GPU and on its host, by detector and class."""
-    rows = [[f'{cost["detector"]}, update_buffers={cost["update_buffers"]}', name, us(one['host']), us(one['gpu']),
-             us(one['check']), us(one['swap'])]
-            for cost in steps for name, one in cost['costs'].items()]
-    return ['A step, in microseconds: until the call returns (host), and of its work on the GPU.\n',
-            *table(['detector', 'class', 'host', 'GPU', 'check', 'swap'], rows)]
+    rows = [
+        [
+            f'{cost["detector"]}, update_buffers={cost["update_buffers"]}',
+            name,
+            us(one['host']),
+            us(one['gpu']),
+            us(one['check']),
+            us(one['swap']),
+        ]
+        for cost in steps
+        for name, one in cost['costs'].items()
+    ]
+    return [
+        'A step, in microseconds: until the call returns (host), and of its work on the GPU.\n',
+        *table(['detector', 'class', 'host', 'GPU', 'check', 'swap'], rows),
+    ]
 
 
 def hook_tables(hooks: list[dict[str, Any]]) -> list[str]:
@@ -61,11 +75,14 @@ def hook_tables(hooks: list[dict[str, Any]]) -> list[str]:
     for cost in hooks:
         for name, step in cost['step'].items():
             added = cost['added'].get(name)
-            rows.append([f'{cost["detector"]}, {cost["batch_size"]} images', name, ms(step), ms(added),
-                         share(cost, name)])
-    return [f'A training step in MMEngine\'s runner, {hooks[0]["image_size"]} x {hooks[0]["image_size"]} pixels, mixed '
-            'precision, in milliseconds: median, and quartiles.\n',
-            *table(['detector', 'hook', 'step', 'added', 'of a step'], rows)]
+            rows.append(
+                [f'{cost["detector"]}, {cost["batch_size"]} images', name, ms(step), ms(added), share(cost, name)]
+            )
+    return [
+        f"A training step in MMEngine's runner, {hooks[0]['image_size']} x {hooks[0]['image_size']} pixels, mixed "
+        'precision, in milliseconds: median, and quartiles.\n',
+        *table(['detector', 'hook', 'step', 'added', 'of a step'], rows),
+    ]
 
 
 def step_aims(steps: list[dict[str, Any]]) -> Iterable[list[str]]:
@@ -74,20 +91,30 @@ def step_aims(steps: list[dict[str, Any]]) -> Iterable[list[str]]:
         one = cost['costs']
         if cost['detector'] == 'rtmdet-l':
             ratio = one[OURS]['gpu']['median'] / one[LIMIT]['gpu']['median']
-            yield [f'rtmdet-l, update_buffers={cost["update_buffers"]}: GPU time at most 1.25 times the limit',
-                   f'{ratio:.2f}', verdict(ratio <= 1.25)]
+            yield [
+                f'rtmdet-l, update_buffers={cost["update_buffers"]}: GPU time at most 1.25 times the limit',
+                f'{ratio:.2f}',
+                verdict(ratio <= 1.25),
+            ]
         if cost['detector'] == 'rtmdet-tiny':
             theirs, ours = (one[name]['host']['median'] + one[name]['gpu']['median'] for name in ('mmdet', OURS))
-            yield [f'rtmdet-tiny, update_buffers={cost["update_buffers"]}: 20 times faster than MMDetection\'s class, '
-                   'host and GPU together', f'{theirs / ours:.1f}', verdict(theirs >= 20 * ours)]
+            yield [
+                f"rtmdet-tiny, update_buffers={cost['update_buffers']}: 20 times faster than MMDetection's class, "
+                'host and GPU together',
+                f'{theirs / ours:.1f}',
+                verdict(theirs >= 20 * ours),
+            ]
 
 
 def hook_aims(hooks: list[dict[str, Any]]) -> Iterable[list[str]]:
     """Yields the aim for a training step, with what was measured."""
     for cost in hooks:
         met = cost['added'][OURS]['median'] <= 0.005 * cost['step'][NO_HOOK]['median']
-        yield [f'{cost["detector"]}, {cost["batch_size"]} images: the hook adds at most 0.5 % to a step',
-               share(cost, OURS), verdict(met)]
+        yield [
+            f'{cost["detector"]}, {cost["batch_size"]} images: the hook adds at most 0.5 % to a step',
+            share(cost, OURS),
+            verdict(met),
+        ]
 
 
 def verdict(met: bool) -> str:

@@ -62,8 +62,16 @@ def run_part(python: Path, part: Part, gpu: bool) -> dict[str, Any]:
     """Runs a part in a process of its own and returns how it ended, how long it took and what it found."""
     environment = os.environ if gpu else dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     start = time.perf_counter()
-    process = subprocess.Popen([str(python), *part.arguments], cwd=ROOT, env=environment, text=True, errors='replace',
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        [str(python), *part.arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        errors='replace',
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         said = process.communicate(timeout=part.seconds)[0]
         ended = 'ok' if process.returncode == 0 else f'failed with status {process.returncode}'
@@ -85,20 +93,32 @@ def write(path: Path, text: str) -> None:
 
 def machine(python: Path) -> dict[str, Any]:
     """Returns what the numbers depend on; ``card`` is empty where torch sees no GPU."""
-    program = ('import json, torch; gpu = torch.cuda.is_available()\n'
-               'print(json.dumps(dict(card=torch.cuda.get_device_name() if gpu else "", torch=torch.__version__)))')
+    program = (
+        'import json, torch; gpu = torch.cuda.is_available()\n'
+        'print(json.dumps(dict(card=torch.cuda.get_device_name() if gpu else "", torch=torch.__version__)))'
+    )
     found = json.loads(subprocess.check_output([str(python), '-c', program], text=True))
     driver = ''
     if found['card']:
-        driver = subprocess.check_output(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
-                                         text=True).splitlines()[0]
+        driver = subprocess.check_output(
+            ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], text=True
+        ).splitlines()[0]
     return dict(found, driver=driver, cores=os.cpu_count(), date=time.strftime('%Y-%m-%d'))
 
 
 def set_up(args: argparse.Namespace, device: str) -> bool:
     """Makes the environment, or puts other operators into it; returns whether that worked."""
-    command = [sys.executable, ROOT / 'tools' / 'environment' / 'create.py', args.stack, args.folder,
-               '--device', device, '--torch', args.torch, *(['--wheels', args.wheels] if args.wheels else [])]
+    command = [
+        sys.executable,
+        ROOT / 'tools' / 'environment' / 'create.py',
+        args.stack,
+        args.folder,
+        '--device',
+        device,
+        '--torch',
+        args.torch,
+        *(['--wheels', args.wheels] if args.wheels else []),
+    ]
     return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
@@ -131,8 +151,10 @@ def check(args: argparse.Namespace) -> None:
         content['parts'][name] = result
         content['seconds'] = round(time.perf_counter() - start, 1)
         write(folder / 'gpu_check.json', json.dumps(content, indent=1))
-        print(f'{name}: {result["ended"]} in {result["seconds"]} s; {result["said"][-1] if result["said"] else ""}',
-              flush=True)
+        print(
+            f'{name}: {result["ended"]} in {result["seconds"]} s; {result["said"][-1] if result["said"] else ""}',
+            flush=True,
+        )
         if result['ended'] != 'ok':
             print('\n'.join(result['said']), flush=True)
     print(f'{folder / "gpu_check.json"}  the numbers, after {content["seconds"]:.0f} s')
@@ -147,8 +169,12 @@ def main() -> None:
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     parser.add_argument('--torch', choices=['pinned', 'installed'], default='pinned')
     parser.add_argument('--wheels', help='folder that everything is installed from')
-    parser.add_argument('--chapter', type=Path, metavar='F.json',
-                        help='write the chapter of docs/performance.md from the numbers of an earlier check')
+    parser.add_argument(
+        '--chapter',
+        type=Path,
+        metavar='F.json',
+        help='write the chapter of docs/performance.md from the numbers of an earlier check',
+    )
     args = parser.parse_args()
     if args.chapter is None:
         check(args)

@@ -60,8 +60,9 @@ def verify(path: Path, must_have_checksums: bool = True) -> None:
     if is_archive(path):
         _verified(path, _identity(path))
     elif must_have_checksums:
-        raise ValueError(f'{path} has no checksums, since it was written in the format before torch 1.6: load it and '
-                         'save it again')
+        raise ValueError(
+            f'{path} has no checksums, since it was written in the format before torch 1.6: load it and save it again'
+        )
 
 
 def _identity(path: Path) -> tuple[int, ...]:

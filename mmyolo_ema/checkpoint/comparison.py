@@ -43,8 +43,14 @@ class Comparison:
     @property
     def are_equal(self) -> bool:
         """Whether names, shapes, dtypes and all values are the same."""
-        return not (self.only_in_one or self.only_in_other or self.other_shape or self.other_dtype or self.other_value
-                    or any(group.differing for group in self.groups))
+        return not (
+            self.only_in_one
+            or self.only_in_other
+            or self.other_shape
+            or self.other_dtype
+            or self.other_value
+            or any(group.differing for group in self.groups)
+        )
 
 
 def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
@@ -63,8 +69,10 @@ def compare(one: Path, other: Path, kind: Optional[str] = None) -> Comparison:
     comparison = Comparison([], [], [], [], [], [], [])
     compared = []
     # What a file that holds one set and does not say which holds is of any kind.
-    sets = [partial(read_weights, path, None if weights_in(read(path, mmap=True)) == ['only'] else kind)
-            for path in (one, other)]
+    sets = [
+        partial(read_weights, path, None if weights_in(read(path, mmap=True)) == ['only'] else kind)
+        for path in (one, other)
+    ]
     firsts = [first_names(open_set()) for open_set in sets]
     for path in (one, other):
         verify(path, must_have_checksums=False)

@@ -74,9 +74,13 @@ def by_group(differences: Iterable[TensorDifference]) -> list[GroupDifference]:
 
 def total(group: str, members: list[TensorDifference]) -> GroupDifference:
     """Adds up differences."""
-    return GroupDifference(group, len(members), sum(tensor.numbers for tensor in members),
-                           sum(tensor.differing > 0 for tensor in members),
-                           _relative(sum(tensor.square for tensor in members), sum(tensor.norm for tensor in members)))
+    return GroupDifference(
+        group,
+        len(members),
+        sum(tensor.numbers for tensor in members),
+        sum(tensor.differing > 0 for tensor in members),
+        _relative(sum(tensor.square for tensor in members), sum(tensor.norm for tensor in members)),
+    )
 
 
 def group_of(name: str) -> str:

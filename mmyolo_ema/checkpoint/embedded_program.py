@@ -19,5 +19,7 @@ def check_no_program(content: dict[str, Any]) -> None:
     """Raises ValueError if a checkpoint to resume from holds such a text."""
     meta = content.get('meta')
     if isinstance(meta, dict) and _KEY in meta:
-        raise ValueError("it holds a text under meta['config'], which MMEngine would run as a program when it resumes. "
-                         'To start anew from its weights, use load_from; to resume, remove that entry')
+        raise ValueError(
+            "it holds a text under meta['config'], which MMEngine would run as a program when it resumes. "
+            'To start anew from its weights, use load_from; to resume, remove that entry'
+        )

@@ -166,7 +166,8 @@ def inspect(path: Path) -> Inspection:
         average=next(iter(averages.values())),
         has_optimizer=bool(_dictionary(content.get('optimizer'))),
         parts={**parts, 'rest': path.stat().st_size - sum(parts.values())},
-        shared=_shared(weights_of(content, 'raw' if 'raw' in averages else None)))
+        shared=_shared(weights_of(content, 'raw' if 'raw' in averages else None)),
+    )
     del content
     _compare_sets(path, inspection)
     return inspection
@@ -185,8 +186,9 @@ def _average(content: dict[str, Any], kind: str) -> Optional[StoredAverage]:
         meta = dict(mmyolo_ema=own)  # the config tells the schedule of the main one
     age, schedule = stored_age(meta, updates) if updates else None, _schedule(meta)
     momentum = None if schedule is None else getattr(latest(schedule), 'momentum', None)
-    return StoredAverage(updates, hook, age, None if schedule is None else str(schedule), hooks=hooks,
-                         horizon=momentum and 1 / momentum)
+    return StoredAverage(
+        updates, hook, age, None if schedule is None else str(schedule), hooks=hooks, horizon=momentum and 1 / momentum
+    )
 
 
 def _compare_sets(path: Path, inspection: Inspection) -> None:
@@ -213,18 +215,27 @@ def _compare_sets(path: Path, inspection: Inspection) -> None:
                 inspection.unmatched.append(name)
             else:
                 compared.append(difference(name, ema, raw))
-                if name.endswith('num_batches_tracked') and raw.numel() == 1 and (
-                        form_of(ema).kind == form_of(raw).kind == 'integer'):
+                if (
+                    name.endswith('num_batches_tracked')
+                    and raw.numel() == 1
+                    and (form_of(ema).kind == form_of(raw).kind == 'integer')
+                ):
                     lag[name.removesuffix('num_batches_tracked')] = int(raw) - int(ema)
     stored_once = [set(group) for group in inspection.shared]
-    inspection.repeated = [group for group in names.values() if len(group) > 1
-                           and not any(set(group) <= names_of_one for names_of_one in stored_once)]
+    inspection.repeated = [
+        group
+        for group in names.values()
+        if len(group) > 1 and not any(set(group) <= names_of_one for names_of_one in stored_once)
+    ]
     if has_both:
         again = {name for group in [*inspection.shared, *inspection.repeated] for name in group[1:]}
         compared = [tensor for tensor in compared if tensor.name not in again]
         inspection.differences = by_group(compared)
-        parameters = [tensor for tensor in compared
-                      if not (is_statistic(tensor.name) or tensor.name.endswith('num_batches_tracked'))]
+        parameters = [
+            tensor
+            for tensor in compared
+            if not (is_statistic(tensor.name) or tensor.name.endswith('num_batches_tracked'))
+        ]
         inspection.distance = total('parameters', parameters) if parameters else None
         inspection.stale = list(_stale(compared, lag, inspection.average))
 
@@ -237,11 +248,15 @@ def _stale(compared: list[TensorDifference], lag: dict[str, int], average: Optio
     """
     if average is None or average.hook.get('update_buffers', False) is True or not average.updates:
         return
-    differing = {tensor.name.rpartition('.')[0] + '.' for tensor in compared
-                 if is_statistic(tensor.name) and tensor.differing}
+    differing = {
+        tensor.name.rpartition('.')[0] + '.' for tensor in compared if is_statistic(tensor.name) and tensor.differing
+    }
     # Steps with NaN that were left out make it lag a little.
-    yield from (layer.rstrip('.') for layer, batches in lag.items()
-                if layer in differing and batches > 1 and batches >= (average.updates - 1) / 2)
+    yield from (
+        layer.rstrip('.')
+        for layer, batches in lag.items()
+        if layer in differing and batches > 1 and batches >= (average.updates - 1) / 2
+    )
 
 
 def _stored(content: dict[str, Any], kind: str, average: Optional[StoredAverage]) -> StoredWeights:
@@ -258,7 +273,8 @@ def _stored(content: dict[str, Any], kind: str, average: Optional[StoredAverage]
         dtypes=sorted({str(tensor.dtype).removeprefix('torch.') for tensor in tensors.values()}),
         size=sum(tensor.nbytes for tensor in distinct),
         updates=average.updates if average else None,
-        mean_age=average.mean_age if average else None)
+        mean_age=average.mean_age if average else None,
+    )
 
 
 def _shared(weights: dict[str, Any]) -> list[list[str]]:
@@ -269,7 +285,7 @@ def _shared(weights: dict[str, Any]) -> list[list[str]]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return all(bool(part.isfinite().all()) for part, in chunks(tensor))
+    return all(bool(part.isfinite().all()) for (part,) in chunks(tensor))
 
 
 def _sizes(content: dict[str, Any]) -> dict[str, int]:
@@ -294,8 +310,11 @@ def _made(stored: Any) -> Optional[dict[str, Any]]:
     """Returns what a file says of how its average was made; what should be a number and is none is left out."""
     if not isinstance(stored, dict):
         return None
-    return {key: value for key, value in stored.items()
-            if key not in ('error', 'mean_age') or isinstance(value, (int, float))}
+    return {
+        key: value
+        for key, value in stored.items()
+        if key not in ('error', 'mean_age') or isinstance(value, (int, float))
+    }
 
 
 def _hook(meta: dict[str, Any]) -> dict[str, Any]:

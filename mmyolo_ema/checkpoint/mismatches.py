@@ -15,8 +15,10 @@ from mmyolo_ema.checkpoint.weights import form_of, unprefixed
 _COUNT = 'num_batches_tracked'
 
 # How torch reports another shape.
-_SHAPES = re.compile(r'size mismatch for (.+): copying a param with shape torch\.Size\(\[(.*)\]\) from checkpoint, '
-                     r'the shape in current model is torch\.Size\(\[(.*)\]\)\.')
+_SHAPES = re.compile(
+    r'size mismatch for (.+): copying a param with shape torch\.Size\(\[(.*)\]\) from checkpoint, '
+    r'the shape in current model is torch\.Size\(\[(.*)\]\)\.'
+)
 
 
 class Mismatches(NamedTuple):
@@ -72,8 +74,10 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Mismatches:
         model.load_state_dict(stored, strict=False)
     except RuntimeError as error:
         # torch loads all that fits before it raises.
-        refused = {name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
-                   for name, of_file, of_model in _SHAPES.findall(str(error))}
+        refused = {
+            name: f'{name} (checkpoint {_shape(of_file)}, model {_shape(of_model)})'
+            for name, of_file, of_model in _SHAPES.findall(str(error))
+        }
         shape.update(refused)
         if len(refused) < str(error).count('\n\t'):  # torch names each on a line of its own
             raise ValueError(f'its weights cannot be loaded: {error}') from error
@@ -82,16 +86,26 @@ def load_fitting(weights: dict[str, Any], model: nn.Module) -> Mismatches:
     # A BatchNorm of a file without versions does not miss its count.
     has_counts = any(name.endswith(_COUNT) for name in stored)
     absent = missing if has_counts else model.state_dict()
-    return Mismatches([name for name in missing if not name.endswith(_COUNT) and name not in shape], shape, unexpected,
-                      [name for name in absent if name.endswith(_COUNT)])
+    return Mismatches(
+        [name for name in missing if not name.endswith(_COUNT) and name not in shape],
+        shape,
+        unexpected,
+        [name for name in absent if name.endswith(_COUNT)],
+    )
 
 
 def _of_another_kind(stored: dict[str, Any], model: nn.Module) -> dict[str, str]:
     """Returns what torch would convert by losing a part, such as the imaginary one, or take for what it is not."""
-    kinds = {name: (form_of(stored[name]).kind, form_of(own).kind) for name, own in model.state_dict().items()
-             if name in stored and isinstance(own, Tensor)}
-    return {name: f'{name} (checkpoint {of_file}, model {of_model})'
-            for name, (of_file, of_model) in kinds.items() if of_file != of_model}
+    kinds = {
+        name: (form_of(stored[name]).kind, form_of(own).kind)
+        for name, own in model.state_dict().items()
+        if name in stored and isinstance(own, Tensor)
+    }
+    return {
+        name: f'{name} (checkpoint {of_file}, model {of_model})'
+        for name, (of_file, of_model) in kinds.items()
+        if of_file != of_model
+    }
 
 
 def load_all(weights: dict[str, Any], model: nn.Module) -> Mismatches:
@@ -108,9 +122,11 @@ def load_all(weights: dict[str, Any], model: nn.Module) -> Mismatches:
     """
     mismatches = load_fitting(weights, model)
     if mismatches.missing or mismatches.shape:
-        raise ValueError("its weights are of another model than the config's" +
-                         listed('; of another shape or kind: ', list(mismatches.shape.values())) +
-                         listed('; missing: ', mismatches.missing))
+        raise ValueError(
+            "its weights are of another model than the config's"
+            + listed('; of another shape or kind: ', list(mismatches.shape.values()))
+            + listed('; missing: ', mismatches.missing)
+        )
     return mismatches
 
 

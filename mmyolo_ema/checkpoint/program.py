@@ -65,8 +65,10 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
     odd_keys = taken_bytes = 0
     for opcode, argument, _ in pickletools.genops(program):
         if opcode.name == 'PROTO' and int(argument or 0) > _LAST_PROTOCOL:
-            raise NotPlain(f'a pickle of protocol {argument}, which torch does not read safely: load it in full if you '
-                           'trust it, and save it with pickle_protocol=2')
+            raise NotPlain(
+                f'a pickle of protocol {argument}, which torch does not read safely: load it in full if you '
+                'trust it, and save it with pickle_protocol=2'
+            )
         is_small = isinstance(argument, (int, float)) or opcode.name.startswith(_SMALL_STEPS)
         taken_bytes += _BYTES_OF_NUMBER if is_small else BYTES_OF_STEP
         if taken_bytes > most_bytes:
@@ -89,8 +91,10 @@ def check_program(program: IO[bytes], most_bytes: float, is_storage: Callable[[A
             if opcode.name.startswith('SETITEM'):
                 odd_keys += sum(key.is_odd_key for key in taken[-2::-2])
                 if odd_keys > _MOST_ODD_KEYS:
-                    raise NotPlain(f'more than {_MOST_ODD_KEYS} keys that are neither text nor a number of up to '
-                                   f'{MOST_BITS_OF_KEY} bits')
+                    raise NotPlain(
+                        f'more than {_MOST_ODD_KEYS} keys that are neither text nor a number of up to '
+                        f'{MOST_BITS_OF_KEY} bits'
+                    )
         elif opcode.name == 'MARK':
             stack.append(None)
         elif opcode.name == 'BINPERSID':
@@ -108,15 +112,19 @@ def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[_Item]:
     if pickletools.markobject in before:
         while (item := stack.pop()) is not None:
             taken.append(item)
-        before = before[:before.index(pickletools.markobject)]
+        before = before[: before.index(pickletools.markobject)]
     for _ in before:
         taken.append(stack.pop())
     return taken
 
 
 def _tuple(taken: list[_Item]) -> _Item:
-    made = _Item(1 + max((item.depth for item in taken), default=0), 1 + sum(item.items for item in taken),
-                 value=taken[::-1], is_odd_key=True)
+    made = _Item(
+        1 + max((item.depth for item in taken), default=0),
+        1 + sum(item.items for item in taken),
+        value=taken[::-1],
+        is_odd_key=True,
+    )
     if made.depth > MOST_DEPTH or made.items > _MOST_ITEMS:
         raise NotPlain('tuples that are nested too deep')
     return made
@@ -126,8 +134,11 @@ def _called(opcode: str, argument: _Item, called: _Item) -> _Item:
     """Returns what a call makes, or an object with a new state, which is the argument."""
     name = called.name
     # A storage is named as the type of a record, and called for memory as it is. A state is copied, each time.
-    if not name or name.endswith('Storage') or (
-            opcode == 'BUILD' and (name.startswith('torch') or argument.is_repeated)):
+    if (
+        not name
+        or name.endswith('Storage')
+        or (opcode == 'BUILD' and (name.startswith('torch') or argument.is_repeated))
+    ):
         raise NotPlain(f'a program that calls or changes {name or "what is no name"}')
     return _Item(name=name, is_odd_key=name != '_codecs encode')
 
@@ -141,5 +152,6 @@ def _check_storage(item: _Item, is_storage: Callable[[Any, int], bool]) -> None:
     kind = kind.name.rpartition(' ')[2]
     size = 1 if kind == 'UntypedStorage' else StorageType(kind).dtype.itemsize
     if not is_storage(name.value, count.value * size):
-        raise NotPlain(f'a tensor of {count.value} times {size} bytes, which is not the size of its record '
-                       f'{name.value!r:.80}')
+        raise NotPlain(
+            f'a tensor of {count.value} times {size} bytes, which is not the size of its record {name.value!r:.80}'
+        )

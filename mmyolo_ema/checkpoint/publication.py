@@ -111,8 +111,15 @@ def _plain_checkpoint(path: Path, kind: Optional[str]) -> dict[str, Any]:
     if has_ema(content) or kind in further_averages(content):
         kind = kind or 'ema'
         # What made the average, if the file says it.
-        made = {} if kind == 'raw' else {key: value for key, value in origin(content, kind).items()
-                                         if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')}
+        made = (
+            {}
+            if kind == 'raw'
+            else {
+                key: value
+                for key, value in origin(content, kind).items()
+                if key in ('schedule', 'mean_age', 'update_buffers', 'averages_by_name')
+            }
+        )
         meta['mmyolo_ema'] = dict(made, weights=kind, updates=updates_in(content, kind))
     state = plain(OrderedDict(weights))
     if hasattr(weights, '_metadata'):
@@ -128,7 +135,8 @@ def plain(value: Any) -> Any:
         return plain(list(value.data))
     if isinstance(value, dict):
         return (OrderedDict if isinstance(value, OrderedDict) else dict)(
-            (plain(key), plain(item)) for key, item in value.items())
+            (plain(key), plain(item)) for key, item in value.items()
+        )
     if isinstance(value, (list, tuple, set, frozenset)):
         return type(value)(plain(item) for item in value)
     return value
@@ -138,8 +146,11 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
     """Returns what is another tensor in another precision, and which of them lost most by it, and how much."""
     weights = read_weights(path, kind)
     first_of = first_names(weights)
-    changing = {name for name, value in tensors(weights) if value.is_floating_point()
-                and value.dtype != dtype and not is_statistic(name)}
+    changing = {
+        name
+        for name, value in tensors(weights)
+        if value.is_floating_point() and value.dtype != dtype and not is_statistic(name)
+    }
     del weights
     converted: dict[str, Tensor] = {}
     most_changed, error, too_large = None, 0.0, []
@@ -156,8 +167,11 @@ def _converted(path: Path, kind: Optional[str], dtype: torch.dtype) -> tuple[dic
         elif lost.relative and lost.relative > error:
             most_changed, error = name, lost.relative
     if too_large:
-        raise ValueError(f'{path} holds weights that are too large for {str(dtype).removeprefix("torch.")}' +
-                         listed(': ', too_large) + '; choose a wider one')
+        raise ValueError(
+            f'{path} holds weights that are too large for {str(dtype).removeprefix("torch.")}'
+            + listed(': ', too_large)
+            + '; choose a wider one'
+        )
     return converted, most_changed, error
 
 

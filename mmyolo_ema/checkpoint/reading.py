@@ -62,7 +62,7 @@ def read(path: Union[str, Path], map_location: Any = 'cpu', mmap: bool = False) 
     if not isinstance(content, dict) or not isinstance(content.get('state_dict'), dict):
         raise ForeignFile(f"{path} is not a checkpoint of MMEngine: it holds no dictionary 'state_dict'")
     if not isinstance(content.get('meta'), (dict, type(None))):
-        raise ForeignFile(f"{path} is not a checkpoint of MMEngine: its meta is {content['meta']!r:.80}")
+        raise ForeignFile(f'{path} is not a checkpoint of MMEngine: its meta is {content["meta"]!r:.80}')
     parts = {part: content.get(part) for part in ('state_dict', 'ema_state_dict', SECOND, FURTHER)}
     further = content.get(FURTHER)
     if isinstance(further, dict):
@@ -182,8 +182,13 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
         _check_is_no_text(path)
         verify(path, must_have_checksums=False)  # a damaged file of one's own is no foreign one
         named = re.search(r'GLOBAL ([\w.]+)', str(error))
-        what = (f'{named[1]}, which is not on the list of what a checkpoint may hold' if named else
-                str(error) if isinstance(error, NotPlain) else 'an unknown format')
+        what = (
+            f'{named[1]}, which is not on the list of what a checkpoint may hold'
+            if named
+            else str(error)
+            if isinstance(error, NotPlain)
+            else 'an unknown format'
+        )
         raise ForeignFile(f'{path} is refused, and nothing in it was run: it holds {what}') from error
     except Exception as error:  # a truncated file breaks the reader in many ways
         _check_is_no_text(path)
@@ -197,8 +202,11 @@ def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
 @cache
 def _warn_of_old_torch(version: str) -> None:
     if digit_version(version) < digit_version('2.10'):
-        warnings.warn(f'torch {version} has a hole in its safe reader (CVE-2026-24747): install torch 2.10 or newer '
-                      'before you read files of strangers', stacklevel=4)
+        warnings.warn(
+            f'torch {version} has a hole in its safe reader (CVE-2026-24747): install torch 2.10 or newer '
+            'before you read files of strangers',
+            stacklevel=4,
+        )
 
 
 def _load_safetensors(path: Union[str, Path], map_location: Any) -> dict[str, Any]:

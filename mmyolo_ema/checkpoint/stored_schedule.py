@@ -45,7 +45,7 @@ def second_schedule(meta: dict[str, Any]) -> Any:
             changed: Any = schedule
             segments = continued(segments, first, replace(changed, momentum=said.get('second_momentum')))
     except (ValueError, TypeError):  # not known, or without a momentum
-        segments = ((0, None), )
+        segments = ((0, None),)
     return as_data(segments, 0)
 
 

@@ -52,9 +52,9 @@ def fingerprint(tensor: Tensor) -> Optional[bytes]:
     if tensor.numel() == 0:
         return None
     first = tensor.reshape(-1)[0]
-    if all(bool((part == first).all()) for part, in chunks(tensor)):
+    if all(bool((part == first).all()) for (part,) in chunks(tensor)):
         return None
     digest = hashlib.blake2b(f'{tensor.dtype}{tuple(tensor.shape)}'.encode())
-    for part, in chunks(tensor):
+    for (part,) in chunks(tensor):
         digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.digest()

@@ -32,16 +32,42 @@ _NUMBERS_OR_TEXT = re.compile(r'\?|b1?|[iu][1248]|f[248]|c8|c16|[SU]\d*')
 
 # Of the names that torch's reader knows, besides dtypes and storages.
 _OF_TORCH = {
-    'builtins.complex', 'torch.Size', 'torch.device', 'torch._utils._rebuild_parameter', 'torch._utils._rebuild_tensor',
-    'torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor_v3'
+    'builtins.complex',
+    'torch.Size',
+    'torch.device',
+    'torch._utils._rebuild_parameter',
+    'torch._utils._rebuild_tensor',
+    'torch._utils._rebuild_tensor_v2',
+    'torch._utils._rebuild_tensor_v3',
 }
 
 # The kinds of numbers that torch computes with, or converts to others; it has some that it only stores.
 _DTYPES = {
-    getattr(torch, name) for name in (
-        'bool', 'uint8', 'int8', 'int16', 'int32', 'int64', 'uint16', 'uint32', 'uint64', 'float16', 'bfloat16',
-        'float32', 'float64', 'complex32', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e4m3fnuz',
-        'float8_e5m2', 'float8_e5m2fnuz', 'float8_e8m0fnu') if hasattr(torch, name)
+    getattr(torch, name)
+    for name in (
+        'bool',
+        'uint8',
+        'int8',
+        'int16',
+        'int32',
+        'int64',
+        'uint16',
+        'uint32',
+        'uint64',
+        'float16',
+        'bfloat16',
+        'float32',
+        'float64',
+        'complex32',
+        'complex64',
+        'complex128',
+        'float8_e4m3fn',
+        'float8_e4m3fnuz',
+        'float8_e5m2',
+        'float8_e5m2fnuz',
+        'float8_e8m0fnu',
+    )
+    if hasattr(torch, name)
 }
 
 # What moves the cursor, turns the direction of writing, or cannot be written.
@@ -114,8 +140,13 @@ class _History(_Recorded):
     def build(self) -> HistoryBuffer:
         # The file also names its statistics, for all histories of the process; they stay as they are here.
         values, counts = (self.state[name].build() for name in ('_log_history', '_count_history'))
-        if not all(isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in 'biuf'
-                   for array in (values, counts)) or type(self.state['max_length']) is not int:
+        if (
+            not all(
+                isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in 'biuf'
+                for array in (values, counts)
+            )
+            or type(self.state['max_length']) is not int
+        ):
             raise TypeError('a log history is two rows of numbers')
         return HistoryBuffer(values, counts, self.state['max_length'])
 
@@ -214,18 +245,34 @@ def known_names_only(most_bytes: float) -> Iterator[tuple[type, ...]]:
 
 def _known(of_torch: dict[str, Any], budget: _Budget) -> dict[str, Any]:
     """Returns what stands for which name in a file."""
-    kinds = {name: value for name, value in of_torch.items()
-             if value in _DTYPES or isinstance(value, StorageType) or value is torch.UntypedStorage}
+    kinds = {
+        name: value
+        for name, value in of_torch.items()
+        if value in _DTYPES or isinstance(value, StorageType) or value is torch.UntypedStorage
+    }
     functions = {name: value for name, value in of_torch.items() if name in _OF_TORCH}
-    functions |= {'builtins.set': _set, 'collections.Counter': _counter, 'collections.OrderedDict': _ordered_dict,
-                  '_codecs.encode': _encode}
+    functions |= {
+        'builtins.set': _set,
+        'collections.Counter': _counter,
+        'collections.OrderedDict': _ordered_dict,
+        '_codecs.encode': _encode,
+    }
     # Where numpy keeps its builders changed in version 2; files written with either are read with either.
     recorded: dict[str, Callable[..., Any]] = {
         f'numpy.{core}.multiarray.{name}': stand_in
-        for core in ('core', '_core') for stand_in, name in ((_Array, '_reconstruct'), (_Scalar, 'scalar'))}
-    return {**kinds, **{name: partial(budget.call, function) for name, function in functions.items()}, **recorded,
-            'numpy.ndarray': _Array, 'numpy.dtype': _DType, 'builtins.getattr': _getattr, 'builtins.bytes': _bytes,
-            'mmengine.logging.history_buffer.HistoryBuffer': _History}
+        for core in ('core', '_core')
+        for stand_in, name in ((_Array, '_reconstruct'), (_Scalar, 'scalar'))
+    }
+    return {
+        **kinds,
+        **{name: partial(budget.call, function) for name, function in functions.items()},
+        **recorded,
+        'numpy.ndarray': _Array,
+        'numpy.dtype': _DType,
+        'builtins.getattr': _getattr,
+        'builtins.bytes': _bytes,
+        'mmengine.logging.history_buffer.HistoryBuffer': _History,
+    }
 
 
 def restored(value: Any, most_bytes: float, of_user: tuple[type, ...] = ()) -> Any:
@@ -299,8 +346,11 @@ class _Restoration:
         for key, item in dict.items(value):
             (key, key_size), (item, size) = self.restore(key, depth), self.restore(item, depth)
             # MMEngine prints the names of weights that a model lacks.
-            if isinstance(key, str) and (depth <= _DEPTH_OF_WEIGHTS or isinstance(item, Tensor)) and (
-                    _CONTROL.search(key)):
+            if (
+                isinstance(key, str)
+                and (depth <= _DEPTH_OF_WEIGHTS or isinstance(item, Tensor))
+                and (_CONTROL.search(key))
+            ):
                 raise NotPlain(f'a name with what a terminal would obey: {key!r:.80}')
             plain[key] = item
             total += key_size + size
@@ -332,14 +382,18 @@ def _built(value: _Recorded) -> tuple[Any, int]:
         raise UnpicklingError(f'GLOBAL {value.name} in a form that is unknown') from error
     arrays = built.data if isinstance(built, HistoryBuffer) else [built]
     # As lists, an array without content may still have as many items as its other sizes make.
-    return built, sum(64 + array.nbytes + 8 * math.prod(max(size, 1) for size in array.shape) for array in arrays
-                      if isinstance(array, (np.ndarray, np.generic)))
+    return built, sum(
+        64 + array.nbytes + 8 * math.prod(max(size, 1) for size in array.shape)
+        for array in arrays
+        if isinstance(array, (np.ndarray, np.generic))
+    )
 
 
 def _checked_versions(versions: Any) -> dict[str, Any]:
     """Returns the versions of modules: for each, numbers by name."""
     named = {name: numbers for name, numbers in versions.items() if isinstance(name, str)}
-    if not all(isinstance(number, (int, np.integer, type(None))) for numbers in named.values()
-               for number in numbers.values()):
+    if not all(
+        isinstance(number, (int, np.integer, type(None))) for numbers in named.values() for number in numbers.values()
+    ):
         raise NotPlain('versions of modules that are no numbers')
     return OrderedDict(named)

@@ -59,8 +59,11 @@ def further_averages(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the states of the further averages of an EMAHook by name, as they are stored; may be empty."""
     stored = checkpoint.get(FURTHER)
     named = {'second': checkpoint.get(SECOND), **(stored if isinstance(stored, dict) else {})}
-    return {name: state for name, state in named.items()
-            if isinstance(name, str) and name not in TAKEN_NAMES and isinstance(state, dict)}
+    return {
+        name: state
+        for name, state in named.items()
+        if isinstance(name, str) and name not in TAKEN_NAMES and isinstance(state, dict)
+    }
 
 
 def averaged_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +90,11 @@ def unprefixed(state: dict[str, Any], prefixed_only: bool = False) -> dict[str, 
     prefix = PREFIX if all(name.startswith(PREFIX) for name in names) else ''
     named = OrderedDict((name.removeprefix(prefix), state[name]) for name in names)
     # A module's name has no dot at its end.
-    versions = OrderedDict((f'{name}.'.removeprefix(prefix).rstrip('.'), value)
-                           for name, value in (getattr(state, '_metadata', None) or {}).items()
-                           if isinstance(name, str) and f'{name}.'.startswith(prefix))
+    versions = OrderedDict(
+        (f'{name}.'.removeprefix(prefix).rstrip('.'), value)
+        for name, value in (getattr(state, '_metadata', None) or {}).items()
+        if isinstance(name, str) and f'{name}.'.startswith(prefix)
+    )
     if versions:
         vars(named)['_metadata'] = versions
     return named
@@ -159,8 +164,10 @@ def weights_of(checkpoint: dict[str, Any], kind: Optional[str] = None) -> dict[s
 def first_names(weights: dict[str, Any]) -> dict[str, str]:
     """Returns, for each name, the first that stands for the same tensor."""
     firsts: dict[Any, str] = {}
-    return {name: firsts.setdefault(place_of(value) if isinstance(value, Tensor) else name, name)
-            for name, value in weights.items()}
+    return {
+        name: firsts.setdefault(place_of(value) if isinstance(value, Tensor) else name, name)
+        for name, value in weights.items()
+    }
 
 
 def updates_in(checkpoint: dict[str, Any], kind: str = 'ema') -> Optional[int]:
@@ -181,8 +188,11 @@ def updates_in(checkpoint: dict[str, Any], kind: str = 'ema') -> Optional[int]:
 def single_precision_bytes(weights: dict[str, Any]) -> int:
     """Returns the size of weights with floats of 4 bytes; what several names share counts once."""
     distinct = [weights[name] for name in set(first_names(weights).values())]
-    return sum(value.numel() * (4 if value.is_floating_point() else value.itemsize)
-               for value in distinct if isinstance(value, Tensor))
+    return sum(
+        value.numel() * (4 if value.is_floating_point() else value.itemsize)
+        for value in distinct
+        if isinstance(value, Tensor)
+    )
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -212,8 +222,9 @@ def form_of(value: Any) -> Form:
     if not isinstance(value, Tensor):
         return Form('missing' if value is None else type(value).__name__)
     if not is_dense(value):
-        return Form('meta' if value.is_meta else 'quantized' if value.is_quantized else
-                    str(value.layout).removeprefix('torch.'))
+        return Form(
+            'meta' if value.is_meta else 'quantized' if value.is_quantized else str(value.layout).removeprefix('torch.')
+        )
     kind = 'complex' if value.is_complex() else 'floating' if value.is_floating_point() else 'integer'
     return Form(kind, tuple(value.shape))
 
@@ -227,6 +238,11 @@ def place_of(tensor: Tensor) -> Any:
 
 def tensors(state_dict: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
     """Yields the parameters and buffers of a state; the extra state of a module may be a tensor of any shape."""
-    return ((name, value) for name, value in state_dict.items()
-            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_meta
-            and not name.endswith(EXTRA_STATE_SUFFIX))
+    return (
+        (name, value)
+        for name, value in state_dict.items()
+        if isinstance(name, str)
+        and isinstance(value, Tensor)
+        and not value.is_meta
+        and not name.endswith(EXTRA_STATE_SUFFIX)
+    )

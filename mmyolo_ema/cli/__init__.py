@@ -20,7 +20,8 @@ COMMANDS = dict(
     test='test the averaged or the raw weights of a checkpoint',
     schedule='tell what momentum and gamma mean for the run of a config',
     checkpoint='tell what a checkpoint holds, and export its averaged or raw weights',
-    posthoc='choose the horizon of the average after the training')
+    posthoc='choose the horizon of the average after the training',
+)
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports wrong arguments in one line; shows its description as it is written."""
 
     def __init__(self, description: Optional[str], **kwargs: Any) -> None:
-        super().__init__(description=cleandoc(description or ''),
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(
+            description=cleandoc(description or ''), formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
 
     def error(self, message: str) -> NoReturn:
         stop(f'{message} (see {self.prog} --help)')
@@ -33,11 +34,18 @@ class Parser(OneLineParser):
     def __init__(self, description: Optional[str]) -> None:
         super().__init__(description)
         self.add_argument('config', help='config file')
-        self.add_argument('--work-dir', help='folder for logs, results and checkpoints (default: '
-                          "the config's work_dir, or work_dirs/ and the config's name)")
+        self.add_argument(
+            '--work-dir',
+            help='folder for logs, results and checkpoints (default: '
+            "the config's work_dir, or work_dirs/ and the config's name)",
+        )
         add_cfg_options(self)
-        self.add_argument('--launcher', choices=['none', *SET_BY_LAUNCHER], default='none',
-                          help='how the processes of a distributed run were started (default: none)')
+        self.add_argument(
+            '--launcher',
+            choices=['none', *SET_BY_LAUNCHER],
+            default='none',
+            help='how the processes of a distributed run were started (default: none)',
+        )
         # torchrun sets LOCAL_RANK; older launchers pass it as a flag, spelt either way.
         self.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -45,30 +53,44 @@ class Parser(OneLineParser):
 def add_command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
     """Adds a command to those of a tool; the example is what follows the tool's name."""
     called = sys.argv[0] if sys.argv[0].startswith('mmyolo-ema ') else f'python tools/{Path(sys.argv[0]).name}'
-    return commands.add_parser(name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\nExample:\n'
-                               f'    {called} {example}')
+    return commands.add_parser(
+        name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\nExample:\n    {called} {example}'
+    )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds MMDetection's flag to override settings of a config."""
-    parser.add_argument('--cfg-options', nargs='+', action=_CfgOptions, metavar='KEY=VALUE',
-                        help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_cfg.max_epochs=5 or list="[1,2]"',
+    )
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags by which :func:`read_plan` knows how long the run of a config is."""
     parser.add_argument('--iters', type=count, help='iterations in the whole run; needed without a config that tells')
-    parser.add_argument('--dataset-size', type=count, help='images in the training set (default: the data '
-                        'set of the config is built, which reads its annotations, and counted)')
+    parser.add_argument(
+        '--dataset-size',
+        type=count,
+        help='images in the training set (default: the data '
+        'set of the config is built, which reads its annotations, and counted)',
+    )
     parser.add_argument('--gpus', type=count, default=1, help='processes that train (default: 1)')
     add_cfg_options(parser)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds the flag that chooses from the weights in a checkpoint."""
-    parser.add_argument('--weights', metavar='NAME', help='ema: the averaged weights; raw: those that the optimizer '
-                        'trained; or the name of a further average (default: ema, or the only ones of a file that '
-                        'holds one set)')
+    parser.add_argument(
+        '--weights',
+        metavar='NAME',
+        help='ema: the averaged weights; raw: those that the optimizer '
+        'trained; or the name of a further average (default: ema, or the only ones of a file that '
+        'holds one set)',
+    )
 
 
 def count(text: str) -> int:
@@ -80,9 +102,13 @@ def count(text: str) -> int:
 
 
 class _CfgOptions(DictAction):
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
-                 option_string: Optional[str] = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Optional[str] = None,
+    ) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
         except (AssertionError, ValueError):

@@ -52,8 +52,11 @@ def print_inspection(inspection: checkpoint.Inspection) -> None:
     show(tables.weights_table(inspection))
     say('')
     if inspection.distance is not None:
-        show(tables.difference_table(f'average and raw weights: {tables.apart(inspection.distance.relative)}',
-                              inspection.differences))
+        show(
+            tables.difference_table(
+                f'average and raw weights: {tables.apart(inspection.distance.relative)}', inspection.differences
+            )
+        )
         say('')
     say(*tables.problems(inspection), '')
 
@@ -91,8 +94,9 @@ KINDS = dict(ema='the averaged ones', raw='the raw ones', only='without saying w
 
 def compare(args: argparse.Namespace) -> int:
     comparison = checkpoint.compare(args.one, args.other, args.weights)
-    sets = ', '.join(f'{path} ({kind_taken(checkpoint.read(path, mmap=True), args.weights)})'
-                     for path in (args.one, args.other))
+    sets = ', '.join(
+        f'{path} ({kind_taken(checkpoint.read(path, mmap=True), args.weights)})' for path in (args.one, args.other)
+    )
     show(tables.difference_table(sets, comparison.groups))
     say('', 'equal' if comparison.are_equal else 'not equal', *tables.comparison_lines(comparison))
     return 0 if comparison.are_equal else 1

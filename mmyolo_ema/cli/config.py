@@ -61,8 +61,10 @@ def load_config(args: argparse.Namespace, needs: Sequence[str]) -> Config:
         stop(error)
     variable = SET_BY_LAUNCHER.get(args.launcher)
     if variable is not None and variable not in os.environ:
-        stop(f'--launcher {args.launcher} is for a process that it started: {variable} is not set. '
-             'Use tools/dist_train.sh, tools/slurm_train.sh or their twins for tests.')
+        stop(
+            f'--launcher {args.launcher} is for a process that it started: {variable} is not set. '
+            'Use tools/dist_train.sh, tools/slurm_train.sh or their twins for tests.'
+        )
     return cfg
 
 

@@ -25,10 +25,14 @@ from mmyolo_ema.posthoc.targets import horizons_around, target
 from mmyolo_ema.printing import say
 from mmyolo_ema.schedules import rounded
 
-ERROR = ('reconstruction error: how far the mixture of updates is from the wanted one, not an error of a metric. '
-         f'Up to {USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.')
-BY_NAME = ("The class of this average averages a tensor once for each of its names. So shared tensors followed another "
-           "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once.")
+ERROR = (
+    'reconstruction error: how far the mixture of updates is from the wanted one, not an error of a metric. '
+    f'Up to {USUAL_ERROR:.0%} is close; above {MOST_ERROR:.0%} no file is written.'
+)
+BY_NAME = (
+    'The class of this average averages a tensor once for each of its names. So shared tensors followed another '
+    "schedule, and set the error; ema_type='mmyolo_ema.ExpMomentumEMA' averages them once."
+)
 NO_HORIZON = 'name a --horizon: the average of this run has none'
 
 
@@ -80,18 +84,23 @@ def build(args: argparse.Namespace) -> None:
     write(averages, Bar, cfg, args.bn_batches or 0)
     remark = f', BatchNorm estimated anew on {args.bn_batches} training batches' if args.bn_batches else ''
     for path, average in averages.items():
-        say(f'{path}  {average.target.name}: reconstruction error {average.error:.2%}, amplification '
-            f'{average.worst.amplification:.1f}, mean age {rounded(average.worst.mean_age)} updates{remark}')
+        say(
+            f'{path}  {average.target.name}: reconstruction error {average.error:.2%}, amplification '
+            f'{average.worst.amplification:.1f}, mean age {rounded(average.worst.mean_age)} updates{remark}'
+        )
         if average.error > USUAL_ERROR:
-            say(f'warning: a reconstruction error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average '
-                'of the run')
+            say(
+                f'warning: a reconstruction error above {USUAL_ERROR:.0%} may cost accuracy; compare with the average '
+                'of the run'
+            )
     say(*tables.remarks_on_ramp([average.target for average in averages.values()], run.updates))
 
 
 def sweep(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
-    best, measured, picture = (args.work_dir / name for name in (
-        'best_posthoc.pth', 'posthoc_sweep.json', 'posthoc_sweep.png'))
+    best, measured, picture = (
+        args.work_dir / name for name in ('best_posthoc.pth', 'posthoc_sweep.json', 'posthoc_sweep.png')
+    )
     if best.exists() and not measured.exists():
         stop(f'{best} exists, but {measured} does not: move it away')
     run = read_run(args.work_dir)
@@ -103,8 +112,11 @@ def sweep(args: argparse.Namespace) -> None:
     with Bar(unit='batch') as bar:
         evaluation = Evaluation(cfg, args.work_dir / 'posthoc_sweep', bar.update)
         if not evaluation.is_coco:
-            say("Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
-                f'the evaluator is {evaluation.evaluator}.', '')
+            say(
+                "Whether the best is better by more than chance will not be told: that is for COCO's mAP only, and "
+                f'the evaluator is {evaluation.evaluator}.',
+                '',
+            )
         # Both kinds of stored weights, the horizons, and at most four around the best.
         bar.reset((2 + len(texts) + 4) * evaluation.batches)
         result = sweep_run(run, evaluation, texts, measured, *metric_of(cfg, args.metric), args.resamples, Bar)
@@ -122,8 +134,9 @@ def sweep(args: argparse.Namespace) -> None:
 def metric_of(cfg: Config, named: Optional[str]) -> tuple[Optional[str], bool]:
     """Returns the metric to choose by, None for the usual one, and whether less of it is better."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    wanted, rule = (value[0] if isinstance(value, list) and value else value
-                    for value in (hook.get('save_best'), hook.get('rule')))
+    wanted, rule = (
+        value[0] if isinstance(value, list) and value else value for value in (hook.get('save_best'), hook.get('rule'))
+    )
     # The raw weights' metrics of a training are measured by the name of the average's here.
     configured = wanted.removesuffix('_origin') if isinstance(wanted, str) and wanted != 'auto' else None
     metric = named or configured

@@ -18,8 +18,10 @@ def draw_horizons(result: SweepResult, path: Path) -> None:
     figure = Figure(figsize=(7, 5.4), layout='constrained')
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     run_ema, raw = result.run_ema, result.candidates.get(RAW)
-    averages = sorted((candidate for candidate in result.candidates.values() if candidate is not raw),
-                      key=lambda candidate: (candidate.average.worst.mean_age, candidate.score))
+    averages = sorted(
+        (candidate for candidate in result.candidates.values() if candidate is not raw),
+        key=lambda candidate: (candidate.average.worst.mean_age, candidate.score),
+    )
     ages = [candidate.average.worst.mean_age for candidate in averages]
     above.plot(ages, [candidate.score for candidate in averages], 'o-', color=_AVERAGE, label='average')
     if result.comparison is not None:
@@ -29,8 +31,14 @@ def draw_horizons(result: SweepResult, path: Path) -> None:
         above.axhline(run_ema.score, color='black', linewidth=0.8)
     for candidate in _apart([result.best, *averages]):
         if candidate is not run_ema:
-            above.annotate(candidate.name, (candidate.average.worst.mean_age, candidate.score), xytext=(0, 6),
-                           textcoords='offset points', ha='center', fontsize='small')
+            above.annotate(
+                candidate.name,
+                (candidate.average.worst.mean_age, candidate.score),
+                xytext=(0, 6),
+                textcoords='offset points',
+                ha='center',
+                fontsize='small',
+            )
     above.plot(run_ema.average.worst.mean_age, run_ema.score, 's', color='black', label="the run's EMA", zorder=3)
     if raw is not None:
         above.axhline(raw.score, color=_RAW, linestyle='--', label='raw weights')

@@ -14,8 +14,11 @@ class Bar(tqdm):
     """A bar on a terminal; elsewhere a line every half minute, so that a log says it too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        shown = (dict(leave=False, dynamic_ncols=True) if sys.stderr.isatty() else
-                 dict(mininterval=_PAUSE, maxinterval=_PAUSE, delay=_PAUSE))
+        shown = (
+            dict(leave=False, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else dict(mininterval=_PAUSE, maxinterval=_PAUSE, delay=_PAUSE)
+        )
         super().__init__(*args, **shown, **kwargs)
 
     @staticmethod

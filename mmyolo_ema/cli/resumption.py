@@ -26,13 +26,18 @@ def check_resumable(content: dict[str, Any], cfg: Config) -> None:
         ValueError: If the checkpoint lacks a part, holds one in another form, or is of another model.
     """
     checkpoint.check_no_program(content)
-    missing = [part for part in ('meta', 'message_hub', 'optimizer')
-               if not (content.get(part) and isinstance(content[part], dict))]
+    missing = [
+        part
+        for part in ('meta', 'message_hub', 'optimizer')
+        if not (content.get(part) and isinstance(content[part], dict))
+    ]
     if not missing:
         missing = [f'meta.{count}' for count in ('epoch', 'iter') if type(content['meta'].get(count)) is not int]
     if missing:
-        raise ValueError(f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
-                         'leave --resume out and pass --cfg-options load_from=...')
+        raise ValueError(
+            f'to resume, it would have to hold {", ".join(missing)}. To start anew from its weights, '
+            'leave --resume out and pass --cfg-options load_from=...'
+        )
     _check_meta(content['meta'])
     _check_message_hub(content['message_hub'])
     model = build_model(cfg)
@@ -84,8 +89,10 @@ def _check_optimizer(content: dict[str, Any], cfg: Config, model: nn.Module) -> 
             _step(cfg, model, {})
         except Exception:  # it takes no step here, such as one for a GPU
             return
-        raise ValueError("the state of its optimizer or schedulers does not fit the config's: "
-                         f'{type(error).__name__}: {error!s:.200}') from error
+        raise ValueError(
+            "the state of its optimizer or schedulers does not fit the config's: "
+            f'{type(error).__name__}: {error!s:.200}'
+        ) from error
 
 
 def _step(cfg: Config, model: nn.Module, content: dict[str, Any]) -> None:
@@ -96,8 +103,10 @@ def _step(cfg: Config, model: nn.Module, content: dict[str, Any]) -> None:
         logging.disable(logging.NOTSET)
     configured = cfg.get('param_scheduler') or []
     defaults = dict(optimizer=wrapper, epoch_length=1)
-    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler), default_args=defaults)
-                  for scheduler in ([configured] if isinstance(configured, dict) else configured)]
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(scheduler), default_args=defaults)
+        for scheduler in ([configured] if isinstance(configured, dict) else configured)
+    ]
     if 'optimizer' in content:
         wrapper.load_state_dict(content['optimizer'])
     for scheduler, state in zip(schedulers, content.get('param_schedulers', ())):

@@ -40,7 +40,8 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
         # MMEngine would wrap the model for a GPU, which raises where there is none.
         cfg.setdefault(
             'model_wrapper_cfg',
-            dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)))
+            dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)),
+        )
         cfg.model_wrapper_cfg.device_ids = None
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 

@@ -33,8 +33,10 @@ def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setti
     Stops if there are none.
     """
     if plan is not None and plan.place is None and not (args.momentum or args.mean_age is not None):
-        stop(f'the config {args.config} has no EMAHook in custom_hooks: pass --mean-age for what would suit it, or '
-             '--momentum')
+        stop(
+            f'the config {args.config} has no EMAHook in custom_hooks: pass --mean-age for what would suit it, or '
+            '--momentum'
+        )
     base: Any = Ramp() if plan is None else plan.schedule
     options = [dict(momentum=momentum) for momentum in args.momentum or []]
     if args.gamma:
@@ -42,8 +44,9 @@ def settings_of(args: argparse.Namespace, plan: Optional[RunPlan]) -> list[Setti
         options = [dict(option, gamma=gamma) for option, gamma in zip(options, gammas)]
     own = [Setting('config', base), *starmap(Setting, plan.further.items())] if plan and plan.place is not None else []
     try:
-        return own + [Setting(f'setting {index}', replace(base, **option))
-                      for index, option in enumerate(options, start=1)]
+        return own + [
+            Setting(f'setting {index}', replace(base, **option)) for index, option in enumerate(options, start=1)
+        ]
     except TypeError:
         flags = ' and '.join(f'--{name}' for name in options[0])
         stop(f"{flags}: the average of {args.config}, {type(base).__name__.lower()}, doesn't have that")
@@ -62,8 +65,10 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
             stop(f'--mean-age: {error}')
     if args.scale_from_batch and plan is not None:
         if plan.place is None or not isinstance(plan.schedule, Ramp) or has_mean_age(plan.hook):
-            stop('--scale-from-batch is for a config with momentum and gamma of ExpMomentumEMA' + (
-                 ': its mean_age follows the run' if has_mean_age(plan.hook) else ''))
+            stop(
+                '--scale-from-batch is for a config with momentum and gamma of ExpMomentumEMA'
+                + (': its mean_age follows the run' if has_mean_age(plan.hook) else '')
+            )
         if plan.batch_size is None:
             stop(f'--scale-from-batch: the config {args.config} has no train_dataloader.batch_size')
         factor = plan.batch_size / args.scale_from_batch
@@ -71,8 +76,10 @@ def suggestions(args: argparse.Namespace, plan: Optional[RunPlan], updates: int)
         wanted[reason] = rescaled(plan.schedule.momentum, plan.schedule.gamma, factor)
     if any(momentum > 0.99 for momentum, _ in wanted.values()):
         stop('there is no average to suggest: its momentum would be above 0.99, so that it would equal the model')
-    return {reason: Ramp(three_digits(momentum), three_digits(gamma), interval)
-            for reason, (momentum, gamma) in wanted.items()}
+    return {
+        reason: Ramp(three_digits(momentum), three_digits(gamma), interval)
+        for reason, (momentum, gamma) in wanted.items()
+    }
 
 
 def has_mean_age(hook: dict[str, Any]) -> bool:
@@ -120,7 +127,7 @@ def main(args: argparse.Namespace) -> None:
             stop(f'{args.plot} cannot be written: {error}')
     reports = [report(setting, updates, per_epoch, args.all) for setting in settings]
     print_run(plan, updates, args)
-    for described in reports[:len(settings) - len(suggested)]:
+    for described in reports[: len(settings) - len(suggested)]:
         say(described.setting.label, *(f'    {line}' for line in described.answer), '')
     for reason, schedule in suggested.items():
         print_suggestion(reason, schedule, plan, args.mean_age)

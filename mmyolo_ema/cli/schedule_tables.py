@@ -23,8 +23,11 @@ class Setting(NamedTuple):
 
     @property
     def label(self) -> str:
-        options = ', '.join(f'{name}={f"{value:g}" if isinstance(value, (int, float)) else value}'
-                            for name, value in vars(self.schedule).items() if not (name == 'interval' and value == 1))
+        options = ', '.join(
+            f'{name}={f"{value:g}" if isinstance(value, (int, float)) else value}'
+            for name, value in vars(self.schedule).items()
+            if not (name == 'interval' and value == 1)
+        )
         return f'{self.name}: {type(self.schedule).__name__.lower()} {options}'.strip()
 
 
@@ -41,8 +44,9 @@ class Report(NamedTuple):
     before: list[str]
 
 
-def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = None, all_columns: bool = False
-           ) -> Report:
+def report(
+    setting: Setting, updates: int, updates_per_epoch: Optional[float] = None, all_columns: bool = False
+) -> Report:
     """Says what an average is in the course of a run of at least 1 update; ``all_columns`` has more than its age.
 
     Example:
@@ -63,8 +67,10 @@ def report(setting: Setting, updates: int, updates_per_epoch: Optional[float] = 
         if row.updates >= round(0.1 * updates):
             before, kind = kind, _kind(setting.schedule, row)
             if row is rows[-1] or kind != before:
-                words.append(f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} the average '
-                             f'holds about {max(round(row.effective_sample_size), 1):,} of them: {kind}')
+                words.append(
+                    f'after {row.updates:,} updates{", the end," if row is rows[-1] else ""} the average '
+                    f'holds about {max(round(row.effective_sample_size), 1):,} of them: {kind}'
+                )
     answer = [words.pop(), *filter(None, [advice(setting.schedule, updates)])]
     return Report(setting, rows[-1], table, answer, words)
 
@@ -79,7 +85,7 @@ def _cells(row: Figures, updates_per_epoch: Optional[float]) -> dict[str, str]:
         'in epochs': _epochs(row.mean_age, updates_per_epoch),
         'share': f'{row.mean_age / row.updates:.2%}',
         'effective sample size': rounded(row.effective_sample_size),
-        'weight of first 1 %': f'{row.start:.1%}'
+        'weight of first 1 %': f'{row.start:.1%}',
     }
 
 
@@ -100,17 +106,24 @@ def _kind(schedule: Schedule, at: Figures) -> str:
 
 def recipes_table(reports: list[Report], updates_per_epoch: Optional[float]) -> Table:
     """Compares what settings have at the end of a run with published recipes."""
-    table = table_of(['recipe'], ['updates', 'horizon', 'in epochs', 'mean age / run',
-                                  'standard deviation of the age / run'],
-                     'At the end, beside the recipes published for COCO (118,287 images)')
+    table = table_of(
+        ['recipe'],
+        ['updates', 'horizon', 'in epochs', 'mean age / run', 'standard deviation of the age / run'],
+        'At the end, beside the recipes published for COCO (118,287 images)',
+    )
     rows = [(f'this run, {report.setting.name}', report.at_end, updates_per_epoch) for report in reports]
     rows += [(recipe.name, recipe.at_end(), recipe.updates_per_epoch) for recipe in RECIPES]
     for name, at_end, per_epoch in rows:
-        table.add_row(name, f'{at_end.updates:,}', rounded(at_end.horizon), _epochs(at_end.horizon, per_epoch),
-                      f'{at_end.mean_age / at_end.updates:.2%}', f'{at_end.age_deviation / at_end.updates:.2%}')
+        table.add_row(
+            name,
+            f'{at_end.updates:,}',
+            rounded(at_end.horizon),
+            _epochs(at_end.horizon, per_epoch),
+            f'{at_end.mean_age / at_end.updates:.2%}',
+            f'{at_end.age_deviation / at_end.updates:.2%}',
+        )
     return table
 
 
 def _epochs(updates: float, updates_per_epoch: Optional[float]) -> str:
     return '-' if updates_per_epoch is None else rounded(updates / updates_per_epoch)
-

@@ -55,7 +55,8 @@ def tested(content: dict[str, Any], kind: Optional[str]) -> str:
         return "the file's only weights" + (' (raw)' if kind == 'raw' else '')
     updates = checkpoint.updates_in(content, kind)
     return ('EMA weights' if kind == 'ema' else f'weights of the average {kind!r}') + (
-        f' of {updates:,} updates' if updates is not None else '')
+        f' of {updates:,} updates' if updates is not None else ''
+    )
 
 
 def set_visualization(cfg: Config, args: argparse.Namespace) -> None:
@@ -69,11 +70,12 @@ def set_tta(cfg: Config) -> None:
     """Wraps model and pipeline for test-time augmentation: the config's own, or MMDetection's horizontal flip."""
     missing = [part for part in ('tta_model', 'tta_pipeline') if part not in cfg]
     if missing and scope_of(cfg) != 'mmdet':
-        stop(f'--tta: the config defines no {" and no ".join(missing)}, and its default_scope is {scope_of(cfg)}: only '
-             'for mmdet there is a default')
+        stop(
+            f'--tta: the config defines no {" and no ".join(missing)}, and its default_scope is {scope_of(cfg)}: only '
+            'for mmdet there is a default'
+        )
     if 'tta_model' not in cfg:
-        cfg.tta_model = dict(
-            type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
     if 'tta_pipeline' not in cfg:
         keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
         flips = [dict(type='mmdet.RandomFlip', prob=1.0), dict(type='mmdet.RandomFlip', prob=0.0)]

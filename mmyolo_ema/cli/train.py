@@ -27,8 +27,10 @@ def check_hooks(cfg: Config) -> None:
     """Stops if a config has two EMAHooks, of which one would leave the other's average in the model, or a wrong one."""
     ema_hooks = [hook for _, hook in hooks_named(cfg.get('custom_hooks'), 'EMAHook')]
     if len(ema_hooks) > 1:
-        stop('the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
-             'the other. Leave out that of the base config.')
+        stop(
+            'the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
+            'the other. Leave out that of the base config.'
+        )
     try:
         for hook in cfg.get('custom_hooks') or []:
             if isinstance(hook, dict):
@@ -49,8 +51,10 @@ def set_amp(cfg: Config) -> None:
 
 def set_auto_scale_lr(cfg: Config) -> None:
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        stop('--auto-scale-lr needs the batch size that the learning rate is meant for: '
-             'set auto_scale_lr.base_batch_size in the config')
+        stop(
+            '--auto-scale-lr needs the batch size that the learning rate is meant for: '
+            'set auto_scale_lr.base_batch_size in the config'
+        )
     cfg.auto_scale_lr.enable = True
 
 
@@ -78,12 +82,15 @@ def choose_checkpoint(work_dir: str) -> tuple[Optional[str], Optional[str]]:
     latest, passed_over = checkpoint.latest_complete(work_dir)
     broken = ', '.join(str(path) for path in passed_over)
     if latest is None and passed_over:
-        raise ValueError(f'cannot resume: no checkpoint in {work_dir} is complete; {broken} truncated or missing. '
-                         'Remove them to start anew.')
+        raise ValueError(
+            f'cannot resume: no checkpoint in {work_dir} is complete; {broken} truncated or missing. '
+            'Remove them to start anew.'
+        )
     if latest is None:
         return None, f'there is no checkpoint in {work_dir} to resume from: training starts anew'
-    note = (f'resuming from {latest}, the last complete checkpoint: {broken} truncated or missing' if passed_over
-            else None)
+    note = (
+        f'resuming from {latest}, the last complete checkpoint: {broken} truncated or missing' if passed_over else None
+    )
     return os.path.relpath(latest, Path(work_dir).resolve()), note
 
 

@@ -26,8 +26,10 @@ def draw_predictions(cfg: Config, show: bool, wait_time: float, folder: Optional
     taken = signature(kind).parameters if kind else {}
     switch, place = (next((name for name in names if name in taken), None) for names in (_SWITCHES, _FOLDERS))
     if switch is None:
-        raise ValueError("they need a default_hooks.visualization in the config, such as MMDetection's dict(type="
-                         f"'DetVisualizationHook'), with an option {' or '.join(_SWITCHES)}, but got {hook}")
+        raise ValueError(
+            "they need a default_hooks.visualization in the config, such as MMDetection's dict(type="
+            f"'DetVisualizationHook'), with an option {' or '.join(_SWITCHES)}, but got {hook}"
+        )
     wanted = dict(show=show, interval=1, wait_time=wait_time)
     takes_all = any(option.kind is option.VAR_KEYWORD for option in taken.values())
     hook.update({switch: True}, **{name: value for name, value in wanted.items() if takes_all or name in taken})

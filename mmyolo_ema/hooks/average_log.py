@@ -37,8 +37,9 @@ def drift(averaged: nn.Module, model: nn.Module, shards: Optional[AnyShards] = N
                 norm.append(_norm(source).to(distance[0].device))
         total = torch.zeros(2)
         if norm:
-            total = torch.stack([torch.stack([part.to(norm[0].device) for part in parts]).norm()
-                                 for parts in (distance, norm)])
+            total = torch.stack(
+                [torch.stack([part.to(norm[0].device) for part in parts]).norm() for parts in (distance, norm)]
+            )
         if shards is not None:
             total.square_()
             all_reduce(total)
@@ -66,7 +67,8 @@ class AverageLog:
         """Whether a LoggerHook may write a line after this iteration."""
         loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
         return any(hook.every_n_inner_iters(batch_idx, hook.interval) for hook in loggers) or (
-            bool(loggers) and loggers[0].end_of_epoch(runner.train_dataloader, batch_idx))
+            bool(loggers) and loggers[0].end_of_epoch(runner.train_dataloader, batch_idx)
+        )
 
     def add_state(self, runner: Runner) -> None:
         """Hands scalars to the log and the visualizer.
@@ -112,8 +114,9 @@ class AverageLog:
         ages = {'average' if name == MAIN else name: kept.record.mean_age() for name, kept in self._averages.items()}
         known = ', '.join(f'{name} {rounded(age)}' for name, age in ages.items() if age is not None)
         said = f'Mean age after {int(self._averages[MAIN].average.steps):,} updates: {known} updates' if known else ''
-        return AverageCurves(unit, history['metric'], history['metrics'], history['state'], history.get('further', {}),
-                             said)
+        return AverageCurves(
+            unit, history['metric'], history['metrics'], history['state'], history.get('further', {}), said
+        )
 
     @staticmethod
     def _history(message_hub: MessageHub) -> dict[str, Any]:
@@ -130,15 +133,25 @@ def is_history(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get('metric'), str):
         return False
     further = value.get('further', {})
-    return _has_points(value, ('metrics', 'state'), 3) and isinstance(further, dict) and all(
-        isinstance(name, str) and _has_points(part, ('metrics', 'drift'), 2) for name, part in further.items())
+    return (
+        _has_points(value, ('metrics', 'state'), 3)
+        and isinstance(further, dict)
+        and all(isinstance(name, str) and _has_points(part, ('metrics', 'drift'), 2) for name, part in further.items())
+    )
 
 
 def _has_points(history: Any, parts: tuple[str, ...], length: int) -> bool:
-    return isinstance(history, dict) and all(isinstance(history.get(part), list) for part in parts) and all(
-        isinstance(point, list) and len(point) == length
-        and all(isinstance(number, (int, float, type(None))) for number in point)
-        for part in parts for point in history[part])
+    return (
+        isinstance(history, dict)
+        and all(isinstance(history.get(part), list) for part in parts)
+        and all(
+            isinstance(point, list)
+            and len(point) == length
+            and all(isinstance(number, (int, float, type(None))) for number in point)
+            for part in parts
+            for point in history[part]
+        )
+    )
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -28,8 +28,10 @@ class AverageRecord:
         self._ema_model = ema_model
         self.schedule = schedule_of(ema_model)
         if self.schedule != schedule_of(ema_model):
-            raise TypeError(f'the schedule of {type(ema_model).__name__} must be a frozen dataclass, so that it can be '
-                            f'compared: {type(self.schedule).__name__}')
+            raise TypeError(
+                f'the schedule of {type(ema_model).__name__} must be a frozen dataclass, so that it can be '
+                f'compared: {type(self.schedule).__name__}'
+            )
         self._segments: Segments = ((0, self.schedule),)
         self._age: Optional[float] = 0.0
         self._counted = 0
@@ -61,8 +63,9 @@ class AverageRecord:
         """Returns in words which weights are averaged now and were not in a checkpoint, and the other way round."""
         stored, own = about_averages(meta).get('excluded'), set(self._excluded())
         before = set(map(str, stored)) if isinstance(stored, list) else set()
-        return (listed('; averaged from here on: ', sorted(before - own)) +
-                listed('; not averaged from here on: ', sorted(own - before)))
+        return listed('; averaged from here on: ', sorted(before - own)) + listed(
+            '; not averaged from here on: ', sorted(own - before)
+        )
 
     def _excluded(self) -> list[str]:
         average = self._ema_model
@@ -95,6 +98,11 @@ class AverageRecord:
         """Returns plain data for ``meta['mmyolo_ema']`` of a checkpoint."""
         average, updates = self._ema_model, int(self._ema_model.steps)
         excluded = self._excluded()
-        return dict(updates=updates, mean_age=self.mean_age(), schedule=as_data(self._segments, updates),
-                    update_buffers=average.update_buffers, averages_by_name=averages_by_name(average),
-                    **(dict(excluded=excluded) if excluded else {}))
+        return dict(
+            updates=updates,
+            mean_age=self.mean_age(),
+            schedule=as_data(self._segments, updates),
+            update_buffers=average.update_buffers,
+            averages_by_name=averages_by_name(average),
+            **(dict(excluded=excluded) if excluded else {}),
+        )

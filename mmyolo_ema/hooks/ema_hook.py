@@ -114,20 +114,26 @@ class EMAHook(MMEngineEMAHook):
     # After YOLOX's hooks, which have 48, and before those that log and save.
     priority = 49
 
-    def __init__(self,
-                 ema_type: Optional[str] = None,
-                 strict_load: bool = False,
-                 begin_iter: int = 0,
-                 begin_epoch: int = 0,
-                 evaluate_on_ema: bool = True,
-                 evaluate_on_origin: bool = False,
-                 skip_nonfinite: bool = True,
-                 mean_age: Union[int, float, str, None] = None,
-                 averages: Optional[dict[str, dict[str, Any]]] = None,
-                 evaluate: Optional[Sequence[str]] = None,
-                 **kwargs: Any) -> None:
-        flags = dict(strict_load=strict_load, evaluate_on_ema=evaluate_on_ema, evaluate_on_origin=evaluate_on_origin,
-                     skip_nonfinite=skip_nonfinite)
+    def __init__(
+        self,
+        ema_type: Optional[str] = None,
+        strict_load: bool = False,
+        begin_iter: int = 0,
+        begin_epoch: int = 0,
+        evaluate_on_ema: bool = True,
+        evaluate_on_origin: bool = False,
+        skip_nonfinite: bool = True,
+        mean_age: Union[int, float, str, None] = None,
+        averages: Optional[dict[str, dict[str, Any]]] = None,
+        evaluate: Optional[Sequence[str]] = None,
+        **kwargs: Any,
+    ) -> None:
+        flags = dict(
+            strict_load=strict_load,
+            evaluate_on_ema=evaluate_on_ema,
+            evaluate_on_origin=evaluate_on_origin,
+            skip_nonfinite=skip_nonfinite,
+        )
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise TypeError(f'{name} must be True or False, but got {value!r}')
@@ -211,23 +217,35 @@ class EMAHook(MMEngineEMAHook):
         for name, kept in self._kept.items():
             if kept.mean_age is not None:
                 _say(_of(name) + kept.mean_age.settle(kept.average))
-        schedule = dict(self.ema_cfg, begin_iter=self.begin_iter, begin_epoch=self.begin_epoch,
-                        **{name: str(kept.record.schedule) for name, kept in self._kept.items() if name != MAIN})
+        schedule = dict(
+            self.ema_cfg,
+            begin_iter=self.begin_iter,
+            begin_epoch=self.begin_epoch,
+            **{name: str(kept.record.schedule) for name, kept in self._kept.items() if name != MAIN},
+        )
         schedule.pop('device', None)  # that of the process
         has_begun = self._has_begun(runner)
         gather(self._averages().values())
-        check_same_start(dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
-                         {'raw weights': self.src_model,
-                          **{'averaged weights' if name == MAIN else f'weights of {name}':
-                             average.module if has_begun else None for name, average in self._averages().items()}})
+        check_same_start(
+            dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
+            {
+                'raw weights': self.src_model,
+                **{
+                    'averaged weights' if name == MAIN else f'weights of {name}': average.module if has_begun else None
+                    for name, average in self._averages().items()
+                },
+            },
+        )
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
         for kind in ('raw', *self.averages):
             wanted = _metrics_to_save_by(runner, kind)
             if wanted and kind not in self._own_passes:
-                _say(f"save_best names {', '.join(wanted)}, which is measured with evaluate=['ema', {kind!r}] only",
-                     logging.WARNING)
+                _say(
+                    f"save_best names {', '.join(wanted)}, which is measured with evaluate=['ema', {kind!r}] only",
+                    logging.WARNING,
+                )
         self._advise(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -240,8 +258,9 @@ class EMAHook(MMEngineEMAHook):
         """
         share_out(self._averages().values(), self.src_model)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict[str, Any]] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict[str, Any]] = None
+    ) -> None:
         """Updates the average if the optimizer made a step.
 
         Args:
@@ -346,8 +365,12 @@ class EMAHook(MMEngineEMAHook):
         # A detection metric is missing if nothing was detected. A CheckpointHook passes over a validation without
         # metrics, and over a metric that is None, but not over one that is missing.
         if metrics:
-            missing = [key for kind in own for key in _metrics_to_save_by(runner, kind)
-                       if key.removesuffix(_suffix(kind)) in metrics]
+            missing = [
+                key
+                for kind in own
+                for key in _metrics_to_save_by(runner, kind)
+                if key.removesuffix(_suffix(kind)) in metrics
+            ]
             metrics.update({**dict.fromkeys(missing), **added})
 
     def before_test_epoch(self, runner: Runner) -> None:
@@ -417,12 +440,17 @@ class EMAHook(MMEngineEMAHook):
         if updates is None:
             mismatches += '; the count of updates (steps) is missing from the file, so the ramp starts again'
         if mismatches and self.strict_load:
-            raise ValueError(f'strict_load is set, but the checkpoint does not fit the model{mismatches}. Leave '
-                             'strict_load out to load what fits.')
+            raise ValueError(
+                f'strict_load is set, but the checkpoint does not fit the model{mismatches}. Leave '
+                'strict_load out to load what fits.'
+            )
         for kept in self._kept.values():
             said += kept.go_on(runner, self, checkpoint, resumes)
-        said += ''.join(f'; the average {name!r} is dropped' for name in further_averages(checkpoint)
-                        if resumes and name not in self._kept)
+        said += ''.join(
+            f'; the average {name!r} is dropped'
+            for name in further_averages(checkpoint)
+            if resumes and name not in self._kept
+        )
         hint = '. To go on with that average, resume the run' if has_ema(checkpoint) and not resumes else ''
         said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
         _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
@@ -463,12 +491,15 @@ class EMAHook(MMEngineEMAHook):
     def _add_horizons(self, runner: Runner) -> None:
         """Adds the averages that other hooks of a run ask for, in the place of those of an earlier run."""
         self._kept = {name: kept for name, kept in self._kept.items() if not isinstance(kept.mean_age, Horizon)}
-        asked = {name: horizon for hook in runner.hooks
-                 for name, horizon in getattr(hook, 'further_horizons', {}).items()}
+        asked = {
+            name: horizon for hook in runner.hooks for name, horizon in getattr(hook, 'further_horizons', {}).items()
+        }
         for name, horizon in asked.items():
             if name in self._kept:
-                raise ValueError(f'the EMAHook has an average called {name!r} too, which a SnapshotHook with '
-                                 'second_horizon asks for: give it another name, or leave second_horizon out')
+                raise ValueError(
+                    f'the EMAHook has an average called {name!r} too, which a SnapshotHook with '
+                    'second_horizon asks for: give it another name, or leave second_horizon out'
+                )
             self._kept[name] = KeptAverage(name, dict(self.ema_cfg), horizon)
 
     def _advise(self, runner: Runner) -> None:
@@ -499,8 +530,10 @@ class EMAHook(MMEngineEMAHook):
         try:
             self._swap = WeightSwap(average.module, self.src_model)
         except ValueError as error:
-            raise ValueError(f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
-                             f'model must come after the EMAHook, whose priority is {self.priority}.') from error
+            raise ValueError(
+                f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
+                f'model must come after the EMAHook, whose priority is {self.priority}.'
+            ) from error
         self._swap.swap_in()
 
     def _swap_out(self) -> None:
@@ -538,17 +571,22 @@ class EMAHook(MMEngineEMAHook):
         new = [name for name in self.kept_buffers if name not in self._said_kept]
         self._said_kept.update(new)
         if new:
-            _say(f'NaN or infinity in buffers of the model: {_some(new)}. The average keeps its last finite value '
-                 'there and follows all else. If they are statistics of BatchNorm, tools/posthoc_ema.py build '
-                 '--bn-batches measures them anew.', logging.WARNING)
+            _say(
+                f'NaN or infinity in buffers of the model: {_some(new)}. The average keeps its last finite value '
+                'there and follows all else. If they are statistics of BatchNorm, tools/posthoc_ema.py build '
+                '--bn-batches measures them anew.',
+                logging.WARNING,
+            )
 
     def _skip(self, names: list[str]) -> None:
         """Counts a step that is not averaged, and warns of the 1st, 10th, 100th and so on."""
         self.skipped += 1
         if math.log10(self.skipped).is_integer():
-            _say(f'left out a step that holds NaN or infinity, in {_some(names)} (the {self.skipped}. such step of the '
-                 'run). The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
-                 logging.WARNING)
+            _say(
+                f'left out a step that holds NaN or infinity, in {_some(names)} (the {self.skipped}. such step of the '
+                'run). The average keeps what it had. If this goes on, lower the learning rate or clip the gradients.',
+                logging.WARNING,
+            )
 
 
 def _of(name: str) -> str:
@@ -574,9 +612,14 @@ def _metrics_to_save_by(runner: Runner, kind: str) -> list[str]:
 def is_saved_after_iteration(runner: Runner) -> bool:
     """Whether a CheckpointHook that counts iterations saves after this one."""
     return any(
-        not hook.by_epoch and (hook.every_n_train_iters(runner, hook.interval, hook.save_begin) or
-                               (hook.save_last and hook.is_last_train_iter(runner)))
-        for hook in runner.hooks if isinstance(hook, CheckpointHook))
+        not hook.by_epoch
+        and (
+            hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+            or (hook.save_last and hook.is_last_train_iter(runner))
+        )
+        for hook in runner.hooks
+        if isinstance(hook, CheckpointHook)
+    )
 
 
 def _say(message: str, level: int = logging.INFO) -> None:

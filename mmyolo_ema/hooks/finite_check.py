@@ -38,8 +38,11 @@ class FiniteCheck:
 
     def __init__(self, model: nn.Module, beginning: nn.Module) -> None:
         self._model = model
-        self._ignored = {name for name, reference in tensor_references(beginning)
-                         if _can_be_looked_at(reference) and not whole(reference.tensor).isfinite().all()}
+        self._ignored = {
+            name
+            for name, reference in tensor_references(beginning)
+            if _can_be_looked_at(reference) and not whole(reference.tensor).isfinite().all()
+        }
         self._large: set[str] = set()
         self._list()
 
@@ -57,13 +60,17 @@ class FiniteCheck:
             self._list()
             return self.look()
         bad = [name for name, norm in zip(self._names, norms) if not math.isfinite(norm)]
-        return NotFinite([name for name in bad if name in self._parameters],
-                         [name for name in bad if name not in self._parameters])
+        return NotFinite(
+            [name for name in bad if name in self._parameters], [name for name in bad if name not in self._parameters]
+        )
 
     def _list(self) -> None:
         reshard(self._model)
-        distinct = {id(reference.tensor): (name, reference) for name, reference in tensor_references(self._model)
-                    if _can_be_looked_at(reference)}
+        distinct = {
+            id(reference.tensor): (name, reference)
+            for name, reference in tensor_references(self._model)
+            if _can_be_looked_at(reference)
+        }
         looked_at = {name: reference for name, reference in distinct.values() if name not in self._ignored}
         self._parameters = {name for name, reference in looked_at.items() if reference.is_parameter}
         groups = defaultdict(list)
@@ -83,10 +90,15 @@ class FiniteCheck:
         if not self._tensors:
             return []
         with torch.inference_mode():
-            groups = [([*map(local, group)], is_large) for group, is_large in self._groups] if self._is_cut else \
-                self._groups
-            norms = torch.cat([torch.stack(_maxima(group) if is_large else norms_of(group))
-                               .to(self._devices[0]) for group, is_large in groups])
+            groups = (
+                [([*map(local, group)], is_large) for group, is_large in self._groups] if self._is_cut else self._groups
+            )
+            norms = torch.cat(
+                [
+                    torch.stack(_maxima(group) if is_large else norms_of(group)).to(self._devices[0])
+                    for group, is_large in groups
+                ]
+            )
         if get_world_size() > 1:
             # In a precision that all backends know, and so that the sum of the largest finite numbers is finite.
             norms = norms.to(torch.promote_types(norms.dtype, torch.float32)) / (2 * get_world_size())

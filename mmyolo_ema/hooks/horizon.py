@@ -26,13 +26,16 @@ class Horizon:
         """
         iterations, main = accumulative_counts(runner.optim_wrapper), hook.ema_model
         try:
-            horizon = in_updates(str(self._horizon), updates_of_run(runner, hook, iterations),
-                                 updates_per_epoch(runner, iterations))
+            horizon = in_updates(
+                str(self._horizon), updates_of_run(runner, hook, iterations), updates_per_epoch(runner, iterations)
+            )
         except ValueError as error:
             raise ValueError(f'second_horizon={self._horizon!r} of the SnapshotHook: {error}') from error
         if not hasattr(main, 'momentum') or horizon <= 1 or horizon == 1 / main.momentum:
-            raise ValueError(f'second_horizon={self._horizon!r} is {horizon:g} updates beside an average with the '
-                             f'schedule {schedule_of(main)}: it needs one with a momentum, and another horizon above 1')
+            raise ValueError(
+                f'second_horizon={self._horizon!r} is {horizon:g} updates beside an average with the '
+                f'schedule {schedule_of(main)}: it needs one with a momentum, and another horizon above 1'
+            )
         average.momentum = 1 / horizon
         if hasattr(main, 'gamma'):
             average.gamma = main.gamma

@@ -50,13 +50,14 @@ class MeanAge:
         """
         iterations = accumulative_counts(runner.optim_wrapper)
         updates, per_epoch = updates_of_run(runner, hook, iterations), updates_per_epoch(runner, iterations)
-        chosen = self._named(
-            lambda: ramp_of_age(self._wish, max(updates, 1), per_epoch, average.interval))
+        chosen = self._named(lambda: ramp_of_age(self._wish, max(updates, 1), per_epoch, average.interval))
         self._give(average, self._kept or chosen)
         self._told = f'mean_age={self._wish} of {updates:,} updates: {_numbers(chosen)}'
         if self._kept is not None and self._kept != chosen:
-            self._told = (f'the schedule of the checkpoint goes on, {_numbers(self._kept)}; mean_age={self._wish} of '
-                         f'{updates:,} updates would be {_numbers(chosen)}')
+            self._told = (
+                f'the schedule of the checkpoint goes on, {_numbers(self._kept)}; mean_age={self._wish} of '
+                f'{updates:,} updates would be {_numbers(chosen)}'
+            )
         return dict(momentum=average.momentum, gamma=average.gamma)
 
     def keep(self, average: BaseAveragedModel, meta: dict[str, Any]) -> None:
@@ -81,8 +82,10 @@ class MeanAge:
     def _give(self, average: BaseAveragedModel, ramp: Ramp) -> None:
         average.momentum, average.gamma = ramp.momentum, ramp.gamma
         if schedule_of(average) != ramp:
-            raise ValueError(f'mean_age={self._wish!r} needs an average whose momentum ramps, such as ema_type='
-                             f"'mmyolo_ema.ExpMomentumEMA', but got {type(average).__name__}")
+            raise ValueError(
+                f'mean_age={self._wish!r} needs an average whose momentum ramps, such as ema_type='
+                f"'mmyolo_ema.ExpMomentumEMA', but got {type(average).__name__}"
+            )
 
     def _named(self, work: Any) -> Any:
         try:

@@ -54,8 +54,9 @@ class OptimizerSteps:
         self._ever_heard |= self._heard
         # These count also if they hold copies of the model's parameters, in another precision or in shards.
         families = [_with_wrapped(getattr(wrapper, 'optimizer', None)) for wrapper in _wrappers(optim_wrapper)]
-        stepped = any(self._steps_model(optimizer) or any(optimizer in family for family in families)
-                      for optimizer in self._heard)
+        stepped = any(
+            self._steps_model(optimizer) or any(optimizer in family for family in families) for optimizer in self._heard
+        )
         self._heard.clear()
         patience = accumulative_counts(optim_wrapper)
         return stepped or not all(self._is_listened_to(family, patience) for family in families)
@@ -75,7 +76,8 @@ class OptimizerSteps:
         if optimizer not in self._is_of_model:
             parameters = {id(parameter) for parameter in self._model.parameters()}
             self._is_of_model[optimizer] = any(
-                id(parameter) in parameters for group in optimizer.param_groups for parameter in group['params'])
+                id(parameter) in parameters for group in optimizer.param_groups for parameter in group['params']
+            )
         return self._is_of_model[optimizer]
 
 
@@ -93,8 +95,11 @@ def _with_wrapped(optimizer: object) -> list[Any]:
     family = [optimizer]
     for member in family:
         if not _can_be_heard(member):
-            held = [part for value in getattr(member, '__dict__', {}).values()
-                    for part in (value if isinstance(value, (list, tuple)) else [value])]
+            held = [
+                part
+                for value in getattr(member, '__dict__', {}).values()
+                for part in (value if isinstance(value, (list, tuple)) else [value])
+            ]
             family += [part for part in held if isinstance(part, Optimizer) and part not in family]
     return family
 

@@ -30,12 +30,19 @@ def forget_other_files(runner: Runner, checkpoint: dict[str, Any]) -> None:
     savers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
     out_dirs = [saver.out_dir for saver in savers if saver.out_dir]
     folders = {Path(runner.work_dir).resolve(), *(Path(out, Path(runner.work_dir).name).resolve() for out in out_dirs)}
-    other = {key: value for key, value in info.items()
-             if str(key).startswith('best_ckpt') and value is not None and not _is_best_in(value, folders)}
+    other = {
+        key: value
+        for key, value in info.items()
+        if str(key).startswith('best_ckpt') and value is not None and not _is_best_in(value, folders)
+    }
     for key, path in other.items():
         del info[key]
-        print_log(f'the best checkpoint that the file names, {printable(repr(path))}, is not in the folder of this '
-                  'run: it is left alone', logger='current', level=logging.WARNING)
+        print_log(
+            f'the best checkpoint that the file names, {printable(repr(path))}, is not in the folder of this '
+            'run: it is left alone',
+            logger='current',
+            level=logging.WARNING,
+        )
     if 'keep_ckpt_ids' in info:
         meta = checkpoint.get('meta') or {}
         counts = [meta.get('epoch' if saver.by_epoch else 'iter') for saver in savers]

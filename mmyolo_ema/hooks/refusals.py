@@ -27,13 +27,17 @@ def check_run(runner: Runner) -> None:
     """
     hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     if len(hooks) > 1:
-        raise ValueError(f'the run has {len(hooks)} EMAHooks, and would save the average of one as the raw weights of '
-                         'the other. Leave out all but one of them in custom_hooks, such as that of the base config.')
+        raise ValueError(
+            f'the run has {len(hooks)} EMAHooks, and would save the average of one as the raw weights of '
+            'the other. Leave out all but one of them in custom_hooks, such as that of the base config.'
+        )
     for engine, reason in _obstacles(runner):
-        raise ValueError(f'the EMAHook does not work with {engine}: {reason}. It works with the usual Runner, also '
-                         'with MMDistributedDataParallel, and with FlexibleRunner and SingleDeviceStrategy or '
-                         'DDPStrategy; in several processes, shard=True there leaves each a part of the average only; '
-                         'and with fully_shard (FSDP2) by the strategy of docs/scale.md.')
+        raise ValueError(
+            f'the EMAHook does not work with {engine}: {reason}. It works with the usual Runner, also '
+            'with MMDistributedDataParallel, and with FlexibleRunner and SingleDeviceStrategy or '
+            'DDPStrategy; in several processes, shard=True there leaves each a part of the average only; '
+            'and with fully_shard (FSDP2) by the strategy of docs/scale.md.'
+        )
 
 
 def _obstacles(runner: Runner) -> Iterator[tuple[str, str]]:

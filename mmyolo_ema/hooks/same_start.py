@@ -37,8 +37,10 @@ def check_same_start(told: dict[str, Any], weights: dict[str, Optional[nn.Module
         for where, state in states:
             holders[', '.join(f'{name} {state[name]}' for name in names)].append(where)
         has = '; '.join(f'{", ".join(holder)} has {state}' for state, holder in holders.items())
-        raise ValueError(f'the processes do not start from the same state: {has}. All hosts must load the same '
-                         'checkpoint: share the work directory, or copy the file to the same path on each of them.')
+        raise ValueError(
+            f'the processes do not start from the same state: {has}. All hosts must load the same '
+            'checkpoint: share the work directory, or copy the file to the same path on each of them.'
+        )
 
 
 def _checksum(module: nn.Module) -> str:
@@ -48,6 +50,6 @@ def _checksum(module: nn.Module) -> str:
         digest.update(name.encode())
         tensor = whole(parameter).detach()
         if is_dense(tensor) and tensor.numel():
-            for part, in chunks(tensor.cpu()):
+            for (part,) in chunks(tensor.cpu()):
                 digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ def validate_once_more(runner: Runner, by: Hook) -> dict[str, Any]:
         runner: The runner that validates.
         by: The hook that asks, in its ``before_val_epoch``. Those after it have not heard yet that an epoch begins.
     """
-    later = runner.hooks[runner.hooks.index(by) + 1:]
+    later = runner.hooks[runner.hooks.index(by) + 1 :]
     call_hook = runner.call_hook
     measured: dict[str, Any] = {}
 

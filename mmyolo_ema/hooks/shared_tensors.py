@@ -41,5 +41,7 @@ def advice_on_shared_tensors(ema_model: BaseAveragedModel, model: nn.Module) -> 
     instead = "ema_type='mmyolo_ema.ExpMomentumEMA', which averages each once"
     if not isinstance(ema_model, MMDetExpMomentumEMA):
         instead += ' and whose momentum ramps, or update_buffers=False'
-    return (f'{type(ema_model).__module__.split(".")[0]}.{type(ema_model).__name__} averages shared tensors once for '
-            f'each of their names, so several times in an update: {listed}{others}. Write {instead}.')
+    return (
+        f'{type(ema_model).__module__.split(".")[0]}.{type(ema_model).__name__} averages shared tensors once for '
+        f'each of their names, so several times in an update: {listed}{others}. Write {instead}.'
+    )

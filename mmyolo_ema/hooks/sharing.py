@@ -23,13 +23,22 @@ def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None
         return
     wrapper = runner.model
     if not isinstance(wrapper, (DistributedDataParallel, MMSeparateDistributedDataParallel)):
-        raise ValueError('shard=True of the EMAHook is for processes that train one model under '
-                         f'MMDistributedDataParallel, but it is in a {type(wrapper).__name__}. Leave shard out.')
-    ignored = [name for module in wrapper.modules() if isinstance(module, DistributedDataParallel)
-               for name, _ in module.module.named_parameters() if name in module.parameters_to_ignore]
+        raise ValueError(
+            'shard=True of the EMAHook is for processes that train one model under '
+            f'MMDistributedDataParallel, but it is in a {type(wrapper).__name__}. Leave shard out.'
+        )
+    ignored = [
+        name
+        for module in wrapper.modules()
+        if isinstance(module, DistributedDataParallel)
+        for name, _ in module.module.named_parameters()
+        if name in module.parameters_to_ignore
+    ]
     if ignored:
-        raise ValueError('shard=True of the EMAHook needs equal weights in all processes, but '
-                         f'DistributedDataParallel is told to ignore {ignored[0]}. Leave shard out.')
+        raise ValueError(
+            'shard=True of the EMAHook needs equal weights in all processes, but '
+            f'DistributedDataParallel is told to ignore {ignored[0]}. Leave shard out.'
+        )
 
 
 def share_out(averages: Iterable[BaseAveragedModel], model: nn.Module) -> None:
@@ -51,8 +60,9 @@ def shards_of(average: BaseAveragedModel) -> Optional[AnyShards]:
     return average.shards if _is_shared(average) else None
 
 
-def own_parameters(averaged: nn.Module, model: nn.Module,
-                   shards: Optional[AnyShards]) -> Iterator[tuple[Tensor, Tensor]]:
+def own_parameters(
+    averaged: nn.Module, model: nn.Module, shards: Optional[AnyShards]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields averaged parameters, each with the model's: together, the processes yield each element once."""
     sources = dict(model.named_parameters())
     for name, parameter in averaged.named_parameters():

@@ -69,8 +69,9 @@ class SnapshotHook(Hook):
     # After the EMAHooks, MMEngine's too, and before the hook that saves checkpoints.
     priority = 'BELOW_NORMAL'
 
-    def __init__(self, interval: Union[int, str] = '1epoch',
-                 second_horizon: Union[int, float, str, None] = None) -> None:
+    def __init__(
+        self, interval: Union[int, str] = '1epoch', second_horizon: Union[int, float, str, None] = None
+    ) -> None:
         self.interval, self.second_horizon = interval, second_horizon
         #: The further averages that the EMAHook makes for this hook, by name.
         self.further_horizons = {} if second_horizon is None else dict(second=Horizon(second_horizon))
@@ -103,13 +104,16 @@ class SnapshotHook(Hook):
             if is_main_process():
                 stored = self._stored()
                 if stored and not self._updates and not is_made_to_resume(runner):
-                    raise ValueError(f'{self._folder} has snapshots of another run, such as {stored[0].name}: move '
-                                     'them away, choose another work directory, or resume that run')
+                    raise ValueError(
+                        f'{self._folder} has snapshots of another run, such as {stored[0].name}: move '
+                        'them away, choose another work directory, or resume that run'
+                    )
                 self._put_later_aside(stored)
                 self._announce(runner)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict[str, Any]] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict[str, Any]] = None
+    ) -> None:
         """Writes a snapshot when one is due.
 
         Args:
@@ -168,13 +172,17 @@ class SnapshotHook(Hook):
         self._ema = self._ema_hook(runner)
         counts_steps = isinstance(self._ema, EMAHook)
         if self.second_horizon is not None and not counts_steps:
-            raise ValueError(f"second_horizon={self.second_horizon!r} is for a further average, which MMEngine's "
-                             "EMAHook does not keep: take type='mmyolo_ema.EMAHook', with the same options")
+            raise ValueError(
+                f"second_horizon={self.second_horizon!r} is for a further average, which MMEngine's "
+                "EMAHook does not keep: take type='mmyolo_ema.EMAHook', with the same options"
+            )
         self._own_record = None if counts_steps else AverageRecord(self._ema.ema_model)
         if schedule_of(self._ema.ema_model) is None:
-            raise ValueError(f'the schedule of {type(self._ema.ema_model).__name__} is not known, so that no other '
-                             'averages can be made of its snapshots. Derive the class from mmyolo_ema.ExpMomentumEMA, '
-                             'whose schedule is a property to override.')
+            raise ValueError(
+                f'the schedule of {type(self._ema.ema_model).__name__} is not known, so that no other '
+                'averages can be made of its snapshots. Derive the class from mmyolo_ema.ExpMomentumEMA, '
+                'whose schedule is a property to override.'
+            )
         self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
         self._per_epoch = updates_per_epoch(runner, self._iterations)
         in_all = updates_of_run(runner, self._ema, self._iterations)
@@ -202,11 +210,15 @@ class SnapshotHook(Hook):
         found = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
         own = [hook for hook in runner.hooks if isinstance(hook, SnapshotHook)]
         if len(found) != 1 or len(own) != 1:
-            raise ValueError(f'one SnapshotHook keeps snapshots of one EMAHook, but custom_hooks has {len(own)} and '
-                             f'{len(found)} of them')
+            raise ValueError(
+                f'one SnapshotHook keeps snapshots of one EMAHook, but custom_hooks has {len(own)} and '
+                f'{len(found)} of them'
+            )
         if runner.hooks.index(self) < runner.hooks.index(found[0]):
-            raise ValueError(f'the SnapshotHook must come after the EMAHook, but its priority is {self.priority} and '
-                             f"the EMAHook's is {found[0].priority}")
+            raise ValueError(
+                f'the SnapshotHook must come after the EMAHook, but its priority is {self.priority} and '
+                f"the EMAHook's is {found[0].priority}"
+            )
         return found[0]
 
     def _path(self, updates: int) -> Path:
@@ -223,8 +235,10 @@ class SnapshotHook(Hook):
         count = last // self._every - self._updates // self._every + (last % self._every > 0)
         size = single_precision_bytes(self._ema.ema_model.module.state_dict()) * (1 + len(self._further))
         averages = f'{1 + len(self._further)} averages' if self._further else 'the average'
-        _say(f'{count} files with {averages}, {decimal(size)} each, one every {self._every:,} updates: '
-             f'{decimal(count * size)} in {self._folder}')
+        _say(
+            f'{count} files with {averages}, {decimal(size)} each, one every {self._every:,} updates: '
+            f'{decimal(count * size)} in {self._folder}'
+        )
         free = shutil.disk_usage(runner.work_dir).free
         if free < count * size:
             _say(f'the disk of {runner.work_dir} has {decimal(free)} left, too few', logging.WARNING)
@@ -247,17 +261,25 @@ class SnapshotHook(Hook):
     def _meta(self, runner: Runner, iteration: int) -> dict[str, Any]:
         """Returns what MMEngine's checkpoints say of their run, and what this package's tools ask for."""
         about = self._own_record.as_meta() if self._own_record else self._ema.describe()
-        return plain(dict(
-            epoch=runner.epoch,
-            iter=iteration,
-            cfg=runner.cfg.pretty_text,
-            seed=runner.seed,
-            experiment_name=runner.experiment_name,
-            time=time.strftime('%Y%m%d_%H%M%S'),
-            mmengine_version=mmengine.__version__,
-            dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', None),
-            mmyolo_ema=dict(about, updates_per_epoch=self._per_epoch, weights='ema', updates=self._updates,
-                            buffers=[name for name, _ in self._ema.src_model.named_buffers()])))
+        return plain(
+            dict(
+                epoch=runner.epoch,
+                iter=iteration,
+                cfg=runner.cfg.pretty_text,
+                seed=runner.seed,
+                experiment_name=runner.experiment_name,
+                time=time.strftime('%Y%m%d_%H%M%S'),
+                mmengine_version=mmengine.__version__,
+                dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', None),
+                mmyolo_ema=dict(
+                    about,
+                    updates_per_epoch=self._per_epoch,
+                    weights='ema',
+                    updates=self._updates,
+                    buffers=[name for name, _ in self._ema.src_model.named_buffers()],
+                ),
+            )
+        )
 
 
 def _put_aside(path: Path) -> None:
@@ -269,8 +291,10 @@ def _put_aside(path: Path) -> None:
 def _slim(state: dict[str, Any]) -> dict[str, Any]:
     """Returns copies in single precision; names that share a tensor share its copy."""
     copies = cpu_copies(state)
-    single = {id(value): value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-              for value in copies.values()}
+    single = {
+        id(value): value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in copies.values()
+    }
     return {name: single[id(value)] for name, value in copies.items()}
 
 

@@ -83,12 +83,19 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
     An average that is shared out among the processes is whole afterwards.
     """
     gather([ema_model])
-    buffers = {name: reference.tensor for name, reference in tensor_references(ema_model.module)
-               if not reference.is_parameter and reference.is_persistent and not reference.is_of_quantizer
-               and reference.tensor.is_floating_point()}
+    buffers = {
+        name: reference.tensor
+        for name, reference in tensor_references(ema_model.module)
+        if not reference.is_parameter
+        and reference.is_persistent
+        and not reference.is_of_quantizer
+        and reference.tensor.is_floating_point()
+    }
     shapes = all_gather_object({name: buffer.shape for name, buffer in buffers.items()})
-    all_reduce_params([buffer for name, buffer in buffers.items()
-                       if all(others.get(name) == buffer.shape for others in shapes)], op='mean')
+    all_reduce_params(
+        [buffer for name, buffer in buffers.items() if all(others.get(name) == buffer.shape for others in shapes)],
+        op='mean',
+    )
 
 
 def copied_state(model: nn.Module) -> dict[str, Any]:
@@ -157,8 +164,9 @@ def origin(checkpoint: dict[str, Any], resumes: bool) -> str:
     return f'starts anew from the averaged weights of {updates} updates in the file; its ramp starts again'
 
 
-def load(averages: dict[str, BaseAveragedModel], model: nn.Module, checkpoint: dict[str, Any], goes_on: bool,
-         updates: int) -> list[Mismatches]:
+def load(
+    averages: dict[str, BaseAveragedModel], model: nn.Module, checkpoint: dict[str, Any], goes_on: bool, updates: int
+) -> list[Mismatches]:
     """Loads what fits into averages, as the model would load it.
 
     What the file lacks of the main one is the model's; what it lacks of another one is the main one's.
@@ -179,8 +187,11 @@ def load(averages: dict[str, BaseAveragedModel], model: nn.Module, checkpoint: d
     _copy_tensors(model, ema_model)
     found = [load_fitting(raw_weights(content), ema_model.module)] if goes_on else []
     found.insert(0, load_fitting(averaged_weights(content), ema_model.module))
-    own = {name: value for name, value in content['ema_state_dict'].items()
-           if not str(name).startswith(PREFIX)} if goes_on else {}
+    own = (
+        {name: value for name, value in content['ema_state_dict'].items() if not str(name).startswith(PREFIX)}
+        if goes_on
+        else {}
+    )
     load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
     stored = further_averages(content) if goes_on else {}
     for name, average in zip([*averages][1:], further):
@@ -206,5 +217,9 @@ def unfit(found: Mismatches) -> str:
     """Returns in words which tensors do not fit the model, or nothing."""
     return ''.join(
         listed(title, names, most=20)
-        for title, names in (('; not loaded, of another shape or kind: ', list(found.shape.values())),
-                             ('; missing from the file: ', found.missing), ('; not in the model: ', found.unexpected)))
+        for title, names in (
+            ('; not loaded, of another shape or kind: ', list(found.shape.values())),
+            ('; missing from the file: ', found.missing),
+            ('; not in the model: ', found.unexpected),
+        )
+    )

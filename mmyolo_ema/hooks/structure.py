@@ -24,10 +24,15 @@ class Structure:
         self._model = model
         modules = list(model.modules())
         self._watch = ModuleWatch(modules)
-        self._modules = [(module, vars(module).copy(), [vars(module)[name].copy() for name in _REGISTRIES])
-                         for module in modules]
-        self._need_gradients = [(parameter, parameter.requires_grad) for module in modules
-                                for parameter in module._parameters.values() if parameter is not None]
+        self._modules = [
+            (module, vars(module).copy(), [vars(module)[name].copy() for name in _REGISTRIES]) for module in modules
+        ]
+        self._need_gradients = [
+            (parameter, parameter.requires_grad)
+            for module in modules
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
 
     def restore(self) -> None:
         """Undoes what was done to modules that hold other modules or parameters than before; leaves all others."""

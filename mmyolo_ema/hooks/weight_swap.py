@@ -54,9 +54,11 @@ class WeightSwap:
         self._model = unwrap(model)
         self._structure = Structure(self._model)
         self._training = self._model.training
-        self._pairs = [(reference, reference.tensor, _raw(reference.tensor), averages[name].tensor)
-                       for name, reference in raw.items()
-                       if name in averages and reference.tensor.shape == averages[name].tensor.shape]
+        self._pairs = [
+            (reference, reference.tensor, _raw(reference.tensor), averages[name].tensor)
+            for name, reference in raw.items()
+            if name in averages and reference.tensor.shape == averages[name].tensor.shape
+        ]
 
     def swap_in(self) -> None:
         """Gives the model the average's weights."""

@@ -115,19 +115,21 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     _plan: Optional[TensorPlan]
     _warned: set[torch.dtype]
 
-    def __init__(self,
-                 model: nn.Module,
-                 momentum: float = 0.0002,
-                 gamma: float = 2000,
-                 interval: int = 1,
-                 device: Optional[torch.device] = None,
-                 update_buffers: bool = False,
-                 include: Optional[Sequence[str]] = None,
-                 exclude: Sequence[str] = (),
-                 dtype: Union[str, torch.dtype, None] = None,
-                 save_dtype: Union[str, torch.dtype, None] = None,
-                 shard: bool = False,
-                 **other: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.0002,
+        gamma: float = 2000,
+        interval: int = 1,
+        device: Optional[torch.device] = None,
+        update_buffers: bool = False,
+        include: Optional[Sequence[str]] = None,
+        exclude: Sequence[str] = (),
+        dtype: Union[str, torch.dtype, None] = None,
+        save_dtype: Union[str, torch.dtype, None] = None,
+        shard: bool = False,
+        **other: Any,
+    ) -> None:
         if other:
             raise TypeError(_unexpected(*next(iter(other.items()))))
         _check_arguments(model, momentum, gamma, interval, update_buffers, shard)
@@ -140,8 +142,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         del self.avg_parameters
         self._is_cut = is_fully_sharded(unwrap(model))
         if self._is_cut and device is not None:
-            raise ValueError(f'device={device!r} is not for a model that fully_shard has cut: its average is where the '
-                             'parts of the model are, and on the CPU while it is whole')
+            raise ValueError(
+                f'device={device!r} is not for a model that fully_shard has cut: its average is where the '
+                'parts of the model are, and on the CPU while it is whole'
+            )
         self.selection, self.shard = selection, shard or self._is_cut
         self.dtype = floating_dtype('dtype', dtype, _WIDE)
         self.save_dtype = floating_dtype('save_dtype', save_dtype, (*_NARROW, *_WIDE))
@@ -217,9 +221,11 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
 
     def _check_whole(self) -> None:
         if self.shards is not None:
-            raise RuntimeError('the average is shared out among the processes (by shard=True or fully_shard), and this '
-                               'one has its own part only: call gather() in all processes before it is used, copied '
-                               'or stored. The EMAHook does so before a validation and before a CheckpointHook saves.')
+            raise RuntimeError(
+                'the average is shared out among the processes (by shard=True or fully_shard), and this '
+                'one has its own part only: call gather() in all processes before it is used, copied '
+                'or stored. The EMAHook does so before a validation and before a CheckpointHook saves.'
+            )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the averaged model."""
@@ -258,12 +264,13 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
                 self._warned.add(dtype)
                 print_log(
                     f'The average is kept in {dtype}, too coarse for momentum {float(self.momentum):g}: a weight '
-                    f'stops moving within {stall:.2g} times its own size of the model\'s (machine epsilon / (2 * '
+                    f"stops moving within {stall:.2g} times its own size of the model's (machine epsilon / (2 * "
                     "momentum)). Set dtype='float32' for the average, keep the weights in float32 (AmpOptimWrapper "
                     'computes in half precision and does so), or choose a momentum above '
                     f'{torch.finfo(dtype).eps / (2 * _WORST_STALL):.2g}.',
                     logger='current',
-                    level=logging.WARNING)
+                    level=logging.WARNING,
+                )
 
     def unshare(self) -> None:
         """Gives the average memory of its own for all weights, so that what is written to it does not change the model.
@@ -341,20 +348,25 @@ def _cut_pairs(averaged: nn.Module, model: nn.Module) -> list[tuple[Tensor, Tens
 def _unexpected(name: str, value: object) -> str:
     said = f'ExpMomentumEMA() got an unexpected keyword argument {name!r}'
     if name != 'decay':
-        return (f'{said}; it takes model, momentum, gamma, interval, device, update_buffers, include, exclude, dtype, '
-                'save_dtype and shard')
+        return (
+            f'{said}; it takes model, momentum, gamma, interval, device, update_buffers, include, exclude, dtype, '
+            'save_dtype and shard'
+        )
     return f'{said}; {instead_of_decay(value)}'
 
 
-def _check_arguments(model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool,
-                     shard: bool) -> None:
+def _check_arguments(
+    model: nn.Module, momentum: float, gamma: float, interval: int, update_buffers: bool, shard: bool
+) -> None:
     """Raises for wrong arguments that MMDetection's class would accept and fail on later, or report badly."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, but got {type(model).__name__}: {model!r:.80}')
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
-        raise ValueError(f'the model has parameters without a shape yet, such as {lazy[0]}: pass one batch through it '
-                         'before it is averaged')
+        raise ValueError(
+            f'the model has parameters without a shape yet, such as {lazy[0]}: pass one batch through it '
+            'before it is averaged'
+        )
     for name, value in (('momentum', momentum), ('gamma', gamma)):
         if not isinstance(value, Real):
             raise TypeError(f'{name} must be a number, but got {value!r}')

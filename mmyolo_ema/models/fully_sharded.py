@@ -68,8 +68,13 @@ def copied_whole(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         state = fully_shard.state(module)  # type: ignore[attr-defined]
         original = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
         memo.update({id(state): state, id(module): original.__new__(original)})
-    memo.update({id(parameter): nn.Parameter(whole(parameter), parameter.requires_grad)
-                 for parameter in model.parameters() if is_cut(parameter)})
+    memo.update(
+        {
+            id(parameter): nn.Parameter(whole(parameter), parameter.requires_grad)
+            for parameter in model.parameters()
+            if is_cut(parameter)
+        }
+    )
     for module in cut:
         vars(memo[id(module)]).update(deepcopy(vars(module), memo))
     copy = deepcopy(model, memo)
@@ -95,12 +100,19 @@ def check_cut(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
             if parameter.requires_grad:
-                raise ValueError(f'fully_shard leaves out {name}, which is trained and would differ between the '
-                                 'processes: call fully_shard on the whole model too')
-        elif (parameter.device_mesh.size() != get_world_size() or parameter.device_mesh.ndim != 1
-              or not isinstance(parameter.placements[0], Shard)):
-            raise ValueError(f'{name} is placed as {parameter.placements} on {parameter.device_mesh}: average models '
-                             'that fully_shard cuts once among all processes, on a mesh of one dimension')
+                raise ValueError(
+                    f'fully_shard leaves out {name}, which is trained and would differ between the '
+                    'processes: call fully_shard on the whole model too'
+                )
+        elif (
+            parameter.device_mesh.size() != get_world_size()
+            or parameter.device_mesh.ndim != 1
+            or not isinstance(parameter.placements[0], Shard)
+        ):
+            raise ValueError(
+                f'{name} is placed as {parameter.placements} on {parameter.device_mesh}: average models '
+                'that fully_shard cuts once among all processes, on a mesh of one dimension'
+            )
 
 
 class LocalParts:
@@ -114,7 +126,8 @@ class LocalParts:
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self._parts: dict[int, tuple[Tensor, Tensor, Any]] = {
-            id(averaged): (averaged, part_of(averaged, source).clone(), source) for averaged, source in pairs}
+            id(averaged): (averaged, part_of(averaged, source).clone(), source) for averaged, source in pairs
+        }
         for averaged, _ in pairs:
             averaged.data = averaged.new_full((), math.nan).expand(averaged.shape)
 
@@ -140,5 +153,8 @@ class LocalParts:
 def _joined(part: Tensor, like: DTensor) -> Tensor:
     mesh = like.device_mesh
     # Without shape and stride, parts of different sizes would wait for each other for ever.
-    return DTensor.from_local(part.to(mesh.device_type), mesh, like.placements, shape=like.shape,
-                              stride=like.stride()).full_tensor().to('cpu', copy=True)
+    return (
+        DTensor.from_local(part.to(mesh.device_type), mesh, like.placements, shape=like.shape, stride=like.stride())
+        .full_tensor()
+        .to('cpu', copy=True)
+    )

@@ -19,7 +19,8 @@ class ModuleWatch:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._holders = tuple(
-            holder for module in modules for holder in (module._parameters, module._buffers, module._modules))
+            holder for module in modules for holder in (module._parameters, module._buffers, module._modules)
+        )
         self._held = gc.get_referents(*self._holders)
 
     def is_unchanged(self) -> bool:

@@ -39,8 +39,9 @@ def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:
             continue
         seen.add(id(value))
         # A module that holds one of the model's, as a wrapper does, is copied, so that it holds the copy.
-        if isinstance(value, Tensor) or (isinstance(value, nn.Module)
-                                         and not any(id(module) in own for module in value.modules())):
+        if isinstance(value, Tensor) or (
+            isinstance(value, nn.Module) and not any(id(module) in own for module in value.modules())
+        ):
             yield value
         else:
             found += gc.get_referents(value)

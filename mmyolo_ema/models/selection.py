@@ -60,8 +60,10 @@ class Selection:
         for option, patterns in (('include', self.include or ()), ('exclude', self.exclude)):
             for pattern in patterns:
                 if not _matches([pattern], references):
-                    raise ValueError(f'{option}={list(patterns)}: {pattern!r} matches no tensor of the model'
-                                     f'{_near(pattern, references)}')
+                    raise ValueError(
+                        f'{option}={list(patterns)}: {pattern!r} matches no tensor of the model'
+                        f'{_near(pattern, references)}'
+                    )
         parameters = {name for name, reference in references.items() if reference.is_parameter}
         if parameters and parameters <= set(self.excluded(model)):
             raise ValueError(f'include={self.include} and exclude={self.exclude} leave no parameter to average')
@@ -84,7 +86,11 @@ def _matches(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 def _near(pattern: str, names: Iterable[str]) -> str:
     """Returns names of modules and tensors, or parts of them, that are near a pattern, as a question, or nothing."""
-    known = {'.'.join(parts[start:stop]) for name in names for parts in [name.split('.')]
-             for start, stop in combinations(range(len(parts) + 1), 2)}
+    known = {
+        '.'.join(parts[start:stop])
+        for name in names
+        for parts in [name.split('.')]
+        for start, stop in combinations(range(len(parts) + 1), 2)
+    }
     near = get_close_matches(re.sub(r'[\\^$]', '', pattern).strip('.'), sorted(known))
     return f': did you mean {" or ".join(near)}?' if near else ''

@@ -34,16 +34,24 @@ def split(sizes: list[int], parts: int) -> list[list[Range]]:
     """
     starts, total = list(accumulate(sizes, initial=0)), sum(sizes)
     cuts = [total * part // parts for part in range(parts + 1)]
-    return [[Range(index, max(low - start, 0), min(high - start, size))
-             for index, (start, size) in enumerate(zip(starts, sizes)) if max(low, start) < min(high, start + size)]
-            for low, high in pairwise(cuts)]
+    return [
+        [
+            Range(index, max(low - start, 0), min(high - start, size))
+            for index, (start, size) in enumerate(zip(starts, sizes))
+            if max(low, start) < min(high, start + size)
+        ]
+        for low, high in pairwise(cuts)
+    ]
 
 
 def can_be_cut(averaged: Tensor, source: Tensor) -> bool:
     """Whether ranges of two tensors' memory hold the elements of one another: both are dense, in the same order."""
-    return (averaged.layout is source.layout is torch.strided and averaged.stride() == source.stride()
-            and averaged.stride() == torch.empty_like(averaged, device='meta').stride()
-            and (averaged.is_floating_point() or averaged.is_complex()))
+    return (
+        averaged.layout is source.layout is torch.strided
+        and averaged.stride() == source.stride()
+        and averaged.stride() == torch.empty_like(averaged, device='meta').stride()
+        and (averaged.is_floating_point() or averaged.is_complex())
+    )
 
 
 class Shards:
@@ -83,9 +91,11 @@ class Shards:
             ValueError: If the source has its elements in another order by now.
         """
         if source.stride() != self._strides[id(averaged)]:
-            raise ValueError(f'a parameter of the model has the strides {source.stride()} now, and had '
-                             f'{self._strides[id(averaged)]} when its average was shared out among the processes: '
-                             'change the memory format of the model before the training')
+            raise ValueError(
+                f'a parameter of the model has the strides {source.stride()} now, and had '
+                f'{self._strides[id(averaged)]} when its average was shared out among the processes: '
+                'change the memory format of the model before the training'
+            )
         memory, (_, start, stop) = self._own[id(averaged)]
         return memory, _flat(source)[start:stop]
 

@@ -92,8 +92,15 @@ class TensorPlan:
             shape starts anew, as a copy.
     """
 
-    def __init__(self, averaged: nn.Module, model: nn.Module, update_buffers: bool, selection: Selection,
-                 dtype: Optional[torch.dtype] = None, shards: Optional[AnyShards] = None) -> None:
+    def __init__(
+        self,
+        averaged: nn.Module,
+        model: nn.Module,
+        update_buffers: bool,
+        selection: Selection,
+        dtype: Optional[torch.dtype] = None,
+        shards: Optional[AnyShards] = None,
+    ) -> None:
         average, source = unwrap(averaged), unwrap(model)
         distinct = _distinct_pairs(average, source)
         # Nothing to update, but one of them may grow in place.
@@ -104,11 +111,19 @@ class TensorPlan:
             treated[_treatment(pair, update_buffers, selection, dtype)].append(pair)
         for pair in treated['averaged']:
             widen(pair.averaged, dtype)
-        self.divisible = [pair.averaged for pair in treated['averaged'] + treated['copied']
-                          if pair.reference.is_parameter and can_be_cut(pair.averaged, pair.source)]
+        self.divisible = [
+            pair.averaged
+            for pair in treated['averaged'] + treated['copied']
+            if pair.reference.is_parameter and can_be_cut(pair.averaged, pair.source)
+        ]
         # Small tensors first: what holds() has looked at is still near the processor when they are updated.
-        kept = {kind: sorted((pair for pair in treated[kind] if shards is None or shards.has_part(pair.averaged)),
-                             key=lambda pair: pair.averaged.numel()) for kind in ('averaged', 'copied')}
+        kept = {
+            kind: sorted(
+                (pair for pair in treated[kind] if shards is None or shards.has_part(pair.averaged)),
+                key=lambda pair: pair.averaged.numel(),
+            )
+            for kind in ('averaged', 'copied')
+        }
         moved, copied = ([_own_part(pair, shards) for pair in part] for part in kept.values())
         updated = [pair for pair in moved + copied if pair.averaged.layout is torch.strided]
         _own_memory(updated, pairs)
@@ -121,11 +136,16 @@ class TensorPlan:
 
     def holds(self, averaged: nn.Module, model: nn.Module, update_buffers: bool) -> bool:
         """Whether this plan is for these modules and they still hold the tensors that it lists."""
-        return (averaged is self._average and model is self._model and update_buffers == self._update_buffers
-                and self._watch.is_unchanged() and not self.shared.is_trained()
-                and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
-                and list(map(_SIZE, self._tensors)) == self._sizes
-                and [local(tensor).data_ptr() for tensor in self._cut] == self._local_addresses)
+        return (
+            averaged is self._average
+            and model is self._model
+            and update_buffers == self._update_buffers
+            and self._watch.is_unchanged()
+            and not self.shared.is_trained()
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(_SIZE, self._tensors)) == self._sizes
+            and [local(tensor).data_ptr() for tensor in self._cut] == self._local_addresses
+        )
 
     def move(self, momentum: float) -> None:
         """Moves what is averaged towards the model: its share becomes ``momentum``."""
@@ -199,15 +219,20 @@ def _check_shared(averaged: dict[str, TensorReference], groups: list[list[str]])
         tensors = {id(averaged[name].tensor): name for name in names}
         for tensor, name in tensors.items():
             if tensor in first_name:
-                raise ValueError(f'{first_name[tensor]} and {name} are one tensor in the average, but two in the '
-                                 'model now. Build a new average from this model.')
+                raise ValueError(
+                    f'{first_name[tensor]} and {name} are one tensor in the average, but two in the '
+                    'model now. Build a new average from this model.'
+                )
         first_name.update(tensors)
 
 
 def _own_memory(updated: list[Pair], pairs: list[Pair]) -> None:
     """Gives tensors of the average memory that an in-place update can write: not the model's, and not expanded."""
-    memories_of_source = {pair.source.untyped_storage().data_ptr() for pair in pairs
-                          if pair.source.layout is torch.strided and not is_cut(pair.source)}
+    memories_of_source = {
+        pair.source.untyped_storage().data_ptr()
+        for pair in pairs
+        if pair.source.layout is torch.strided and not is_cut(pair.source)
+    }
     for averaged, *_ in updated:
         if averaged.untyped_storage().data_ptr() in memories_of_source or _overlaps_itself(averaged):
             averaged.data = averaged.data.clone(memory_format=torch.contiguous_format)
@@ -218,8 +243,10 @@ def _check_overlap(pairs: list[Pair]) -> None:
     spans = sorted((*_span(pair.averaged), pair.names[0]) for pair in pairs)
     for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
-            raise ValueError(f'{name} and {other} are views of the same memory, which cannot be averaged. Give one of '
-                             'them memory of its own in the model: tensor.clone().')
+            raise ValueError(
+                f'{name} and {other} are views of the same memory, which cannot be averaged. Give one of '
+                'them memory of its own in the model: tensor.clone().'
+            )
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -236,9 +263,16 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 def _treatment(pair: Pair, update_buffers: bool, selection: Selection, dtype: Optional[torch.dtype]) -> str:
     """Returns whether a tensor is 'averaged', 'copied', or 'shared' with the model."""
     averaged, source, reference, names = pair
-    if (reference.is_parameter and not source.requires_grad and not is_cut(source) and not selection.includes(names)
-            and averaged.layout is torch.strided and averaged.device == source.device
-            and averaged.dtype in (source.dtype, dtype) and torch.equal(averaged, source.to(averaged.dtype))):
+    if (
+        reference.is_parameter
+        and not source.requires_grad
+        and not is_cut(source)
+        and not selection.includes(names)
+        and averaged.layout is torch.strided
+        and averaged.device == source.device
+        and averaged.dtype in (source.dtype, dtype)
+        and torch.equal(averaged, source.to(averaged.dtype))
+    ):
         return 'shared'
     return 'averaged' if is_averaged(source, reference, update_buffers) and selection.has(names) else 'copied'
 
@@ -267,8 +301,9 @@ def _grouped(pairs: list[Pair]) -> list[Group]:
         memory = torch.empty(size, device=device, dtype=dtype)
         for part in parts:
             averaged = [pair.averaged for pair in part]
-            result.append(Group(averaged, [pair.source for pair in part],
-                                None if is_same else _placed(averaged, memory)))
+            result.append(
+                Group(averaged, [pair.source for pair in part], None if is_same else _placed(averaged, memory))
+            )
     return result
 
 
@@ -286,13 +321,19 @@ def _parts(pairs: list[Pair]) -> Iterator[list[Pair]]:
 def _placed(tensors: list[Tensor], memory: Tensor) -> list[Tensor]:
     """Returns tensors of the same shapes and strides, one after another in flat memory."""
     ends = list(accumulate(tensor.numel() for tensor in tensors))
-    return [memory.as_strided(tensor.shape, torch.empty_like(tensor, device='meta').stride(), end - tensor.numel())
-            for tensor, end in zip(tensors, ends)]
+    return [
+        memory.as_strided(tensor.shape, torch.empty_like(tensor, device='meta').stride(), end - tensor.numel())
+        for tensor, end in zip(tensors, ends)
+    ]
 
 
 def _extra_states(average: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Returns the modules, paired by name, that can give and take a state beside their tensors."""
     sources = dict(source.named_modules(remove_duplicate=False))
-    return [(module, sources[name]) for name, module in average.named_modules()
-            if type(module).get_extra_state is not nn.Module.get_extra_state
-            and type(module).set_extra_state is not nn.Module.set_extra_state and name in sources]
+    return [
+        (module, sources[name])
+        for name, module in average.named_modules()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+        and type(module).set_extra_state is not nn.Module.set_extra_state
+        and name in sources
+    ]

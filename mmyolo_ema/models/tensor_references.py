@@ -67,10 +67,17 @@ def check_same_tensors(averaged: dict[str, TensorReference], source: dict[str, T
         if reference.is_parameter and name in source and reference.tensor.shape != source[name].tensor.shape
     ]
     problems = [
-        f'{what}: {", ".join(names)}.' for what, names in (('Missing from the model', missing),
-                                                           ('Unexpected in the model', unexpected),
-                                                           ('Of another shape', shapes)) if names
+        f'{what}: {", ".join(names)}.'
+        for what, names in (
+            ('Missing from the model', missing),
+            ('Unexpected in the model', unexpected),
+            ('Of another shape', shapes),
+        )
+        if names
     ]
     if problems:
-        raise ValueError('the model and its average do not hold the same tensors. ' + ' '.join(problems) +
-                         ' Update with the model that the average was made from, or build a new average.')
+        raise ValueError(
+            'the model and its average do not hold the same tensors. '
+            + ' '.join(problems)
+            + ' Update with the model that the average was made from, or build a new average.'
+        )

@@ -22,8 +22,9 @@ from mmyolo_ema.checkpoint.difference import is_statistic
 from mmyolo_ema.checkpoint.weights import first_names
 
 
-def reestimate(weights: dict[str, Any], cfg: Config, batches: int,
-               progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> dict[str, Any]:
+def reestimate(
+    weights: dict[str, Any], cfg: Config, batches: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> dict[str, Any]:
     """Estimates the statistics of BatchNorm anew, on batches of a config's training data.
 
     Each statistic becomes the mean of what the batches have, by the layers that are in training mode in a training. The
@@ -115,12 +116,17 @@ def _model(weights: dict[str, Any], cfg: Config) -> Any:
 
 def _reset(model: nn.Module) -> dict[str, BatchNorm]:
     """Returns the layers that a training changes, by all their names, ready for the mean of all that is to come."""
-    tracking = {name: layer for name, layer in model.named_modules(remove_duplicate=False)
-                if isinstance(layer, BatchNorm) and layer.track_running_stats}
+    tracking = {
+        name: layer
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, BatchNorm) and layer.track_running_stats
+    }
     layers = {name: layer for name, layer in tracking.items() if layer.training}
     if not layers:
-        raise ValueError(f'{type(model).__name__} has no BatchNorm in training mode, and {len(tracking)} that are '
-                         'frozen: there are no statistics to estimate')
+        raise ValueError(
+            f'{type(model).__name__} has no BatchNorm in training mode, and {len(tracking)} that are '
+            'frozen: there are no statistics to estimate'
+        )
     for layer in layers.values():
         layer.reset_running_stats()
         layer.momentum = None
@@ -131,8 +137,12 @@ def _with_statistics(weights: dict[str, Any], model: nn.Module, layers: dict[str
     """Returns weights with the statistics of layers that saw a batch."""
     state = model.state_dict()
     firsts = first_names(state)
-    names = [f'{name}.{kind}' for name, layer in layers.items() if layer.num_batches_tracked
-             for kind in ('running_mean', 'running_var')]
+    names = [
+        f'{name}.{kind}'
+        for name, layer in layers.items()
+        if layer.num_batches_tracked
+        for kind in ('running_mean', 'running_var')
+    ]
     new = {name: state[name].to(weights[name]) for name in names if firsts[name] == name}
     broken = [name for name, value in new.items() if not value.isfinite().all()]
     if broken:

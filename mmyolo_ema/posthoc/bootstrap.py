@@ -79,8 +79,12 @@ class Comparison(NamedTuple):
         return self.p_value < 0.05 and self.low > 0
 
 
-def matches(ground_truth: COCO, detections: Sequence[Mapping[str, Any]], iou_type: str = 'bbox',
-            category_ids: Optional[Sequence[int]] = None) -> Matches:
+def matches(
+    ground_truth: COCO,
+    detections: Sequence[Mapping[str, Any]],
+    iou_type: str = 'bbox',
+    category_ids: Optional[Sequence[int]] = None,
+) -> Matches:
     """Matches detections to the ground truth, as pycocotools' COCOeval does for objects of all sizes.
 
     Args:
@@ -114,9 +118,10 @@ def matches(ground_truth: COCO, detections: Sequence[Mapping[str, Any]], iou_typ
         params.catIds = params.catIds if category_ids is None else category_ids
         evaluation.evaluate()
     size = len(params.imgIds)
-    by_category = [evaluation.evalImgs[place * size:(place + 1) * size] for place in range(len(params.catIds))]
-    positives = np.array([[np.count_nonzero(image['gtIgnore'] == 0) if image else 0 for image in evaluated]
-                          for evaluated in by_category]).reshape(len(by_category), size)
+    by_category = [evaluation.evalImgs[place * size : (place + 1) * size] for place in range(len(params.catIds))]
+    positives = np.array(
+        [[np.count_nonzero(image['gtIgnore'] == 0) if image else 0 for image in evaluated] for evaluated in by_category]
+    ).reshape(len(by_category), size)
     counted = np.flatnonzero(positives.any(axis=1))
     return Matches(np.array(params.imgIds), [_category(by_category[place]) for place in counted], positives[counted])
 
@@ -142,8 +147,9 @@ def mean_average_precision(matches: Matches, counts: Optional[NDArray[np.int64]]
     if counts is None:
         counts = np.ones(len(matches.images), dtype=int)
     totals = matches.positives @ counts
-    precisions = [_average_precision(category, counts, total)
-                  for category, total in zip(matches.categories, totals) if total]
+    precisions = [
+        _average_precision(category, counts, total) for category, total in zip(matches.categories, totals) if total
+    ]
     return float(np.mean(precisions)) if precisions else -1.0
 
 
@@ -158,8 +164,13 @@ def _average_precision(category: CategoryMatches, counts: NDArray[np.int64], pos
     return float(np.take_along_axis(highest_from, reached, axis=1).mean())
 
 
-def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1000, seed: int = 0,
-            progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Comparison:
+def compare(
+    candidates: Mapping[str, Matches],
+    base: Matches,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Comparison:
     """Tells whether the best of some detectors is better than a base by more than chance: a paired bootstrap.
 
     Each draw of images is the same for all detectors, so that their difference is known far better than either mAP.
@@ -182,23 +193,30 @@ def compare(candidates: Mapping[str, Matches], base: Matches, resamples: int = 1
         raise ValueError(f'there is nothing to compare: {len(candidates)} candidates, resamples={resamples}')
     for name, candidate in candidates.items():
         if not all(map(np.array_equal, (candidate.images, candidate.positives), (base.images, base.positives))):
-            raise ValueError(f'{name!r} and the base have other images or ground truth: {len(candidate.images)} and '
-                             f'{len(base.images)} images, with {candidate.positives.sum()} and {base.positives.sum()} '
-                             'objects')
+            raise ValueError(
+                f'{name!r} and the base have other images or ground truth: {len(candidate.images)} and '
+                f'{len(base.images)} images, with {candidate.positives.sum()} and {base.positives.sum()} '
+                'objects'
+            )
     size = len(base.images)
     generator = np.random.default_rng(seed)
     gains = _gains(candidates, base)
-    drawn = np.array([
-        _gains(candidates, base, np.bincount(generator.integers(size, size=size), minlength=size))
-        for _ in progress(range(resamples))])
+    drawn = np.array(
+        [
+            _gains(candidates, base, np.bincount(generator.integers(size, size=size), minlength=size))
+            for _ in progress(range(resamples))
+        ]
+    )
     best = int(gains.argmax())
     ends = zip(*np.percentile(drawn, [2.5, 97.5], axis=0).tolist())
     by_chance = int(np.count_nonzero((drawn - gains).max(axis=1) >= gains[best]))
-    return Comparison(list(candidates)[best], float(gains[best]), dict(zip(candidates, ends)),
-                      (1 + by_chance) / (1 + resamples))
+    return Comparison(
+        list(candidates)[best], float(gains[best]), dict(zip(candidates, ends)), (1 + by_chance) / (1 + resamples)
+    )
 
 
-def _gains(candidates: Mapping[str, Matches], base: Matches,
-           counts: Optional[NDArray[np.int64]] = None) -> NDArray[np.float64]:
+def _gains(
+    candidates: Mapping[str, Matches], base: Matches, counts: Optional[NDArray[np.int64]] = None
+) -> NDArray[np.float64]:
     precisions = [mean_average_precision(matched, counts) for matched in candidates.values()]
     return np.array(precisions) - mean_average_precision(base, counts)

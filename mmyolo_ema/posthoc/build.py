@@ -24,8 +24,9 @@ _GROUP_BYTES = 64 * 2**20
 _LEAST_VARIANCE = 1e-3
 
 
-def build(averages: Sequence[Reconstruction],
-          progress: Callable[[Iterable[SnapshotFile]], Iterable[SnapshotFile]] = iter) -> list[dict[str, Any]]:
+def build(
+    averages: Sequence[Reconstruction], progress: Callable[[Iterable[SnapshotFile]], Iterable[SnapshotFile]] = iter
+) -> list[dict[str, Any]]:
     """Returns the weights of averages of a run, by the names of the tensors. Names of one tensor share it.
 
     Each tensor of each file is read once, whatever the number of averages. Floating tensors are summed up in float64
@@ -39,8 +40,10 @@ def build(averages: Sequence[Reconstruction],
     """
     run = averages[0].run
     if any(average.run != run for average in averages):
-        raise ValueError('averages of several runs cannot be made in one go: ' + ', '.join(
-            f'{average.target.name} of {average.run.files[-1].path}' for average in averages))
+        raise ValueError(
+            'averages of several runs cannot be made in one go: '
+            + ', '.join(f'{average.target.name} of {average.run.files[-1].path}' for average in averages)
+        )
     content = read(run.files[-1].path, mmap=True)
     newest = averaged_weights(content)
     raw = raw_weights(content) if has_ema(content) else {}
@@ -52,8 +55,9 @@ def build(averages: Sequence[Reconstruction],
     ends = dict(zip(forms, accumulate(newest[name].nbytes for name in forms)))
     for _, group in groupby(forms, key=lambda name: ends[name] // _GROUP_BYTES):
         precise = {name: torch.complex128 if forms[name].kind == 'complex' else torch.float64 for name in group}
-        sums = [{name: torch.zeros_like(newest[name], dtype=dtype) for name, dtype in precise.items()}
-                for _ in averages]
+        sums = [
+            {name: torch.zeros_like(newest[name], dtype=dtype) for name, dtype in precise.items()} for _ in averages
+        ]
         for file in progress(run.files):
             _add(sums, averages, file)
         for weights, totals in zip(built, sums):
@@ -66,8 +70,9 @@ def build(averages: Sequence[Reconstruction],
     for weights in built:
         for name, value in newest.items():
             first = run.firsts[name]
-            weights[name] = (weights[first] if first in weights else
-                             value.clone() if isinstance(value, Tensor) else value)
+            weights[name] = (
+                weights[first] if first in weights else value.clone() if isinstance(value, Tensor) else value
+            )
     return [{name: weights[name] for name in newest} for weights in built]
 
 
@@ -81,15 +86,20 @@ def _check_sources(run: StoredRun, forms: Mapping[str, Form]) -> None:
             for name, wanted in forms.items():
                 form = form_of(weights.get(name))
                 if form != wanted:
-                    raise ValueError(f'{file.path} does not fit {run.files[-1].path}: {name} among its {kind} weights '
-                                     f'is {form.kind} of shape {form.shape} instead of {wanted.kind} of shape '
-                                     f'{wanted.shape}')
+                    raise ValueError(
+                        f'{file.path} does not fit {run.files[-1].path}: {name} among its {kind} weights '
+                        f'is {form.kind} of shape {form.shape} instead of {wanted.kind} of shape '
+                        f'{wanted.shape}'
+                    )
 
 
 def _copied(run: StoredRun, newest: Mapping[str, Any], raw: Mapping[str, Any]) -> set[str]:
     """Returns what the average copies from the model at each update; files do not list all of it."""
-    return {name for name, value in newest.items() if name in run.copied or (
-        not run.update_buffers and (is_statistic(name) or _is_same(value, raw.get(name))))}
+    return {
+        name
+        for name, value in newest.items()
+        if name in run.copied or (not run.update_buffers and (is_statistic(name) or _is_same(value, raw.get(name))))
+    }
 
 
 def _is_same(averaged: Any, raw: Any) -> bool:

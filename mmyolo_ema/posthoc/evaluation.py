@@ -22,8 +22,18 @@ from mmyolo_ema.posthoc.bootstrap import Matches, matches, mean_average_precisio
 
 # Parts of a config that a validation depends on, and that it does without.
 _OF_VALIDATION = ('model', 'data_preprocessor', 'val_dataloader', 'val_evaluator', 'val_cfg')
-_OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'test_dataloader', 'test_cfg',
-                'test_evaluator', 'load_from', 'custom_hooks', 'visualizer')
+_OF_TRAINING = (
+    'train_dataloader',
+    'train_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'test_dataloader',
+    'test_cfg',
+    'test_evaluator',
+    'load_from',
+    'custom_hooks',
+    'visualizer',
+)
 
 
 class _Listen(Hook):
@@ -106,8 +116,11 @@ class Evaluation:
         self._listener.metrics = {}
         with _quietly():
             self._runner.val_loop.run()
-        return {key: float(value) for key, value in self._listener.metrics.items()
-                if isinstance(value, (int, float, np.number))}
+        return {
+            key: float(value)
+            for key, value in self._listener.metrics.items()
+            if isinstance(value, (int, float, np.number))
+        }
 
     def exact(self, name: str, metric: str, measured: float) -> tuple[float, Optional[Matches]]:
         """Returns a metric as exactly as it is known, and how the detections of that name match the ground truth.

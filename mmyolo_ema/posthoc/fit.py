@@ -83,8 +83,13 @@ def fit(snapshots: Sequence[Snapshot], target: Momenta, updates: int) -> Fit:
     squared_error = max(float(with_target @ inner.products @ with_target), 0)
     error = np.sqrt(squared_error / inner.products[-1, -1])
     end = updates - 1
-    return Fit(coefficients, float(error), float(np.abs(coefficients).sum()),
-               float(end - coefficients @ inner.times[:-1]), float(end - inner.times[-1]))
+    return Fit(
+        coefficients,
+        float(error),
+        float(np.abs(coefficients).sum()),
+        float(end - coefficients @ inner.times[:-1]),
+        float(end - inner.times[-1]),
+    )
 
 
 def _exact(inner: Gram) -> Optional[NDArray[np.float64]]:
@@ -105,7 +110,11 @@ def _least_squares(inner: Gram) -> NDArray[np.float64]:
     if extent > _ONE_TIME * np.abs(lacking).max():  # otherwise there is one mean time only
         constraints.append(lacking / extent * scale)
         sums.append(0.0)
-    system = np.block([[products * scale[:, None] * scale, np.transpose(constraints)],
-                       [np.array(constraints), np.zeros((len(sums), len(sums)))]])
+    system = np.block(
+        [
+            [products * scale[:, None] * scale, np.transpose(constraints)],
+            [np.array(constraints), np.zeros((len(sums), len(sums)))],
+        ]
+    )
     solution = np.linalg.lstsq(system, np.concatenate([wanted * scale, sums]), rcond=None)[0]
-    return solution[:len(wanted)] * scale
+    return solution[: len(wanted)] * scale

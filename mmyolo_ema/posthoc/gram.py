@@ -81,14 +81,18 @@ def gram(averages: Sequence[Snapshot]) -> Gram:
     return Gram(_between(products_at, kept_since, tracks, when), times_at[when, tracks])
 
 
-def _between(products_at: NDArray[np.float64], kept_since: NDArray[np.float64], tracks: NDArray[np.int64],
-             when: NDArray[np.int64]) -> NDArray[np.float64]:
+def _between(
+    products_at: NDArray[np.float64],
+    kept_since: NDArray[np.float64],
+    tracks: NDArray[np.int64],
+    when: NDArray[np.int64],
+) -> NDArray[np.float64]:
     """Returns the inner products of averages of some schedules at some moments."""
     products = np.zeros((len(tracks), len(tracks)))
     for row, (track, moment) in enumerate(zip(tracks, when)):
         # What each average that is later by some moments has kept of this one's time.
         later = when >= moment
-        passed = np.cumprod(kept_since[moment + 1:], axis=0)
+        passed = np.cumprod(kept_since[moment + 1 :], axis=0)
         kept = np.vstack([np.ones(kept_since.shape[1]), passed])[when[later] - moment, tracks[later]]
         products[row, later] = products_at[moment, track, tracks[later]] * kept
     # Each pair of different moments was filled from the earlier one.

@@ -41,8 +41,12 @@ class Kept(NamedTuple):
 
     def reconstruction_error(self, wanted: Target, updates: int) -> float:
         """Returns the largest :attr:`mmyolo_ema.posthoc.Fit.reconstruction_error` of an average made of it."""
-        return max(fit([repeated(snapshot, count) for snapshot in self.snapshots], wanted.schedule,
-                       updates).reconstruction_error for count in self.multiplicities)
+        return max(
+            fit(
+                [repeated(snapshot, count) for snapshot in self.snapshots], wanted.schedule, updates
+            ).reconstruction_error
+            for count in self.multiplicities
+        )
 
 
 def kept_by(cfg: Config, plan: RunPlan, weights: dict[str, Any]) -> list[Kept]:
@@ -76,8 +80,12 @@ def as_configured(cfg: Config, plan: RunPlan, size: int) -> Kept:
     kept = Kept('as configured', snapshots, len(checkpoints), len(checkpoints) * of_checkpoint)
     for hook in hooks:
         slim = with_snapshots(plan, size, str(hook.get('interval', '1epoch')), horizons)
-        kept = Kept(kept.name, list(dict.fromkeys(kept.snapshots + slim.snapshots)), kept.files + slim.files,
-                    kept.bytes + slim.bytes)
+        kept = Kept(
+            kept.name,
+            list(dict.fromkeys(kept.snapshots + slim.snapshots)),
+            kept.files + slim.files,
+            kept.bytes + slim.bytes,
+        )
     return kept
 
 
@@ -88,8 +96,11 @@ def _tracks(plan: RunPlan, horizons: Sequence[str]) -> list[Schedule]:
     """
     options = {name: {**plan.hook, **own} for name, own in (plan.hook.get('averages') or {}).items()}
     further = [schedule for name, schedule in plan.further.items() if _selected(options[name]) == _selected(plan.hook)]
-    return [plan.schedule, *further, *(
-        target(horizon, plan.schedule, plan.updates, plan.updates_per_epoch).schedule for horizon in horizons)]
+    return [
+        plan.schedule,
+        *further,
+        *(target(horizon, plan.schedule, plan.updates, plan.updates_per_epoch).schedule for horizon in horizons),
+    ]
 
 
 def _selected(options: dict[str, Any]) -> list[Any]:
@@ -110,8 +121,9 @@ def with_snapshots(plan: RunPlan, size: int, interval: str, horizons: Sequence[s
     options = f'interval={interval}' + ''.join(f', second_horizon={horizon}' for horizon in horizons[:1])
     text, name = f"dict(type='mmyolo_ema.SnapshotHook', {options})", f'SnapshotHook {options}'
     if len(horizons) > 1:
-        numbers = ', '.join(f'{key}={getattr(tracks[-1], key):.4g}' for key in ('momentum', 'gamma')
-                            if hasattr(tracks[-1], key))
+        numbers = ', '.join(
+            f'{key}={getattr(tracks[-1], key):.4g}' for key in ('momentum', 'gamma') if hasattr(tracks[-1], key)
+        )
         text, name = f'{text}, and averages=dict(long=dict({numbers})) for the EMAHook', f'{name}, long={horizons[1]}'
     return Kept(name, snapshots, len(moments), len(moments) * _count(plan, horizons) * size, advice=text)
 
@@ -131,12 +143,14 @@ def advice(plan: RunPlan, size: int, most_error: float) -> list[Kept]:
         others = f'{horizon / 4:.4g}', f'{4 * horizon:.4g}'
         settings += [_widest(plan, size, others[:count], (horizon / 2.8, 2 * horizon), most_error) for count in (1, 2)]
     kept = [setting for setting in settings if setting is not None]
-    return [setting for place, setting in enumerate(kept)
-            if all(setting.bytes < before.bytes for before in kept[:place])]
+    return [
+        setting for place, setting in enumerate(kept) if all(setting.bytes < before.bytes for before in kept[:place])
+    ]
 
 
-def _widest(plan: RunPlan, size: int, others: Sequence[str], horizons: tuple[float, float],
-            most_error: float) -> Optional[Kept]:
+def _widest(
+    plan: RunPlan, size: int, others: Sequence[str], horizons: tuple[float, float], most_error: float
+) -> Optional[Kept]:
     """Returns the snapshots of largest interval, by halving, that are good enough for two horizons, or the shorter."""
     if min([*horizons, *map(float, others)]) <= 1:
         return None

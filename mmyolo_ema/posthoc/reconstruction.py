@@ -54,17 +54,24 @@ class Reconstruction:
     @property
     def coefficients(self) -> dict[str, float]:
         """How much there is of each file and kind of weights, of what the average is made of."""
-        return {f'{file.path.name} {kind}': float(value)
-                for (file, kind), value in zip(self.run.sources, self.worst.coefficients) if value}
+        return {
+            f'{file.path.name} {kind}': float(value)
+            for (file, kind), value in zip(self.run.sources, self.worst.coefficients)
+            if value
+        }
 
     def write(self, path: Union[str, Path], **options: Any) -> None:
         """Makes the average and writes it to a checkpoint; options, and several in one pass: :func:`write`."""
         write({path: self}, **options)
 
 
-def write(averages: Mapping[Union[str, Path], Reconstruction],
-          progress: Callable[[Iterable[Any]], Iterable[Any]] = iter, cfg: Optional[Config] = None,
-          bn_batches: int = 0, replaces: bool = False) -> None:
+def write(
+    averages: Mapping[Union[str, Path], Reconstruction],
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    cfg: Optional[Config] = None,
+    bn_batches: int = 0,
+    replaces: bool = False,
+) -> None:
     """Makes averages of a run, reading each of its files once, and writes each to a checkpoint of its own.
 
     Coefficients and reconstruction error are in its ``meta``.
@@ -88,20 +95,27 @@ def write(averages: Mapping[Union[str, Path], Reconstruction],
     if bad:
         names = ', '.join(f'{name} (its reconstruction error would be {error:.0%})' for name, error in bad.items())
         good = ', '.join(average.target.name for average in averages.values() if average.target.name not in bad)
-        raise ValueError(f'cannot be made of these checkpoints: {names}; {MOST_ERROR:.0%} is the most that is written. '
-                         'Nothing was written' + (f'; leave it out to write {good}' if good else ''))
+        raise ValueError(
+            f'cannot be made of these checkpoints: {names}; {MOST_ERROR:.0%} is the most that is written. '
+            'Nothing was written' + (f'; leave it out to write {good}' if good else '')
+        )
     built = build(list(averages.values()), progress)
     for path, average in averages.items():
         weights = built.pop(0)
         if cfg is not None:
             weights = reestimate(weights, cfg, bn_batches, progress)
         meta = plain(meta_without_program(read(average.run.files[-1].path, mmap=True)))
-        meta['mmyolo_ema'] = dict(weights='ema', updates=average.run.updates, posthoc=dict(
-            target=average.target.name,
-            schedule=str(average.target.schedule),
-            error=average.error,
-            rounding=average.worst.amplification,
-            mean_age=average.worst.mean_age,
-            remark=f'BatchNorm estimated anew on {bn_batches} training batches' if bn_batches else None,
-            coefficients=average.coefficients))
+        meta['mmyolo_ema'] = dict(
+            weights='ema',
+            updates=average.run.updates,
+            posthoc=dict(
+                target=average.target.name,
+                schedule=str(average.target.schedule),
+                error=average.error,
+                rounding=average.worst.amplification,
+                mean_age=average.worst.mean_age,
+                remark=f'BatchNorm estimated anew on {bn_batches} training batches' if bn_batches else None,
+                coefficients=average.coefficients,
+            ),
+        )
         (replace if replaces else write_new)(Path(path), partial(save, dict(meta=meta, state_dict=weights)))

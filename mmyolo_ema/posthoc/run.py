@@ -69,8 +69,11 @@ class StoredRun(NamedTuple):
         """
         if not isinstance(wanted, Target):
             wanted = target(str(wanted), self.schedule, self.updates, self.updates_per_epoch)
-        return Reconstruction(self, wanted, {count: fit(self.snapshots(count), wanted.schedule, self.updates)
-                                             for count in self.multiplicities})
+        return Reconstruction(
+            self,
+            wanted,
+            {count: fit(self.snapshots(count), wanted.schedule, self.updates) for count in self.multiplicities},
+        )
 
     @property
     def sources(self) -> list[tuple[SnapshotFile, str]]:

@@ -84,8 +84,10 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         else:
             left_out[path] = 'no average of a run'
     if not records:
-        raise ValueError(f'{work_dir} has no checkpoints with an average' +
-                         listed('; not used: ', [f'{path.name} ({why})' for path, why in left_out.items()]))
+        raise ValueError(
+            f'{work_dir} has no checkpoints with an average'
+            + listed('; not used: ', [f'{path.name} ({why})' for path, why in left_out.items()])
+        )
     # Of two files of one update the one that has more: a full checkpoint before a slim snapshot.
     records.sort(key=lambda record: (record.updates, 'raw' not in record.kinds))
     _check_same(records)
@@ -108,7 +110,8 @@ def read_run(work_dir: Union[str, Path]) -> StoredRun:
         once=not newest.averaging.by_name,
         firsts=_shared_names(files[-1].path, by_content=newest.averaging.by_name),
         updates_per_epoch=_updates_per_epoch(records),
-        left_out=left_out)
+        left_out=left_out,
+    )
 
 
 class _Averaging(NamedTuple):
@@ -174,8 +177,9 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
         averagings, schedules = {}, {}
         for kind in ('ema', *further_averages(content)):
             said = {**usual, **origin(content, kind)}
-            averagings[kind] = _Averaging(said['update_buffers'] is True, said['averages_by_name'] is True,
-                                          frozenset(_names(said, 'excluded')))
+            averagings[kind] = _Averaging(
+                said['update_buffers'] is True, said['averages_by_name'] is True, frozenset(_names(said, 'excluded'))
+            )
             if averagings[kind] == averagings['ema']:
                 schedules[kind] = schedule_from(stored_segments(meta if kind == 'ema' else dict(mmyolo_ema=said)))
         buffers = _names(own, 'buffers')
@@ -187,13 +191,26 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
     if per_epoch is not None and not (isinstance(per_epoch, (int, float)) and 0 < per_epoch < math.inf):
         raise ValueError(f'{path}: updates_per_epoch must be a number above 0, but is {per_epoch!r:.80}')
     # A file may lack BatchNorm's counts, as for every loader.
-    shapes = {name: getattr(value, 'shape', None) for name, value in averaged_weights(content).items()
-              if not name.endswith('num_batches_tracked')}
-    return _Record(path, tuple(kind for kind in weights_in(content) if kind == 'raw' or kind in schedules),
-                   {key: meta.get(key) for key in ('iter', 'epoch', 'seed', 'experiment_name')}, averagings['ema'],
-                   buffers, updates, schedules, per_epoch, shapes,
-                   listed('only averages that are not averaged as the main one: ', [
-                       f'{kind} ({averaging})' for kind, averaging in averagings.items() if kind not in schedules]))
+    shapes = {
+        name: getattr(value, 'shape', None)
+        for name, value in averaged_weights(content).items()
+        if not name.endswith('num_batches_tracked')
+    }
+    return _Record(
+        path,
+        tuple(kind for kind in weights_in(content) if kind == 'raw' or kind in schedules),
+        {key: meta.get(key) for key in ('iter', 'epoch', 'seed', 'experiment_name')},
+        averagings['ema'],
+        buffers,
+        updates,
+        schedules,
+        per_epoch,
+        shapes,
+        listed(
+            'only averages that are not averaged as the main one: ',
+            [f'{kind} ({averaging})' for kind, averaging in averagings.items() if kind not in schedules],
+        ),
+    )
 
 
 def _names(said: dict[str, Any], key: str) -> list[str]:
@@ -231,18 +248,27 @@ def _check_same(records: list[_Record]) -> None:
         for kind, schedule in record.schedules.items():
             last, name = latest[kind], '' if kind == 'ema' else f' {kind!r}'
             if until(schedule, record.updates) != until(last.schedules[kind], record.updates):
-                raise ValueError(f'the schedule of the average{name} changed between {record.path} ({schedule}) and '
-                                 f'{last.path} ({last.schedules[kind]}), which does not say when')
+                raise ValueError(
+                    f'the schedule of the average{name} changed between {record.path} ({schedule}) and '
+                    f'{last.path} ({last.schedules[kind]}), which does not say when'
+                )
         if record.averaging != newest.averaging:
             differing = sorted(record.averaging.excluded ^ newest.averaging.excluded)
-            raise ValueError(f'{record.path} and {newest.path} were averaged in different ways: {record.averaging} and '
-                             f'{newest.averaging}' + listed('. Averaged in one of them only: ', differing) +
-                             '. Move the files of one of them away')
+            raise ValueError(
+                f'{record.path} and {newest.path} were averaged in different ways: {record.averaging} and '
+                f'{newest.averaging}'
+                + listed('. Averaged in one of them only: ', differing)
+                + '. Move the files of one of them away'
+            )
         if record.shapes != newest.shapes:
-            differing = [name for name in {**newest.shapes, **record.shapes}
-                         if newest.shapes.get(name) != record.shapes.get(name)]
-            raise ValueError(f'{newest.path} and {record.path} do not hold the same tensors: '
-                             f'{", ".join(differing[:3])}')
+            differing = [
+                name
+                for name in {**newest.shapes, **record.shapes}
+                if newest.shapes.get(name) != record.shapes.get(name)
+            ]
+            raise ValueError(
+                f'{newest.path} and {record.path} do not hold the same tensors: {", ".join(differing[:3])}'
+            )
 
 
 def _check_succession(records: list[_Record]) -> None:
@@ -260,4 +286,5 @@ def _check_succession(records: list[_Record]) -> None:
             raise ValueError(
                 f'{before.path} (update {before.updates}, iteration {start}, seed {seeds[0]}, launched '
                 f'{before.launch}) and {after.path} (update {after.updates}, iteration {end}, seed {seeds[1]}, '
-                f'launched {after.launch}) are not of one run: move the files of one of them away')
+                f'launched {after.launch}) are not of one run: move the files of one of them away'
+            )

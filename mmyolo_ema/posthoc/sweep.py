@@ -68,9 +68,16 @@ class SweepResult:
         return self.candidates[RUN_EMA]
 
 
-def sweep(run: StoredRun, evaluation: Evaluation, horizons: Sequence[Union[str, float]], path: Path,
-          metric: Optional[str] = None, less_is_better: bool = False, resamples: int = 1000,
-          progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> SweepResult:
+def sweep(
+    run: StoredRun,
+    evaluation: Evaluation,
+    horizons: Sequence[Union[str, float]],
+    path: Path,
+    metric: Optional[str] = None,
+    less_is_better: bool = False,
+    resamples: int = 1000,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> SweepResult:
     """Validates averages of a run beside its EMA and its raw weights, and then averages around the best.
 
     What was measured is stored after each, and is not measured again. Averages that an earlier sweep validated are
@@ -104,14 +111,24 @@ def sweep(run: StoredRun, evaluation: Evaluation, horizons: Sequence[Union[str, 
 class _Running:
     """A sweep that goes on."""
 
-    def __init__(self, run: StoredRun, evaluation: Evaluation, path: Path, metric: Optional[str], sign: int,
-                 progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
+    def __init__(
+        self,
+        run: StoredRun,
+        evaluation: Evaluation,
+        path: Path,
+        metric: Optional[str],
+        sign: int,
+        progress: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> None:
         self.run, self.evaluation, self.path, self.metric = run, evaluation, path, metric
         self.sign, self.progress = sign, progress
         self.candidates: dict[str, Candidate] = {}
         self.dropped: dict[str, float] = {}
-        self._of = dict(files=[[file.path.name, file.updates, file.path.stat().st_mtime_ns] for file in run.files],
-                        schedule=str(run.schedule), config=evaluation.config)
+        self._of = dict(
+            files=[[file.path.name, file.updates, file.path.stat().st_mtime_ns] for file in run.files],
+            schedule=str(run.schedule),
+            config=evaluation.config,
+        )
         self.measured = self._read()
 
     def measure_stored(self) -> None:
@@ -136,8 +153,11 @@ class _Running:
     def by_merit(self) -> list[Candidate]:
         """Returns the averages, the best first."""
         averages = [candidate for candidate in self.candidates.values() if candidate.name != RAW]
-        return sorted(averages, reverse=True, key=lambda candidate: (
-            self.sign * candidate.score, candidate.name == RUN_EMA, -candidate.average.error))
+        return sorted(
+            averages,
+            reverse=True,
+            key=lambda candidate: (self.sign * candidate.score, candidate.name == RUN_EMA, -candidate.average.error),
+        )
 
     def finish(self, resamples: int) -> SweepResult:
         """Compares the best with the run's EMA, and stores what came of it beside what was measured."""
@@ -147,10 +167,14 @@ class _Running:
         comparison = None
         if base is not None and known and len(known) == len(others):
             comparison = compare(known, base, resamples, progress=self.progress)
-        self._write(metric=self.metric, best=best.name, dropped=self.dropped,
-                    candidates=list(map(_as_data, self.candidates.values())),
-                    comparison=comparison and dict(comparison._asdict(), low=comparison.low, high=comparison.high,
-                                                   is_better=comparison.is_better))
+        self._write(
+            metric=self.metric,
+            best=best.name,
+            dropped=self.dropped,
+            candidates=list(map(_as_data, self.candidates.values())),
+            comparison=comparison
+            and dict(comparison._asdict(), low=comparison.low, high=comparison.high, is_better=comparison.is_better),
+        )
         return SweepResult(str(self.metric), self.candidates, best, self.dropped, comparison)
 
     def _measure(self, weights: Callable[[], dict[str, Any]], average: Reconstruction) -> None:
@@ -161,8 +185,10 @@ class _Running:
             self._write()
         metrics = self.measured[name]
         if name == RUN_EMA and not metrics:
-            raise ValueError("the evaluator measured nothing for the run's EMA: it detects nothing, or the "
-                             'evaluator only writes results (format_only)')
+            raise ValueError(
+                "the evaluator measured nothing for the run's EMA: it detects nothing, or the "
+                'evaluator only writes results (format_only)'
+            )
         if self.metric is None:
             usual = [key for key in metrics if key.endswith(('bbox_mAP', 'segm_mAP'))]
             self.metric = next(iter([*usual, *metrics]), '')
@@ -177,8 +203,10 @@ class _Running:
             return {}
         try:
             content = json.loads(self.path.read_text())
-            measured = {name: {key: float(value) for key, value in metrics.items()}
-                        for name, metrics in content['measured'].items()}
+            measured = {
+                name: {key: float(value) for key, value in metrics.items()}
+                for name, metrics in content['measured'].items()
+            }
             if content['of'] == self._of:
                 return measured
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -192,6 +220,11 @@ class _Running:
 
 def _as_data(candidate: Candidate) -> dict[str, Any]:
     momentum = getattr(candidate.average.target.schedule, 'momentum', None)
-    return dict(name=candidate.name, horizon=1 / momentum if momentum and candidate.name != RAW else None,
-                error=candidate.average.error, mean_age=candidate.average.worst.mean_age, metrics=candidate.metrics,
-                score=candidate.score)
+    return dict(
+        name=candidate.name,
+        horizon=1 / momentum if momentum and candidate.name != RAW else None,
+        error=candidate.average.error,
+        mean_age=candidate.average.worst.mean_age,
+        metrics=candidate.metrics,
+        score=candidate.score,
+    )

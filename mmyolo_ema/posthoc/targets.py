@@ -78,4 +78,4 @@ def _exponent(text: str, deviation: str) -> float:
     # A plain mean has the largest.
     if not 1e-4 <= wanted <= 12**-0.5:
         raise ValueError(f'{text!r}: the standard deviation of the age is 0.0001 to {12**-0.5:.4f} of the run')
-    return brentq(lambda g: ((g + 1) / ((g + 2)**2 * (g + 3)))**0.5 - wanted, 0, 1 / wanted)
+    return brentq(lambda g: ((g + 1) / ((g + 2) ** 2 * (g + 3))) ** 0.5 - wanted, 0, 1 / wanted)

@@ -72,8 +72,10 @@ def of_age(updates: int, age: float, interval: int = 1) -> tuple[float, float]:
         aim *= min(max(age / reached, 0.1), 10) if reached else 10
         if not 1e-6 < aim < 1e6 * updates:
             break
-    raise ValueError(f'no momentum makes the average {age:g} updates old at the end of a run of {updates:,} updates' +
-                     (f' with interval={interval}' if interval != 1 else ''))
+    raise ValueError(
+        f'no momentum makes the average {age:g} updates old at the end of a run of {updates:,} updates'
+        + (f' with interval={interval}' if interval != 1 else '')
+    )
 
 
 def suggested(updates: int, interval: int = 1) -> tuple[float, float]:
@@ -94,8 +96,9 @@ def suggested(updates: int, interval: int = 1) -> tuple[float, float]:
     return three_digits(momentum), three_digits(gamma)
 
 
-def ramp_of_age(age: Union[int, float, str], updates: int, updates_per_epoch: Optional[float] = None,
-                interval: int = 1) -> Ramp:
+def ramp_of_age(
+    age: Union[int, float, str], updates: int, updates_per_epoch: Optional[float] = None, interval: int = 1
+) -> Ramp:
     """Returns the schedule whose average has a mean age at the end of a run, with three significant digits.
 
     Args:
@@ -190,7 +193,7 @@ def advice(schedule: Schedule, updates: int) -> str:
     """
     if updates > MOST_UPDATES:
         return ''
-    at_end, = figures(schedule, [updates])
+    (at_end,) = figures(schedule, [updates])
     age = at_end.mean_age
     if age > USUAL_AGES[1] * updates:
         meaning = 'they will be mostly those of its beginning'
@@ -198,8 +201,10 @@ def advice(schedule: Schedule, updates: int) -> str:
         meaning = 'they will be nearly the raw ones'
     else:
         return ''
-    problem = (f'{_in_words(schedule)} not suit this run of {updates:,} updates: at its end the averaged weights will '
-               f'be {rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}.')
+    problem = (
+        f'{_in_words(schedule)} not suit this run of {updates:,} updates: at its end the averaged weights will '
+        f'be {rounded(age)} updates old ({age / updates:.2%} of the run), so {meaning}.'
+    )
     return problem + _remedy(schedule, updates)
 
 
@@ -214,8 +219,10 @@ def _remedy(schedule: Schedule, updates: int) -> str:
     if present > max(momentum, 0.5):
         decay = f' It looks like a decay: momentum is 1 - decay, here {three_digits(1 - present):.12g}.'
     ramp = '' if isinstance(schedule, Ramp) else "ema_type='mmyolo_ema.ExpMomentumEMA', "
-    return (f'{decay} {ramp}momentum={momentum:.12g} and gamma={gamma:.12g} would make them {SUITED_SHARE:.0%} of the '
-            'run old.')
+    return (
+        f'{decay} {ramp}momentum={momentum:.12g} and gamma={gamma:.12g} would make them {SUITED_SHARE:.0%} of the '
+        'run old.'
+    )
 
 
 def _in_words(schedule: Schedule) -> str:

@@ -34,8 +34,10 @@ def schedule_of_class(name: str, options: Mapping[str, Any]) -> Schedule:
     for key, value in chosen.items():
         kind = int if key == 'interval' else (int, float)
         if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < limits[key]:
-            raise ValueError(f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
-                             f'{" and below 1" if key == "momentum" else ""}, but got {value!r}')
+            raise ValueError(
+                f'{key} must be {"an integer" if key == "interval" else "a number"} above 0'
+                f'{" and below 1" if key == "momentum" else ""}, but got {value!r}'
+            )
     return schedule(**chosen)
 
 

@@ -128,7 +128,8 @@ def figures(schedule: Schedule, points: Sequence[int], start: int = 1) -> list[F
         if step + 1 in wanted:
             deviation = math.sqrt(max(square - age * age, 0.0))
             at_points.append(
-                Figures(step + 1, momentum, schedule.interval / momentum, age, deviation, 1 / norm, weight))
+                Figures(step + 1, momentum, schedule.interval / momentum, age, deviation, 1 / norm, weight)
+            )
     return at_points
 
 

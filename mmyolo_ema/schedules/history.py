@@ -70,8 +70,10 @@ def schedule_from(segments: Sequence[tuple[int, Optional[Schedule]]]) -> Schedul
 def as_data(segments: Segments, updates: int) -> list[list[Any]]:
     """Returns segments as a checkpoint holds them after a number of updates."""
     ends = [first for first, _ in segments[1:]] + [updates]
-    return [[first, None if schedule is None else _described(schedule, end)]
-            for (first, schedule), end in zip(segments, ends)]
+    return [
+        [first, None if schedule is None else _described(schedule, end)]
+        for (first, schedule), end in zip(segments, ends)
+    ]
 
 
 def _described(schedule: Schedule, updates: int) -> dict[str, Any]:
@@ -90,8 +92,9 @@ def from_data(stored: Any) -> Segments:
     try:
         if len(stored) > _MOST_SEGMENTS:
             raise TypeError(f'{len(stored)} segments')
-        segments = tuple((int(first), None if described is None else _schedule(described))
-                         for first, described in stored)
+        segments = tuple(
+            (int(first), None if described is None else _schedule(described)) for first, described in stored
+        )
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError) as error:
         raise ValueError(f'the schedule of its average is not understood: {stored!r:.80}') from error
     if not segments or segments[0][0] != 0:

@@ -30,8 +30,10 @@ def in_updates(text: str, updates: int, updates_per_epoch: Optional[float] = Non
     except ValueError:  # such as 1.2.3
         number = 0.0
     if parts is None or not 0 < number < float('inf'):
-        raise ValueError(f"a length of training is written as '500' (updates), '2epochs' or '4%' (of the run) and is "
-                         f'above 0, but got {text!r}')
+        raise ValueError(
+            f"a length of training is written as '500' (updates), '2epochs' or '4%' (of the run) and is "
+            f'above 0, but got {text!r}'
+        )
     unit = (parts[2] or 'updates').lower().rstrip('s')
     if unit == 'update' and number < 1:
         raise ValueError(f"{text!r} is less than one update; a share of the run is written as '{100 * number:g}%'")

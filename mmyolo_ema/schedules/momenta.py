@@ -130,7 +130,7 @@ class Power(Schedule):
     interval: int = 1
 
     def momentum_at(self, step: int) -> float:
-        return 1 - (step / (step + self.interval))**(self.exponent + 1)
+        return 1 - (step / (step + self.interval)) ** (self.exponent + 1)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Repeated(_Changed):
     times: int
 
     def __call__(self, step: int) -> float:
-        return 1 - (1 - self.schedule(step))**self.times
+        return 1 - (1 - self.schedule(step)) ** self.times
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,9 @@ class Recorded(Schedule):
 
     def __call__(self, step: int) -> float:
         if step >= len(self.momenta):
-            raise ValueError(f'the momenta of {len(self.momenta):,} updates are known, but that of update {step + 1:,} '
-                             'was asked for')
+            raise ValueError(
+                f'the momenta of {len(self.momenta):,} updates are known, but that of update {step + 1:,} was asked for'
+            )
         return self.momenta[step]
 
     def __str__(self) -> str:

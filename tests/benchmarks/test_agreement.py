@@ -29,11 +29,15 @@ def with_update(monkeypatch, update):
     monkeypatch.setattr(agreement, 'makers', makers_with_another)
 
 
-@pytest.mark.parametrize('update', [
-    lambda contender: None,
-    lambda contender: contender.update() or contender.update(),
-    lambda contender: contender.module[0][1].running_mean.fill_(float('nan')),
-], ids=['idle', 'twice', 'nan'])
+@pytest.mark.parametrize(
+    'update',
+    [
+        lambda contender: None,
+        lambda contender: contender.update() or contender.update(),
+        lambda contender: contender.module[0][1].running_mean.fill_(float('nan')),
+    ],
+    ids=['idle', 'twice', 'nan'],
+)
 def test_a_class_that_does_other_work_is_named(monkeypatch, update):
     with_update(monkeypatch, update)
     with pytest.raises(RuntimeError, match=f'mmengine does not compute the same average as {OURS}: .* apart'):

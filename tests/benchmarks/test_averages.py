@@ -14,8 +14,14 @@ from benchmarks.timing import Timing
 def test_steps_of_several_averages_are_timed(net, device):
     before = copy.deepcopy(net.state_dict())
     cost = measure_averages('net', net, rounds=2, device=device)
-    assert list(cost.steps) == [BARE, '1 average', '2 averages', '4 averages', "4 of mmdet's class",
-                                'float32 average of bfloat16']
+    assert list(cost.steps) == [
+        BARE,
+        '1 average',
+        '2 averages',
+        '4 averages',
+        "4 of mmdet's class",
+        'float32 average of bfloat16',
+    ]
     assert all(step.median > 0 for step in cost.steps.values())
     assert all(name in cost.steps and to in cost.steps for name, (to, _) in BARS.items())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

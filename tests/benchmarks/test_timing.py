@@ -7,7 +7,7 @@ def test_each_function_is_called_once_a_round_and_after_the_warm_up():
     times = interleaved(functions, rounds=20, warm_up=2)
     assert list(times) == ['a', 'b', 'c']
     assert calls[:6] == ['a', 'a', 'b', 'b', 'c', 'c']
-    rounds = [calls[start:start + 3] for start in range(6, len(calls), 3)]
+    rounds = [calls[start : start + 3] for start in range(6, len(calls), 3)]
     assert len(rounds) == 20
     assert all(sorted(turn) == ['a', 'b', 'c'] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1, 'always in the same order'

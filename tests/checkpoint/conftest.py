@@ -10,7 +10,6 @@ def frozen_statistics(monkeypatch):
     """Registers an average whose BatchNorm statistics stop after the first update, as the YOLO toolbox's do."""
 
     class FrozenStatistics(MMDetExpMomentumEMA):
-
         def update_parameters(self, model):
             kept = [buffer.clone() for buffer in self.module.buffers()]
             super().update_parameters(model)

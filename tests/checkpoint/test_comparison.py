@@ -39,23 +39,26 @@ def test_shared_tensor_is_compared_once(trained):
 
 
 def test_distance_is_relative_to_the_second(file):
-    first, second = file('a', weight=torch.tensor([3., 4., 1.])), file('b', weight=torch.tensor([3., 0., 1.]))
+    first, second = file('a', weight=torch.tensor([3.0, 4.0, 1.0])), file('b', weight=torch.tensor([3.0, 0.0, 1.0]))
     comparison = compare(first, second)
-    group, = comparison.groups
+    (group,) = comparison.groups
     assert group.relative == pytest.approx(4 / 10**0.5)
     assert (group.differing, comparison.farthest[0].differing, comparison.are_equal) == (1, 1, False)
 
 
-@pytest.mark.parametrize(('first', 'second', 'where'), [
-    (dict(a=torch.ones(1), b=torch.ones(1)), dict(a=torch.ones(1)), 'only_in_one'),
-    (dict(a=torch.ones(1)), dict(a=torch.ones(1), b=torch.ones(1)), 'only_in_other'),
-    (dict(b=torch.ones(2)), dict(b=torch.ones(1)), 'other_shape'),
-    (dict(b=torch.ones(1)), dict(b=torch.ones(1).half()), 'other_dtype'),
-    (dict(b=dict(state=1)), dict(b=dict(state=2)), 'other_value'),
-    (dict(b=None), dict(a=1), 'only_in_one'),
-    (dict(b=[torch.ones(2)]), dict(b=[torch.zeros(2)]), 'other_value'),
-    (dict(b=torch.ones(1)), dict(b=1), 'other_value'),
-])
+@pytest.mark.parametrize(
+    ('first', 'second', 'where'),
+    [
+        (dict(a=torch.ones(1), b=torch.ones(1)), dict(a=torch.ones(1)), 'only_in_one'),
+        (dict(a=torch.ones(1)), dict(a=torch.ones(1), b=torch.ones(1)), 'only_in_other'),
+        (dict(b=torch.ones(2)), dict(b=torch.ones(1)), 'other_shape'),
+        (dict(b=torch.ones(1)), dict(b=torch.ones(1).half()), 'other_dtype'),
+        (dict(b=dict(state=1)), dict(b=dict(state=2)), 'other_value'),
+        (dict(b=None), dict(a=1), 'only_in_one'),
+        (dict(b=[torch.ones(2)]), dict(b=[torch.zeros(2)]), 'other_value'),
+        (dict(b=torch.ones(1)), dict(b=1), 'other_value'),
+    ],
+)
 def test_what_differs_is_named(file, first, second, where):
     comparison = compare(file('first', **first), file('second', **second))
     assert not comparison.are_equal
@@ -63,14 +66,14 @@ def test_what_differs_is_named(file, first, second, where):
 
 
 def test_nan_at_the_same_place_is_equal(file):
-    nan = torch.tensor([1., float('nan'), float('inf')])
+    nan = torch.tensor([1.0, float('nan'), float('inf')])
     assert compare(file('a', weight=nan), file('b', weight=nan.clone())).are_equal
-    comparison = compare(file('a', weight=nan), file('b', weight=torch.tensor([1., 2., float('inf')])))
+    comparison = compare(file('a', weight=nan), file('b', weight=torch.tensor([1.0, 2.0, float('inf')])))
     assert not comparison.are_equal
     assert comparison.groups[0].relative is None
 
 
-@pytest.mark.parametrize('value', [None, float('nan'), dict(a=[torch.ones(2), np.arange(2.)]), np.float64('nan')])
+@pytest.mark.parametrize('value', [None, float('nan'), dict(a=[torch.ones(2), np.arange(2.0)]), np.float64('nan')])
 def test_other_values_than_tensors_are_equal_to_themselves(file, value):
     assert compare(file('a', extra=value), file('b', extra=value)).are_equal
 

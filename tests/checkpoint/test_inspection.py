@@ -11,9 +11,13 @@ from mmyolo_ema.checkpoint import inspect
 from mmyolo_ema.cli.checkpoint_tables import problems
 from mmyolo_ema.hooks.average_log import drift
 
-HEAD = [f'bbox_head.{convs}.{level}.{layer}.conv.weight' for convs in ('cls_convs', 'reg_convs')
-        for layer in range(2) for level in range(3)]
-SHARED = [HEAD[first:first + 3] for first in range(0, 12, 3)]
+HEAD = [
+    f'bbox_head.{convs}.{level}.{layer}.conv.weight'
+    for convs in ('cls_convs', 'reg_convs')
+    for layer in range(2)
+    for level in range(3)
+]
+SHARED = [HEAD[first : first + 3] for first in range(0, 12, 3)]
 
 
 def test_real_file_is_told(trained):
@@ -48,7 +52,7 @@ def test_statistics_that_stopped_are_stale(frozen_statistics, train):
     inspection = inspect(train(ema_type='FrozenStatistics'))
     assert len(inspection.stale) == 76
     assert 'backbone.stem.0.bn' in inspection.stale
-    said, = (line for line in problems(inspection) if line.startswith('stale'))
+    (said,) = (line for line in problems(inspection) if line.startswith('stale'))
     # The horizon of a foreign class is not known.
     assert f'python tools/posthoc_ema.py build {Path(inspection.file).parent} --horizon H -o' in said
     assert inspection.average.mean_age is None, 'the schedule of a foreign class is not known'
@@ -91,7 +95,11 @@ def test_further_average_is_told_by_what_the_file_says_of_it_alone(trained, tmp_
     assert 'NaN or infinity in the short weights: neck.out_convs.0.conv.weight' in problems(inspection)
     before = inspect(trained)
     assert (inspection.average, inspection.distance, inspection.shared, inspection.unmatched) == (
-        before.average, before.distance, before.shared, [])
+        before.average,
+        before.distance,
+        before.shared,
+        [],
+    )
     checkpoint.extract(tmp_path / 'a.pth', tmp_path / 'short.pth', 'short')
     assert inspect(tmp_path / 'short.pth').average.mean_age is None
 
@@ -111,7 +119,7 @@ def test_file_without_average_and_config_is_told(tmp_path):
     inspection = inspect(tmp_path / 'a.pth')
     assert (inspection.average, inspection.distance, inspection.epoch) == (None, None, None)
     assert not inspection.has_optimizer
-    weights, = inspection.weights
+    (weights,) = inspection.weights
     assert (weights.kind, weights.tensors, weights.numbers, weights.dtypes) == ('only', 1, 4, ['bfloat16'])
 
 
@@ -137,7 +145,8 @@ def test_tensors_of_other_kinds_are_no_obstacle(tmp_path):
         empty=torch.ones(0),
         scalar=torch.tensor(1),
         eight=torch.ones(2, 2).to(torch.float8_e4m3fn),
-        conjugate=torch.randn(2, 2, dtype=torch.complex64).conj())
+        conjugate=torch.randn(2, 2, dtype=torch.complex64).conj(),
+    )
     stored = {f'module.{name}': value for name, value in weights.items()}
     torch.save(dict(state_dict=weights, ema_state_dict=stored, optimizer=torch.ones(3)), tmp_path / 'a.pth')
     inspection = inspect(tmp_path / 'a.pth')
@@ -166,13 +175,20 @@ def test_average_that_has_not_begun_is_told(trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.any_family
-@pytest.mark.parametrize('command', [
-    'checkpoint.inspect(path)', "checkpoint.extract(path, out / 'a.pth', 'raw')",
-    "checkpoint.extract(path, out / 'a.safetensors')", "checkpoint.publish(path, out / 'a', dtype=torch.float16)",
-    'checkpoint.compare(path, path)', "checkpoint.compare(path, path, 'raw')"])
+@pytest.mark.parametrize(
+    'command',
+    [
+        'checkpoint.inspect(path)',
+        "checkpoint.extract(path, out / 'a.pth', 'raw')",
+        "checkpoint.extract(path, out / 'a.safetensors')",
+        "checkpoint.publish(path, out / 'a', dtype=torch.float16)",
+        'checkpoint.compare(path, path)',
+        "checkpoint.compare(path, path, 'raw')",
+    ],
+)
 def test_memory_stays_below_one_set_of_weights_and_a_fifth(large, tmp_path, command):
     path, size = large
-    script = f'''
+    script = f"""
 import torch
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -182,7 +198,7 @@ path, out = Path({str(path)!r}), Path({str(tmp_path)!r})
 before = getrusage(RUSAGE_SELF).ru_maxrss
 {command}
 print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
-'''
+"""
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1.2 * size
@@ -191,8 +207,14 @@ print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
 @pytest.mark.parametrize('count', [1, 2])
 def test_two_hooks_in_the_stored_config_are_told(tmp_path, count):
     hooks = ', '.join(["dict(type='EMAHook', momentum=0.1)", "dict(type='mmyolo_ema.EMAHook')"][:count])
-    torch.save(dict(meta=dict(cfg=f'custom_hooks = [{hooks}]'), state_dict=dict(weight=torch.ones(1)),
-                    ema_state_dict={'module.weight': torch.zeros(1), 'steps': torch.tensor(3)}), tmp_path / 'two.pth')
+    torch.save(
+        dict(
+            meta=dict(cfg=f'custom_hooks = [{hooks}]'),
+            state_dict=dict(weight=torch.ones(1)),
+            ema_state_dict={'module.weight': torch.zeros(1), 'steps': torch.tensor(3)},
+        ),
+        tmp_path / 'two.pth',
+    )
     inspection = inspect(tmp_path / 'two.pth')
     assert inspection.average.hooks == count
     assert any('the config in the file has 2 EMAHooks' in line for line in problems(inspection)) == (count == 2)

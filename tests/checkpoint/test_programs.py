@@ -33,8 +33,19 @@ def name(module, attribute):
 
 def tensor(count, kind='FloatStorage', key='0', named=text):
     storage = b'(' + text('storage') + name('torch', kind) + named(key) + text('cpu') + integer(count) + b'tQ'
-    return (name('torch._utils', '_rebuild_tensor_v2') + b'(' + storage + integer(0) + b'(' + integer(count) + b't(' +
-            integer(1) + b't\x89' + name('collections', 'OrderedDict') + b')RtR')
+    return (
+        name('torch._utils', '_rebuild_tensor_v2')
+        + b'('
+        + storage
+        + integer(0)
+        + b'('
+        + integer(count)
+        + b't('
+        + integer(1)
+        + b't\x89'
+        + name('collections', 'OrderedDict')
+        + b')RtR'
+    )
 
 
 def write(path, program, entry='data.pkl', weight=WEIGHT):
@@ -45,8 +56,21 @@ def write(path, program, entry='data.pkl', weight=WEIGHT):
     return path
 
 
-MEMORY = (b'}' + text('w') + tensor(4) + b'(' + name('torch.storage', 'UntypedStorage') + integer(0) + b'\x85R' +
-          integer(0) + b'(' + integer(2000000) + b't(' + integer(1) + b'ttbs')
+MEMORY = (
+    b'}'
+    + text('w')
+    + tensor(4)
+    + b'('
+    + name('torch.storage', 'UntypedStorage')
+    + integer(0)
+    + b'\x85R'
+    + integer(0)
+    + b'('
+    + integer(2000000)
+    + b't('
+    + integer(1)
+    + b'ttbs'
+)
 DEEP = b'})' + b'\x85' * 1000 + b'Ns'
 CALL_OF_A_LIST = b'}' + text('t') + b']q\x01' + b']h\x01ah\x01aq\x01' * 40 + b')Rs'
 LARGE_KEY = b'}N\x85' + b'q\x01h\x01\x86' * 18 + b'q\x02Ns'
@@ -100,18 +124,27 @@ def test_written_program_is_read(tmp_path):
     assert torch.equal(checkpoint.read(path)['state_dict']['w'], torch.ones(4))
 
 
-@pytest.mark.parametrize(('count', 'kind', 'key'), [(8, 'FloatStorage', '0'), (2, 'FloatStorage', '0'),
-                                                    (4, 'DoubleStorage', '0'), (4, 'FloatStorage', '1')])
+@pytest.mark.parametrize(
+    ('count', 'kind', 'key'),
+    [(8, 'FloatStorage', '0'), (2, 'FloatStorage', '0'), (4, 'DoubleStorage', '0'), (4, 'FloatStorage', '1')],
+)
 def test_tensor_of_another_size_than_its_record_is_refused(tmp_path, count, kind, key):
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(count, kind, key) + b's')
-    for use in (partial(checkpoint.read, mmap=True), checkpoint.inspect, partial(checkpoint.compare, other=path),
-                partial(checkpoint.extract, out=tmp_path / 'out.pth')):
+    for use in (
+        partial(checkpoint.read, mmap=True),
+        checkpoint.inspect,
+        partial(checkpoint.compare, other=path),
+        partial(checkpoint.extract, out=tmp_path / 'out.pth'),
+    ):
         with pytest.raises(ValueError, match=rf"a\.pth is refused, .* is not the size of its record '{key}'"):
             use(path)
 
 
-@pytest.mark.parametrize('key', [name('_codecs', 'encode') + text('0') + text('latin1') + b'\x86R', b'\x88', integer(2),
-                                 b'U\x02\xc2\xb2'], ids=['call', 'boolean', 'integer', 'bytes'])
+@pytest.mark.parametrize(
+    'key',
+    [name('_codecs', 'encode') + text('0') + text('latin1') + b'\x86R', b'\x88', integer(2), b'U\x02\xc2\xb2'],
+    ids=['call', 'boolean', 'integer', 'bytes'],
+)
 def test_record_of_another_name_than_a_number_in_text_is_refused(tmp_path, key):
     # A number is listed in an older file by the opcode that tells the protocol; a call is known by what is called.
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4, key=key, named=bytes) + b's')
@@ -121,8 +154,15 @@ def test_record_of_another_name_than_a_number_in_text_is_refused(tmp_path, key):
     torch.save(dict(state_dict={}), tmp_path / 'b.pth', _use_new_zipfile_serialization=False)
     older = (tmp_path / 'b.pth').read_bytes()
     start = older.rindex(b'\x80\x02}')
-    (tmp_path / 'b.pth').write_bytes(older[:start] + b'\x80\x02}(' + text('state_dict') + b'}' + text('w') +
-                                     tensor(4, key=key, named=bytes).replace(b'tQ', b'NtQ') + b'su.\x80\x02].')
+    (tmp_path / 'b.pth').write_bytes(
+        older[:start]
+        + b'\x80\x02}('
+        + text('state_dict')
+        + b'}'
+        + text('w')
+        + tensor(4, key=key, named=bytes).replace(b'tQ', b'NtQ')
+        + b'su.\x80\x02].'
+    )
     for file in (path, tmp_path / 'b.pth'):
         with pytest.raises(ValueError, match='a tensor whose record is not named by a number'):
             checkpoint.read(file, mmap=True)
@@ -131,8 +171,12 @@ def test_record_of_another_name_than_a_number_in_text_is_refused(tmp_path, key):
 @pytest.mark.parametrize('is_archive', [True, False])
 def test_newer_pickle_protocol_is_named(tmp_path, is_archive):
     for protocol in (3, 4, 5):
-        torch.save(dict(state_dict=dict(w=torch.ones(4))), tmp_path / 'a.pth', pickle_protocol=protocol,
-                   _use_new_zipfile_serialization=is_archive)
+        torch.save(
+            dict(state_dict=dict(w=torch.ones(4))),
+            tmp_path / 'a.pth',
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=is_archive,
+        )
         if protocol == 3:
             assert torch.equal(checkpoint.read(tmp_path / 'a.pth')['state_dict']['w'], torch.ones(4))
         else:
@@ -154,10 +198,14 @@ def test_archive_of_several_pickles_is_refused(tmp_path):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize('meta', [
-    dict(classes=tuple(f'class {index}' for index in range(20_000))),
-    dict(log=[dict(step=index, loss=0.5) for index in range(100_000)]),
-], ids=['classes', 'log'])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(classes=tuple(f'class {index}' for index in range(20_000))),
+        dict(log=[dict(step=index, loss=0.5) for index in range(100_000)]),
+    ],
+    ids=['classes', 'log'],
+)
 def test_long_record_of_a_run_is_read(tmp_path, meta):
     torch.save(dict(state_dict={}, meta=meta), tmp_path / 'a.pth')
     assert checkpoint.read(tmp_path / 'a.pth')['meta'] == meta
@@ -168,9 +216,13 @@ def test_older_file_that_leaves_out_numbers_is_refused(tmp_path, names):
     torch.save(dict(state_dict=dict(w=torch.ones(4))), tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     content = (tmp_path / 'a.pth').read_bytes()
     start = content.rindex(b'\x80\x02]')
-    key = content[start + 10:content.index(b'q\x01', start)]
-    (tmp_path / 'a.pth').write_bytes(content[:start + 2] + names.replace(b'\x01\x00\x00\x000', bytes([len(key)]) +
-                                                                        b'\0\0\0' + key) + b'.' + content[-24:])
+    key = content[start + 10 : content.index(b'q\x01', start)]
+    (tmp_path / 'a.pth').write_bytes(
+        content[: start + 2]
+        + names.replace(b'\x01\x00\x00\x000', bytes([len(key)]) + b'\0\0\0' + key)
+        + b'.'
+        + content[-24:]
+    )
     with pytest.raises(ValueError, match='it holds a list of tensors that is not complete'):
         checkpoint.read(tmp_path / 'a.pth')
 
@@ -179,7 +231,7 @@ def test_record_that_the_file_has_twice_or_in_two_sizes_is_refused(tmp_path):
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
     content = path.read_bytes()
     directory = content.rindex(b'a/data/0') - 46
-    path.write_bytes(content[:directory + 24] + struct.pack('<I', 32) + content[directory + 28:])
+    path.write_bytes(content[: directory + 24] + struct.pack('<I', 32) + content[directory + 28 :])
     with pytest.raises(ValueError, match='an entry of two sizes'):
         checkpoint.read(path, mmap=True)
     path.write_bytes(content)
@@ -190,8 +242,12 @@ def test_record_that_the_file_has_twice_or_in_two_sizes_is_refused(tmp_path):
 
 
 def test_archive_with_two_directories_is_refused(tmp_path):
-    good, bad = (write(tmp_path / f'{value}.pth', b'}' + text('w') + tensor(4) + b's', weight=np.full(4, value, 'f4')
-                       .tobytes()).read_bytes() for value in (1, 2))
+    good, bad = (
+        write(
+            tmp_path / f'{value}.pth', b'}' + text('w') + tensor(4) + b's', weight=np.full(4, value, 'f4').tobytes()
+        ).read_bytes()
+        for value in (1, 2)
+    )
     # The end of the good archive, which points to the directory of the bad one.
     both = tmp_path / 'both.pth'
     end = bytearray(good[-22:])

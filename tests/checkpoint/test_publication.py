@@ -35,7 +35,7 @@ def test_extracted_weights_open_everywhere(trained, weights, tmp_path, detector,
     assert_equal(dict(detector.state_dict()), dict(weights[kind]))
     built = init_detector(demo_config(), str(out), device='cpu')
     assert_equal(dict(built.state_dict()), dict(weights[kind]))
-    assert built.dataset_meta['classes'] == ('nucleus', )
+    assert built.dataset_meta['classes'] == ('nucleus',)
     said = checkpoint.read(trained)['meta']['mmyolo_ema']
     assert checkpoint.read(out)['meta']['mmyolo_ema'] == dict(said if kind == 'ema' else {}, weights=kind, updates=8)
 
@@ -70,8 +70,10 @@ def test_safetensors_refuse_what_is_no_tensor(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 
-@pytest.mark.parametrize('shared', [
-    lambda weight: weight, lambda weight: weight.to(memory_format=torch.channels_last), lambda weight: weight.conj()])
+@pytest.mark.parametrize(
+    'shared',
+    [lambda weight: weight, lambda weight: weight.to(memory_format=torch.channels_last), lambda weight: weight.conj()],
+)
 def test_safetensors_hold_shared_tensors_of_any_form(tmp_path, shared):
     weight = shared(torch.randn(4, 3, 2, 2, dtype=torch.complex64))
     torch.save(dict(state_dict=dict(a=weight, b=weight, c=weight.transpose(0, 1))), tmp_path / 'a.pth')
@@ -143,7 +145,7 @@ def test_raw_weights_of_a_file_without_average_are_refused(tmp_path):
 
 
 def test_numbers_of_numpy_become_plain(tmp_path):
-    meta = dict(epoch=np.int64(3), array=np.arange(2), nested=[dict(a=(np.float32(0.5), ))], ordered=OrderedDict(b=1))
+    meta = dict(epoch=np.int64(3), array=np.arange(2), nested=[dict(a=(np.float32(0.5),))], ordered=OrderedDict(b=1))
     meta |= dict(keys={np.int64(3): 1}, members={np.int64(4)}, counts=Counter('aab'), log=HistoryBuffer([2.0], [1]))
     weights = OrderedDict(a=torch.ones(1))
     weights._metadata = {'': dict(version=np.int64(2)), 3: 4}
@@ -153,8 +155,16 @@ def test_numbers_of_numpy_become_plain(tmp_path):
     extract(tmp_path / 'a.pth', tmp_path / 'b.pth')
     stored = torch.load(tmp_path / 'b.pth', weights_only=True)
     assert stored['meta'].pop('mmyolo_ema') == dict(mean_age=[1, 1], weights='ema', updates=3)
-    assert stored['meta'] == dict(epoch=3, array=[0, 1], nested=[dict(a=(0.5, ))], ordered=dict(b=1), keys={3: 1},
-                                  members={4}, counts=dict(a=2, b=1), log=[[2.0], [1]])
+    assert stored['meta'] == dict(
+        epoch=3,
+        array=[0, 1],
+        nested=[dict(a=(0.5,))],
+        ordered=dict(b=1),
+        keys={3: 1},
+        members={4},
+        counts=dict(a=2, b=1),
+        log=[[2.0], [1]],
+    )
     assert stored['state_dict']._metadata == {'': dict(version=2)}
     extract(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
 

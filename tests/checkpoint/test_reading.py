@@ -26,7 +26,7 @@ class Harmful:
     """Leaves a mark when it is unpickled."""
 
     def __reduce__(self):
-        return os.mkdir, ('harm', )
+        return os.mkdir, ('harm',)
 
 
 @pytest.fixture
@@ -40,10 +40,11 @@ def stored(net):
     model = {name: ema[f'module.{name}'] for name in net.state_dict()}
     ema.update({f'module.{name}': value for name, value in net.state_dict().items()})
     return dict(
-        meta=dict(epoch=1, iter=2, seed=0, dataset_meta=dict(classes=('a', )), time=np.int64(1)),
+        meta=dict(epoch=1, iter=2, seed=0, dataset_meta=dict(classes=('a',)), time=np.int64(1)),
         state_dict=OrderedDict(model),
         ema_state_dict=ema,
-        message_hub=dict(log_scalars=OrderedDict({'train/loss': loss}), runtime_info=OrderedDict(lr=[lr])))
+        message_hub=dict(log_scalars=OrderedDict({'train/loss': loss}), runtime_info=OrderedDict(lr=[lr])),
+    )
 
 
 @pytest.fixture
@@ -86,7 +87,6 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(stored, path, place):
 def test_getattr_in_a_checkpoint_reaches_the_log_history_only(stored, path, owner, name):
 
     class Reaching:
-
         def __reduce__(self):
             return getattr, (owner if owner is HistoryBuffer else 'os', name)
 
@@ -101,7 +101,7 @@ def contents(stored):
     return {
         'empty': b'',
         'text': b'hello',
-        'truncated pickle': complete[:len(complete) // 2],
+        'truncated pickle': complete[: len(complete) // 2],
         'another pickle': pickle.dumps([1], protocol=4),
     }
 
@@ -118,7 +118,7 @@ def test_file_that_is_no_checkpoint_is_named(stored, path, kind):
 def test_truncated_file_is_named(stored, path, share, mmap):
     torch.save(stored, path)
     complete = path.read_bytes()
-    path.write_bytes(complete[:int(len(complete) * share)])
+    path.write_bytes(complete[: int(len(complete) * share)])
     with pytest.raises(ValueError, match=r'epoch_1\.pth is not a checkpoint, or is truncated'):
         checkpoint.read(path, mmap=mmap)
 
@@ -159,9 +159,14 @@ def flipped(stored, path):
 def test_flipped_bit_in_the_weights_is_named(flipped):
     checkpoint.read(flipped, mmap=True)
     said = r'epoch_1\.pth is damaged: the checksum of epoch_1/data/\d+ is wrong'
-    for use in (checkpoint.read, checkpoint.verify, checkpoint.inspect, partial(checkpoint.compare, other=flipped),
-                partial(checkpoint.extract, out=flipped.with_name('out.pth')),
-                partial(checkpoint.publish, stem=flipped.with_name('out'))):
+    for use in (
+        checkpoint.read,
+        checkpoint.verify,
+        checkpoint.inspect,
+        partial(checkpoint.compare, other=flipped),
+        partial(checkpoint.extract, out=flipped.with_name('out.pth')),
+        partial(checkpoint.publish, stem=flipped.with_name('out')),
+    ):
         with pytest.raises(ValueError, match=said):
             use(flipped)
     assert os.listdir() == ['epoch_1.pth']
@@ -256,8 +261,9 @@ def test_weights_are_found_by_their_names(stored, net):
     stored['ema_averages'] = dict(short=dict(short, steps=torch.tensor(7)), raw=short, broken=[1])
     stored['meta']['mmyolo_ema'] = dict(updates=3, averages=dict(short=dict(mean_age=2.5)))
     assert checkpoint.weights_in(stored) == ['ema', 'raw', 'short']
-    assert_equal(dict(checkpoint.weights_of(stored, 'short')),
-                 {name: value + 1 for name, value in net.state_dict().items()})
+    assert_equal(
+        dict(checkpoint.weights_of(stored, 'short')), {name: value + 1 for name, value in net.state_dict().items()}
+    )
     assert_equal(dict(checkpoint.weights_of(stored, 'raw')), dict(net.state_dict()))
     assert_equal(dict(checkpoint.weights_of(stored, 'ema')), dict(stored['state_dict']))
     assert (checkpoint.updates_in(stored), checkpoint.updates_in(stored, 'short')) == (2, 7)
@@ -286,13 +292,16 @@ def test_weights_of_another_model_are_named(net):
         checkpoint.load_all(weights, net)
 
 
-@pytest.mark.parametrize(('value', 'said'), [
-    (torch.ones(4, 3, dtype=torch.complex64), 'complex, model floating'),
-    (torch.ones(4, 3, dtype=torch.int8), 'integer, model floating'),
-    (torch.eye(4, 3).to_sparse(), 'sparse_coo, model floating'),
-    (torch.ones(4, 3, device='meta'), 'meta, model floating'),
-    ('text', 'str, model floating'),
-])
+@pytest.mark.parametrize(
+    ('value', 'said'),
+    [
+        (torch.ones(4, 3, dtype=torch.complex64), 'complex, model floating'),
+        (torch.ones(4, 3, dtype=torch.int8), 'integer, model floating'),
+        (torch.eye(4, 3).to_sparse(), 'sparse_coo, model floating'),
+        (torch.ones(4, 3, device='meta'), 'meta, model floating'),
+        ('text', 'str, model floating'),
+    ],
+)
 def test_weights_of_another_kind_of_number_are_named(net, value, said):
     before = net.linear.weight.clone()
     with pytest.raises(ValueError, match=re.escape(f'of another shape or kind: linear.weight (checkpoint {said})')):
@@ -399,22 +408,28 @@ def test_meta_that_is_no_dictionary_is_refused(path):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize(('content', 'place'), [
-    (dict(state_dict={5: torch.ones(1)}), 'state_dict'),
-    (dict(state_dict={}, ema_averages={5: {}}), 'ema_averages'),
-    (dict(state_dict={}, ema_averages=dict(short={5: torch.ones(1)})), r"ema_averages\['short'\]"),
-])
+@pytest.mark.parametrize(
+    ('content', 'place'),
+    [
+        (dict(state_dict={5: torch.ones(1)}), 'state_dict'),
+        (dict(state_dict={}, ema_averages={5: {}}), 'ema_averages'),
+        (dict(state_dict={}, ema_averages=dict(short={5: torch.ones(1)})), r"ema_averages\['short'\]"),
+    ],
+)
 def test_names_that_are_no_text_are_refused(path, content, place):
     torch.save(content, path)
     with pytest.raises(ValueError, match=f'not all names in {place} are text'):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize(('header', 'said'), [
-    (dict(w=dict(dtype='F32', shape=[2**64 - 1, 0], data_offsets=[0, 0])), 'is not a .safetensors file'),
-    (dict(w=dict(dtype='F4', shape=[2], data_offsets=[0, 1])), 'is '),
-    ({'a\x1b[2J': dict(dtype='F32', shape=[0], data_offsets=[0, 0])}, 'it holds a name with what a terminal'),
-])
+@pytest.mark.parametrize(
+    ('header', 'said'),
+    [
+        (dict(w=dict(dtype='F32', shape=[2**64 - 1, 0], data_offsets=[0, 0])), 'is not a .safetensors file'),
+        (dict(w=dict(dtype='F4', shape=[2], data_offsets=[0, 1])), 'is '),
+        ({'a\x1b[2J': dict(dtype='F32', shape=[0], data_offsets=[0, 0])}, 'it holds a name with what a terminal'),
+    ],
+)
 def test_odd_header_of_safetensors_is_refused(path, header, said):
     path, text = path.with_suffix('.safetensors'), json.dumps(header).encode()
     path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(header.popitem()[1]['data_offsets'][1]))

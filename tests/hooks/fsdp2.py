@@ -23,7 +23,6 @@ def cut(value, like):
 
 @STRATEGIES.register_module()
 class FSDP2Strategy(DDPStrategy):
-
     def __init__(self, blocks=(), **options):
         super().__init__(**options)
         self.blocks = blocks  # names of modules that are gathered by themselves, such as the stages of a backbone
@@ -44,7 +43,8 @@ class FSDP2Strategy(DDPStrategy):
         own = self.model.state_dict()
         names = {name: name.removeprefix('module.') for name in state_dict}
         super().load_model_state_dict(
-            {name: cut(state_dict[key], own.get(name)) for key, name in names.items()}, **options)
+            {name: cut(state_dict[key], own.get(name)) for key, name in names.items()}, **options
+        )
 
     def load_optim_state_dict(self, state_dict):
         parameters = [parameter for group in self.optim_wrapper.param_groups for parameter in group['params']]

@@ -18,13 +18,17 @@ from mmyolo_ema.schedules import momentum_at
 from tests.helpers import change
 
 
-@pytest.mark.parametrize(('make', 'expected'), [
-    (lambda net: ExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
-    (lambda net: MMDetExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
-    (lambda net: ExponentialMovingAverage(net, 0.1), lambda step: 0.1),
-    (lambda net: MomentumAnnealingEMA(net, 0.1, gamma=5), lambda step: max(0.1, 5 / (5 + step))),
-    (lambda net: StochasticWeightAverage(net), lambda step: 1 / (step + 1)),
-], ids=['ours', 'mmdet', 'constant', 'annealing', 'swa'])
+@pytest.mark.parametrize(
+    ('make', 'expected'),
+    [
+        (lambda net: ExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
+        (lambda net: MMDetExpMomentumEMA(net, 0.1, 5), lambda step: momentum_at(step, 0.1, 5)),
+        (lambda net: ExponentialMovingAverage(net, 0.1), lambda step: 0.1),
+        (lambda net: MomentumAnnealingEMA(net, 0.1, gamma=5), lambda step: max(0.1, 5 / (5 + step))),
+        (lambda net: StochasticWeightAverage(net), lambda step: 1 / (step + 1)),
+    ],
+    ids=['ours', 'mmdet', 'constant', 'annealing', 'swa'],
+)
 def test_schedule_of_a_known_class_is_the_weight_of_the_source(net, make, expected):
     found = schedule_of(make(net))
     assert found(0) == 1
@@ -60,7 +64,17 @@ def test_log_is_understood_by_the_script_of_mmdetection(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, 'seaborn', seaborn)
     tool, plotted = runpy.run_path(str(script)), []
     monkeypatch.setattr(tool['plt'], 'plot', lambda steps, values, **style: plotted.append((list(steps), len(values))))
-    tool['plot_curve'](tool['load_json_logs']([log]), Namespace(
-        json_logs=[log], keys=['loss', 'ema_momentum', 'ema_mean_age', 'ema_drift'], out=f'{log}.png', backend=None,
-        style=None, legend=None, title=None, eval_interval='1'))
+    tool['plot_curve'](
+        tool['load_json_logs']([log]),
+        Namespace(
+            json_logs=[log],
+            keys=['loss', 'ema_momentum', 'ema_mean_age', 'ema_drift'],
+            out=f'{log}.png',
+            backend=None,
+            style=None,
+            legend=None,
+            title=None,
+            eval_interval='1',
+        ),
+    )
     assert plotted == [(list(range(1, 13)), 12)] * 4

@@ -40,7 +40,9 @@ def test_excluded_weights_are_raw_in_the_file(toy, excluding, tmp_path):
         assert torch.equal(own[name], raw[name]), name
         assert torch.equal(averaged[name], (raw if name.startswith('out') else plain)[name]), name
     assert checkpoint.read(tmp_path / 'run' / 'epoch_2.pth')['meta']['mmyolo_ema']['excluded'] == [
-        'out.weight', 'out.bias']
+        'out.weight',
+        'out.bias',
+    ]
 
 
 def test_run_with_excluded_weights_resumes(excluding, tmp_path):
@@ -51,10 +53,14 @@ def test_run_with_excluded_weights_resumes(excluding, tmp_path):
         assert_equal(one[part], other[part])
 
 
-@pytest.mark.parametrize(('exclude', 'said'), [
-    ([], '; averaged from here on: out.bias, out.weight'),
-    (['^out', 'r.bias'], '; not averaged from here on: linear.bias'),
-    (['^out'], '')])
+@pytest.mark.parametrize(
+    ('exclude', 'said'),
+    [
+        ([], '; averaged from here on: out.bias, out.weight'),
+        (['^out', 'r.bias'], '; not averaged from here on: linear.bias'),
+        (['^out'], ''),
+    ],
+)
 def test_run_that_resumes_with_another_filter_says_so(toy, excluding, tmp_path, messages, exclude, said):
     excluding('run')
     toy('resumed', hook=toy_hook(exclude=exclude), load_from=str(tmp_path / 'run' / 'epoch_2.pth'), resume=True).train()
@@ -68,8 +74,9 @@ def test_excluded_weights_of_another_average_are_those_of_the_newest_file(exclud
     built = build([Reconstruction(run, Target('mean', run.schedule), dict.fromkeys(run.multiplicities, halves))])[0]
     averaged = [both_of(tmp_path / 'run' / f'epoch_{epoch}.pth')[0] for epoch in (1, 2)]
     assert torch.equal(built['out.weight'], averaged[1]['out.weight'])
-    torch.testing.assert_close(built['linear.weight'],
-                               (averaged[0]['linear.weight'] + averaged[1]['linear.weight']) / 2)
+    torch.testing.assert_close(
+        built['linear.weight'], (averaged[0]['linear.weight'] + averaged[1]['linear.weight']) / 2
+    )
 
 
 def test_filter_that_matches_nothing_stops_the_run_at_its_start(toy):
@@ -103,8 +110,12 @@ class Unfreeze(Hook):
 
 def frozen_run(toy, name, include, hook_type='mmyolo_ema.EMAHook', **options):
     hook = toy_hook(**(dict(include=include) if include else {}))
-    runner = toy(name, custom_hooks=[dict(hook, type=hook_type), dict(type='Unfreeze')], model=dict(type='Frozen'),
-                 **dict(dict(train_cfg=dict(by_epoch=True, max_epochs=3)), **options))
+    runner = toy(
+        name,
+        custom_hooks=[dict(hook, type=hook_type), dict(type='Unfreeze')],
+        model=dict(type='Frozen'),
+        **dict(dict(train_cfg=dict(by_epoch=True, max_epochs=3)), **options),
+    )
     runner.train()
     return runner
 
@@ -124,8 +135,14 @@ def test_frozen_weights_cost_nothing_and_change_no_file(toy, tmp_path, hook_type
     assert not shares_memory(frozen_run(toy, 'plain', ['.'], **options))
     assert not shares_memory(frozen_run(toy, 'run', None, **options))
     for epoch in (1, 2):
-        frozen_run(toy, f'resumed_{epoch}', None, load_from=str(tmp_path / 'run' / f'epoch_{epoch}.pth'), resume=True,
-                   **options)
+        frozen_run(
+            toy,
+            f'resumed_{epoch}',
+            None,
+            load_from=str(tmp_path / 'run' / f'epoch_{epoch}.pth'),
+            resume=True,
+            **options,
+        )
     plain = checkpoint.read(tmp_path / 'plain' / 'epoch_3.pth')
     assert not torch.equal(plain['state_dict']['linear.weight'], plain['ema_state_dict']['module.linear.weight'])
     for name in ('run', 'resumed_1', 'resumed_2'):

@@ -33,8 +33,12 @@ def changed(toy, tmp_path):
     remember = Remember()
     for epochs, schedule in ((8, BEFORE), (10, AFTER)):
         hook = dict(toy_hook(), momentum=schedule.momentum)
-        runner = toy(hook=hook, cfg=Config(dict(custom_hooks=[hook])), resume=True,
-                     train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000))
+        runner = toy(
+            hook=hook,
+            cfg=Config(dict(custom_hooks=[hook])),
+            resume=True,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000),
+        )
         runner.register_hook(remember)
         runner.train()
     return runner, remember.raw, tmp_path / 'run'
@@ -46,12 +50,15 @@ def test_schedule_that_was_changed_on_the_way_is_stored(changed, messages):
     weights = weights_of(segmented, 60)
     age = sum(weights * range(59, -1, -1))
     assert age == pytest.approx(12.2, abs=0.1)  # and not the 44 of the last momentum
-    assert next(line for line in reversed(scalars(runner)) if 'ema_mean_age' in line)['ema_mean_age'] == \
-        pytest.approx(age)
+    assert next(line for line in reversed(scalars(runner)) if 'ema_mean_age' in line)['ema_mean_age'] == pytest.approx(
+        age
+    )
     found = checkpoint.inspect(folder / 'epoch_10.pth')
     assert found.average.mean_age == pytest.approx(age)
-    assert 'Its schedule changed: Ramp(momentum=0.5, gamma=2, interval=1) to update 48, then Ramp(momentum=0.01' in \
-        inspection_lines(found)[2]
+    assert (
+        'Its schedule changed: Ramp(momentum=0.5, gamma=2, interval=1) to update 48, then Ramp(momentum=0.01'
+        in inspection_lines(found)[2]
+    )
     # That schedule made the average.
     averaged = checkpoint.read(folder / 'epoch_10.pth')['state_dict']['out.bias'].double()
     torch.testing.assert_close(averaged, sum(weight * value for weight, value in zip(weights, raw)), rtol=0, atol=1e-6)
@@ -73,8 +80,10 @@ def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, tmp_path, messag
     torch.save(content, path)
     runner = toy('resumed', cfg=Config(dict(custom_hooks=[toy_hook()])), load_from=str(path), resume=True)
     runner.train()
-    assert 'EMA: resumed at update 6; the file does not tell which schedule made it, so its mean age is not known' in \
-        messages
+    assert (
+        'EMA: resumed at update 6; the file does not tell which schedule made it, so its mean age is not known'
+        in messages
+    )
     assert all(math.isnan(line['ema_mean_age']) for line in scalars(runner) if 'ema_mean_age' in line)
     with pytest.raises(ValueError, match='the schedule of its average is not known from update 0 on'):
         read_run(tmp_path / 'resumed')
@@ -83,7 +92,6 @@ def test_age_of_an_average_of_unknown_schedule_is_not_told(toy, tmp_path, messag
 def test_momentum_that_is_changed_in_mid_run_is_stored(toy, tmp_path):
 
     class Change(Hook):
-
         def before_train_epoch(self, runner):
             if runner.epoch == 1:
                 average_of(runner).ema_model.momentum = 0.5

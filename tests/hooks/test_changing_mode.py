@@ -34,7 +34,6 @@ class Merging(nn.Linear):
 
 @MODELS.register_module(force=True)
 class LowRank(Toy):
-
     def __init__(self):
         super().__init__()
         self.linear = Merging(3, 4)
@@ -60,10 +59,13 @@ class Cached(Toy):
         return [self.scale * output for output in super().forward(inputs)]
 
 
-@pytest.mark.parametrize('hook_type', [
-    'mmyolo_ema.EMAHook',
-    pytest.param('mmengine.EMAHook', marks=pytest.mark.defect(AssertionError, 'Tensor-likes are not close')),
-])
+@pytest.mark.parametrize(
+    'hook_type',
+    [
+        'mmyolo_ema.EMAHook',
+        pytest.param('mmengine.EMAHook', marks=pytest.mark.defect(AssertionError, 'Tensor-likes are not close')),
+    ],
+)
 def test_weights_that_are_merged_for_evaluation_are_split_again(toy, hook_type):
     runner = toy(model=dict(type='LowRank'), hook=dict(toy_hook(), type=hook_type))
     frozen = runner.model.linear.weight.detach().clone()

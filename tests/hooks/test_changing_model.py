@@ -66,12 +66,14 @@ class Formula(Hook):
 
 @pytest.mark.parametrize(('persistent', 'both'), [(False, False), (True, True)])
 def test_table_may_grow_in_training_and_in_validation(toy, persistent, both):
-    runner = toy(hook=toy_hook(evaluate_on_origin=both), model=dict(type='Tabled', persistent=persistent),
-                 train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=2))
+    runner = toy(
+        hook=toy_hook(evaluate_on_origin=both),
+        model=dict(type='Tabled', persistent=persistent),
+        train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=2),
+    )
     formula, tables = Formula(), []
 
     class Remember(Hook):
-
         def after_val_epoch(self, runner, metrics=None):
             tables.append(runner.model.table.clone())
             assert runner.model.table.data_ptr() != average_of(runner).ema_model.module.table.data_ptr()
@@ -82,8 +84,8 @@ def test_table_may_grow_in_training_and_in_validation(toy, persistent, both):
     average = average_of(runner).ema_model
     assert average.steps == 18
     assert [len(table) for table in tables] == [7, 9]
-    assert torch.equal(tables[1], torch.arange(9.))
-    assert torch.equal(average.module.table, torch.arange(7.))
+    assert torch.equal(tables[1], torch.arange(9.0))
+    assert torch.equal(average.module.table, torch.arange(7.0))
     formula.assert_equals(average.module)
 
 

@@ -125,7 +125,6 @@ def test_runner_that_builds_its_loops_later_resumes(toy, tmp_path):
 def test_checkpoint_that_is_resumed_from_in_a_validation_leaves_the_average_to_itself(toy):
 
     class GoBackAfterValidation(Hook):
-
         priority, states = 'VERY_HIGH', {}
 
         def after_val_epoch(self, runner, metrics=None):
@@ -198,7 +197,6 @@ def test_metrics_are_those_that_hooks_are_told(toy, tmp_path):
     seen = {}
 
     class Remember(Hook):
-
         priority = 'LOWEST'
 
         def after_val_epoch(self, runner, metrics=None):
@@ -206,8 +204,7 @@ def test_metrics_are_those_that_hooks_are_told(toy, tmp_path):
 
     for name, loop in (('usual', {}), ('silent', dict(type='SilentLoop'))):
         saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
-        runner = toy(name, hook=toy_hook(evaluate_on_origin=True), val_cfg=loop,
-                     default_hooks=dict(checkpoint=saving))
+        runner = toy(name, hook=toy_hook(evaluate_on_origin=True), val_cfg=loop, default_hooks=dict(checkpoint=saving))
         runner.register_hook(Remember())
         runner.train()
     one, other = seen.values()

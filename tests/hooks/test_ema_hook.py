@@ -101,7 +101,6 @@ def test_progress_of_both_passes_is_shown(toy):
     seen = []
 
     class Count(Hook):
-
         def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             seen.append(batch_idx)
 
@@ -113,8 +112,9 @@ def test_progress_of_both_passes_is_shown(toy):
 
 @pytest.mark.parametrize(('key', 'weights'), [('mean_origin', 'raw'), ('mean', 'averaged')])
 def test_best_checkpoint_is_chosen_by_either_metric(toy, tmp_path, key, weights):
-    saving = dict(type='CheckpointHook', save_best=key, rule='less', save_optimizer=False,
-                  published_keys=['meta', 'state_dict'])
+    saving = dict(
+        type='CheckpointHook', save_best=key, rule='less', save_optimizer=False, published_keys=['meta', 'state_dict']
+    )
     runner = toy(hook=toy_hook(evaluate_on_origin=True), default_hooks=dict(checkpoint=saving))
     measured = validated(runner)
     best = min(range(2), key=lambda epoch: measured[epoch][key])
@@ -145,11 +145,16 @@ class SeldomMean(METRICS.get('Mean')):
 @pytest.mark.parametrize('empty', ['raw', 'averaged'])
 def test_one_kind_of_weights_may_have_no_metrics(toy, key, empty):
     passes = dict(averaged=0, raw=1)  # the raw weights come first
-    runner = toy(val_evaluator=dict(type='SeldomMean', empty=passes[empty]),
-                 default_hooks=dict(logger=dict(type='LoggerHook'),
-                                    checkpoint=dict(type='CheckpointHook', save_best=key, rule='less')),
-                 custom_hooks=[toy_hook(evaluate_on_origin=True),
-                               dict(type='EarlyStoppingHook', monitor='mean', rule='less', patience=9)])
+    runner = toy(
+        val_evaluator=dict(type='SeldomMean', empty=passes[empty]),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook'), checkpoint=dict(type='CheckpointHook', save_best=key, rule='less')
+        ),
+        custom_hooks=[
+            toy_hook(evaluate_on_origin=True),
+            dict(type='EarlyStoppingHook', monitor='mean', rule='less', patience=9),
+        ],
+    )
     measured = validated(runner)
     assert len(measured) == 2
     for metrics in measured:
@@ -163,8 +168,7 @@ def test_best_by_a_metric_that_is_not_measured_is_announced(toy, messages):
     saving = dict(type='CheckpointHook', save_best='mean_origin', rule='less')
     with pytest.raises(KeyError, match='mean_origin'):
         toy(default_hooks=dict(checkpoint=saving)).train()
-    assert ("EMA: save_best names mean_origin, which is measured with evaluate=['ema', 'raw'] only"
-            in map(str, messages))
+    assert "EMA: save_best names mean_origin, which is measured with evaluate=['ema', 'raw'] only" in map(str, messages)
 
 
 def test_before_the_start_the_model_is_validated_as_its_average(toy, tmp_path):
@@ -188,12 +192,16 @@ def test_average_starts_at_the_given_iteration_and_says_so(toy, messages):
     runner.train()
     assert average_of(runner).ema_model.steps == 9
     assert [message for message in messages if 'begins' in str(message)] == [
-        'EMA: begins at iteration 4; until now the model stood for its average']
+        'EMA: begins at iteration 4; until now the model stood for its average'
+    ]
 
 
 def test_misspelt_option_is_named_beside_those_that_there_are(toy):
-    with pytest.raises(TypeError, match=r'no option evaluate_on_orgin \(did you mean evaluate_on_origin or .*: it '
-                                        r'takes ema_type, .*, and its average ExpMomentumEMA takes momentum, gamma, '):
+    with pytest.raises(
+        TypeError,
+        match=r'no option evaluate_on_orgin \(did you mean evaluate_on_origin or .*: it '
+        r'takes ema_type, .*, and its average ExpMomentumEMA takes momentum, gamma, ',
+    ):
         toy(hook=toy_hook(evaluate_on_orgin=True)).train()
 
 
@@ -217,7 +225,6 @@ def test_error_in_a_validation_leaves_the_raw_weights(toy, point, priority, erro
     trained, averaged = {}, {}
 
     class Remember(Hook):
-
         def after_train_epoch(self, runner):
             trained.update(copy_of(runner.model))
             averaged.update(copy_of(average_of(runner).ema_model.module))
@@ -256,7 +263,6 @@ def test_training_goes_on_after_an_interrupted_validation(toy, tmp_path, assert_
 def test_checkpoint_saved_during_a_validation_has_both_kinds_in_their_places(toy, tmp_path, assert_same_state):
 
     class Save(Hook):
-
         def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             runner.save_checkpoint(runner.work_dir, 'within.pth', meta=dict(epoch=1, iter=6))
 
@@ -292,8 +298,11 @@ def test_second_runner_that_only_tests_leaves_the_average_to_the_first(toy, tmp_
 
 
 def test_interrupted_validation_leaves_no_metrics_to_a_second_runner(toy):
-    hook = EMAHook(evaluate_on_origin=True, begin_epoch=2,
-                   **{key: value for key, value in toy_hook().items() if key not in ('type', 'priority')})
+    hook = EMAHook(
+        evaluate_on_origin=True,
+        begin_epoch=2,
+        **{key: value for key, value in toy_hook().items() if key not in ('type', 'priority')},
+    )
     runner = toy('first', hook=hook, custom_hooks=[hook, Failing('after_val_iter', 'LOWEST', KeyboardInterrupt())])
     with pytest.raises(KeyboardInterrupt):
         runner.train()
@@ -305,8 +314,12 @@ def test_validation_before_a_training_is_like_that_of_mmengine(toy, tmp_path):
     toy().train()
     path = str(tmp_path / 'run' / 'epoch_2.pth')
     for hook in (toy_hook(evaluate_on_origin=True), dict(toy_hook(), type=UPSTREAM)):
-        runner = toy('val', hook=hook, load_from=path, custom_hooks=[
-            hook, dict(type='EarlyStoppingHook', monitor='mean', rule='less')])
+        runner = toy(
+            'val',
+            hook=hook,
+            load_from=path,
+            custom_hooks=[hook, dict(type='EarlyStoppingHook', monitor='mean', rule='less')],
+        )
         assert runner.val()['mean'] == toy('test', load_from=path).test()['mean']
 
 
@@ -324,7 +337,6 @@ def test_each_pass_begins_for_later_hooks(toy):
     seen = []
 
     class Count(Hook):
-
         def before_val_epoch(self, runner):
             self.iterations = 0
 
@@ -338,11 +350,14 @@ def test_each_pass_begins_for_later_hooks(toy):
     assert seen == [1, 2, 1, 2]
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(evaluate_on_ema='no'), "evaluate_on_ema must be True or False, but got 'no'"),
-    (dict(skip_nonfinite=1), 'skip_nonfinite must be True or False, but got 1'),
-    (dict(begin_iter=1.5), r'begin_iter must be an integer, but got 1\.5'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(evaluate_on_ema='no'), "evaluate_on_ema must be True or False, but got 'no'"),
+        (dict(skip_nonfinite=1), 'skip_nonfinite must be True or False, but got 1'),
+        (dict(begin_iter=1.5), r'begin_iter must be an integer, but got 1\.5'),
+    ],
+)
 def test_wrong_flags_are_refused(options, message):
     with pytest.raises(TypeError, match=message):
         EMAHook(**options)
@@ -368,8 +383,10 @@ def test_scalars_are_logged_at_the_interval_of_the_logger(toy):
 
 
 def test_tensorboard_shows_the_scalars(toy):
-    runner = toy(hook=toy_hook(evaluate_on_origin=True),
-                 visualizer=dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]))
+    runner = toy(
+        hook=toy_hook(evaluate_on_origin=True),
+        visualizer=dict(type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]),
+    )
     runner.train()
     events = EventAccumulator(f'{runner.log_dir}/vis_data')
     events.Reload()
@@ -396,8 +413,10 @@ def test_curves_are_drawn_in_the_work_directory(toy, messages, figures, tmp_path
     assert drift.get_ylabel() == 'drift: distance / norm of the model'
     values = {line.get_label(): list(line.get_ydata()) for line in metric.lines}
     logged = scalars(runner)
-    assert values == {'average': [line['mean'] for line in logged if 'mean' in line],
-                      'raw': [line['mean_origin'] for line in logged if 'mean_origin' in line]}
+    assert values == {
+        'average': [line['mean'] for line in logged if 'mean' in line],
+        'raw': [line['mean_origin'] for line in logged if 'mean_origin' in line],
+    }
     assert list(momentum.lines[0].get_ydata()) == [line['ema_momentum'] for line in logged if 'ema_momentum' in line]
     assert list(drift.lines[0].get_xdata()) == pytest.approx([(step + 1) / 6 for step in range(12)])
     assert metric.get_xlabel() == 'epoch'

@@ -49,7 +49,7 @@ def test_buffers_that_no_checkpoint_holds_are_not_looked_at(net, check):
 
 
 def test_a_mask_with_infinities_is_not_looked_at(net):
-    net.register_buffer('mask', torch.tensor([0., -float('inf')]))
+    net.register_buffer('mask', torch.tensor([0.0, -float('inf')]))
     check = FiniteCheck(net, net)
     assert check.look() == ([], [])
     net.linear.bias.data[0] = float('nan')
@@ -123,7 +123,7 @@ class PoisonBuffers(Hook):
         if runner.iter == 3:
             runner.model.norm.running_var[1] = float('nan')
         elif runner.iter == 8:
-            runner.model.norm.running_var[1] = 1.
+            runner.model.norm.running_var[1] = 1.0
 
 
 class RememberVariance(Hook):
@@ -169,7 +169,6 @@ def test_second_average_keeps_the_buffer_too(toy):
     seen = []
 
     class Remember(Hook):
-
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             seen.append(average_of(runner).averages['second'].module.norm.running_var.clone())
 

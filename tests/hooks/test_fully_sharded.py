@@ -9,9 +9,13 @@ from tests.hooks.toy import toy_hook, toy_runner
 
 pytestmark = pytest.mark.slow
 
-SEVERAL = dict(averages=dict(short=dict(mean_age='20%', exclude=['^norm', 'bias']),
-                             long=dict(momentum=0.05, gamma=4, dtype='float64', interval=2)),
-               evaluate=['ema', 'raw', 'short'])
+SEVERAL = dict(
+    averages=dict(
+        short=dict(mean_age='20%', exclude=['^norm', 'bias']),
+        long=dict(momentum=0.05, gamma=4, dtype='float64', interval=2),
+    ),
+    evaluate=['ema', 'raw', 'short'],
+)
 
 # An average by itself; then a toy in several set-ups, each under DDP and cut; then a detector.
 PROGRAM = """
@@ -195,11 +199,18 @@ finish()
 def folder(tmp_path_factory):
     """Returns the folder of all runs."""
     folder, alone = tmp_path_factory.mktemp('fully_sharded'), tmp_path_factory.mktemp('alone')
-    toy_runner(alone, hook=toy_hook(**SEVERAL), train_cfg=dict(by_epoch=True, max_epochs=1),
-               optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
-               default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1))).train()
-    cfg = small_config(folder, launcher='pytorch', **{
-        'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1})
+    toy_runner(
+        alone,
+        hook=toy_hook(**SEVERAL),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+    ).train()
+    cfg = small_config(
+        folder,
+        launcher='pytorch',
+        **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'default_hooks.checkpoint.interval': 1},
+    )
     cfg.custom_hooks = [toy_hook(averages=dict(short=dict(momentum=0.3)), evaluate=['ema', 'raw'])]
     cfg.dump(folder / 'detector.py')
     launch(2, PROGRAM, folder, str(ROOT), str(alone), str(folder / 'detector.py'))
@@ -207,9 +218,13 @@ def folder(tmp_path_factory):
 
 
 def test_files_are_those_of_whole_models(folder):
-    for run, names in dict(toy=('epoch_1.pth', 'epoch_3.pth', 'best_mean_short_*.pth', 'snapshots/update_*.pth'),
-                           resumed=('epoch_3.pth', ), from_one=('epoch_3.pth', ), raw=('iter_3.pth', 'iter_6.pth'),
-                           rtmdet=('epoch_1.pth', )).items():
+    for run, names in dict(
+        toy=('epoch_1.pth', 'epoch_3.pth', 'best_mean_short_*.pth', 'snapshots/update_*.pth'),
+        resumed=('epoch_3.pth',),
+        from_one=('epoch_3.pth',),
+        raw=('iter_3.pth', 'iter_6.pth'),
+        rtmdet=('epoch_1.pth',),
+    ).items():
         for name in names:
             content = assert_same_file(folder, run, name)
         assert run == 'toy' or content['ema_state_dict']['steps'] > 0

@@ -53,9 +53,14 @@ def assert_each_is_that_of_a_run_of_its_own(folder):
         assert dict(origin(stored, kind), averages=None) == dict(origin(single), averages=None)
 
 
-@pytest.mark.parametrize('options', [
-    dict(averages=dict(begin_iter=3)),
-    dict(averages=dict(exclude=['^norm'], interval=2), optim_wrapper=dict(accumulative_counts=2))], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(averages=dict(begin_iter=3)),
+        dict(averages=dict(exclude=['^norm'], interval=2), optim_wrapper=dict(accumulative_counts=2)),
+    ],
+    ids=str,
+)
 def test_each_average_is_that_of_a_run_of_its_own(toy, tmp_path, options):
     train_together_and_alone(toy, tmp_path, **options)
     assert_each_is_that_of_a_run_of_its_own(tmp_path)
@@ -93,27 +98,38 @@ def test_each_average_of_two_processes_is_that_of_a_run_of_its_own(tmp_path):
 
 
 def test_each_average_is_validated_and_in_the_log(toy, tmp_path, figures):
-    runner = train(toy, 'several', several(), default_hooks=dict(
-        logger=dict(type='LoggerHook', interval=1),
-        checkpoint=dict(type='CheckpointHook', interval=1, save_best=['mean', 'mean_short'], rule='less')))
+    runner = train(
+        toy,
+        'several',
+        several(),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', interval=1, save_best=['mean', 'mean_short'], rule='less'),
+        ),
+    )
     metric, _, drift = figures[0].axes
     assert [line.get_label() for line in metric.lines] == ['average', 'raw', 'short', 'long']
     assert [line.get_label() for line in drift.lines] == ['average', 'short', 'long']
-    assert re.fullmatch(r'Mean age after 11 updates: average \S+, short \S+, long \S+ updates',
-                        figures[0].get_suptitle())
+    assert re.fullmatch(
+        r'Mean age after 11 updates: average \S+, short \S+, long \S+ updates', figures[0].get_suptitle()
+    )
     lines = scalars(runner)
     for name, schedule in dict(AVERAGES, origin=None).items():
         hook = toy_hook(evaluate=['raw']) if schedule is None else alone(schedule)
         single = scalars(train(toy, name, hook))
         assert [line['mean'] for line in single if 'mean' in line] == [
-            line[f'mean_{name}'] for line in lines if 'mean' in line]
+            line[f'mean_{name}'] for line in lines if 'mean' in line
+        ]
         for scalar in ('mean_age', 'drift') if schedule else ():
             assert [line[f'ema_{scalar}'] for line in single if 'loss' in line] == [
-                line[f'ema_{name}_{scalar}'] for line in lines if 'loss' in line]
+                line[f'ema_{name}_{scalar}'] for line in lines if 'loss' in line
+            ]
     assert list((tmp_path / 'several').glob('best_mean_short*'))
     curves = runner.message_hub.get_info('ema_history')['further']
     assert {name: (len(curve['metrics']), len(curve['drift'])) for name, curve in curves.items()} == {
-        'short': (2, 12), 'long': (2, 12)}
+        'short': (2, 12),
+        'long': (2, 12),
+    }
 
 
 def test_run_resumes_bit_for_bit(toy, tmp_path, messages):
@@ -123,8 +139,11 @@ def test_run_resumes_bit_for_bit(toy, tmp_path, messages):
     for part in ('state_dict', 'ema_state_dict', 'ema_averages'):
         assert_equal(one[part], other[part])
     assert one['meta']['mmyolo_ema'] == other['meta']['mmyolo_ema']
-    drifts = [history['further'][name]['drift'] for name in AVERAGES for history in (
-        one['message_hub']['runtime_info']['ema_history'], runner.message_hub.get_info('ema_history'))]
+    drifts = [
+        history['further'][name]['drift']
+        for name in AVERAGES
+        for history in (one['message_hub']['runtime_info']['ema_history'], runner.message_hub.get_info('ema_history'))
+    ]
     assert str(drifts[::2]) == str(drifts[1::2]), 'one of them is no number'
     assert 'EMA: resumed at update 5' in map(str, messages)
 
@@ -141,15 +160,21 @@ def test_weights_of_an_average_are_read_from_a_file_by_its_name(toy, tmp_path):
 def test_average_that_is_new_starts_as_a_copy_and_one_that_is_gone_is_named(toy, tmp_path, messages):
     train(toy, 'before', several())
     path = tmp_path / 'before' / 'epoch_2.pth'
-    runner = train(toy, 'after', several(averages=dict(long=LONG, new=SHORT), evaluate=['ema', 'new']),
-                   load_from=str(path), resume=True)  # nothing is left to train
+    runner = train(
+        toy,
+        'after',
+        several(averages=dict(long=LONG, new=SHORT), evaluate=['ema', 'new']),
+        load_from=str(path),
+        resume=True,
+    )  # nothing is left to train
     averages = average_of(runner).averages
     stored = checkpoint.read(path)
     assert_equal(dict(averages['new'].module.state_dict()), dict(stored['state_dict']))
     assert_equal(dict(averages['long'].state_dict()), dict(stored['ema_averages']['long']))
     assert averages['new'].steps == 11
-    assert ("EMA: resumed at update 11; the average 'new' is new and starts as a copy of it; the average 'short' is "
-            'dropped') in map(str, messages)
+    assert (
+        "EMA: resumed at update 11; the average 'new' is new and starts as a copy of it; the average 'short' is dropped"
+    ) in map(str, messages)
 
 
 def test_averages_of_a_run_that_only_starts_from_a_file_start_anew(toy, tmp_path):
@@ -164,8 +189,12 @@ def test_state_that_holds_the_trained_layers_only_resumes(toy, tmp_path):
     for run, options in (('whole', {}), ('resumed', resumed)):
         runner = toy(run, hook=several(), model=Adapted(), **options)
         runner.train()
-        averages.append({name: average.state_dict() | dict(average.module.named_parameters())
-                         for name, average in average_of(runner).averages.items()})
+        averages.append(
+            {
+                name: average.state_dict() | dict(average.module.named_parameters())
+                for name, average in average_of(runner).averages.items()
+            }
+        )
     assert_equal(*averages)
 
 
@@ -197,32 +226,62 @@ def test_interrupted_validation_of_a_further_average_leaves_the_raw_weights(toy)
     assert other.val() == other.val(), 'the first counts what was measured before the interruption'
 
 
-@pytest.mark.parametrize(('options', 'error', 'message'), [
-    (dict(averages=dict(raw=LONG)), ValueError, "an average cannot be called 'raw'"),
-    (dict(averages={'a b': LONG}), ValueError, "an average cannot be called 'a b'"),
-    (dict(averages=dict(short={})), ValueError, "'short' needs a mean_age or momentum of its own, but got {}"),
-    (dict(averages=dict(short=dict(mean_age='1%', gamma=4))), ValueError, "mean_age='1%' works momentum and gamma out"),
-    (dict(averages=dict(short=dict(mean_age='one'))), ValueError, "mean_age='one' of the EMAHook"),
-    (dict(averages=['short']), TypeError, r"averages must be a dictionary .* but got \['short'\]"),
-    (dict(averages=dict(short=4)), TypeError, "'short' must be a dictionary of options, but got 4"),
-    (dict(averages=dict(long=dict(LONG, begin_iter=3))), TypeError, "'long' cannot have begin_iter=3 of its own"),
-    (dict(averages=dict(long=dict(LONG, type='ExponentialMovingAverage'))), TypeError, "'long' cannot have type='Exp"),
-    (dict(averages=AVERAGES, evaluate=['ema', 'shrt']), ValueError, "'shrt', .* only ema, raw, short, long: did you"),
-    (dict(averages=AVERAGES, evaluate=['short']), ValueError, "evaluate must have 'ema' or 'raw'"),
-    (dict(evaluate=['ema', 'ema']), ValueError, 'each name once'),
-    (dict(evaluate='ema'), TypeError, "evaluate must be a list .* but got 'ema'"),
-    (dict(evaluate=['ema'], evaluate_on_origin=True), ValueError, 'leave out evaluate_on_ema and evaluate_on_origin'),
-])
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(averages=dict(raw=LONG)), ValueError, "an average cannot be called 'raw'"),
+        (dict(averages={'a b': LONG}), ValueError, "an average cannot be called 'a b'"),
+        (dict(averages=dict(short={})), ValueError, "'short' needs a mean_age or momentum of its own, but got {}"),
+        (
+            dict(averages=dict(short=dict(mean_age='1%', gamma=4))),
+            ValueError,
+            "mean_age='1%' works momentum and gamma out",
+        ),
+        (dict(averages=dict(short=dict(mean_age='one'))), ValueError, "mean_age='one' of the EMAHook"),
+        (dict(averages=['short']), TypeError, r"averages must be a dictionary .* but got \['short'\]"),
+        (dict(averages=dict(short=4)), TypeError, "'short' must be a dictionary of options, but got 4"),
+        (dict(averages=dict(long=dict(LONG, begin_iter=3))), TypeError, "'long' cannot have begin_iter=3 of its own"),
+        (
+            dict(averages=dict(long=dict(LONG, type='ExponentialMovingAverage'))),
+            TypeError,
+            "'long' cannot have type='Exp",
+        ),
+        (
+            dict(averages=AVERAGES, evaluate=['ema', 'shrt']),
+            ValueError,
+            "'shrt', .* only ema, raw, short, long: did you",
+        ),
+        (dict(averages=AVERAGES, evaluate=['short']), ValueError, "evaluate must have 'ema' or 'raw'"),
+        (dict(evaluate=['ema', 'ema']), ValueError, 'each name once'),
+        (dict(evaluate='ema'), TypeError, "evaluate must be a list .* but got 'ema'"),
+        (
+            dict(evaluate=['ema'], evaluate_on_origin=True),
+            ValueError,
+            'leave out evaluate_on_ema and evaluate_on_origin',
+        ),
+    ],
+)
 def test_wrong_options_are_refused_with_their_value(options, error, message):
     with pytest.raises(error, match=message):
         EMAHook(**options)
 
 
-@pytest.mark.parametrize(('options', 'error', 'message'), [
-    (dict(averages=dict(short=dict(LONG, mometum=0.1))), TypeError, r'no option mometum \(did you mean momentum\?\)'),
-    (dict(averages=AVERAGES, evaluate=['ema', 'shrt']), ValueError, 'only ema, raw, short, long: did you mean short'),
-    (dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', shard=True), ValueError, 'shard=True needs type='),
-])
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (
+            dict(averages=dict(short=dict(LONG, mometum=0.1))),
+            TypeError,
+            r'no option mometum \(did you mean momentum\?\)',
+        ),
+        (
+            dict(averages=AVERAGES, evaluate=['ema', 'shrt']),
+            ValueError,
+            'only ema, raw, short, long: did you mean short',
+        ),
+        (dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', shard=True), ValueError, 'shard=True needs type='),
+    ],
+)
 def test_tools_refuse_what_a_run_would(options, error, message):
     with pytest.raises(error, match=message):
         check_options(dict(dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA'), **options))

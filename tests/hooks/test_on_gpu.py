@@ -43,8 +43,13 @@ def averaged_weights(hook):
 @pytest.mark.gpu
 def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy):
     # With this scale all gradients are infinite, until it has been halved often enough.
-    runner = toy(optim_wrapper=AMP, train_cfg=dict(by_epoch=True, max_epochs=40), val_cfg=None, val_dataloader=None,
-                 val_evaluator=None)
+    runner = toy(
+        optim_wrapper=AMP,
+        train_cfg=dict(by_epoch=True, max_epochs=40),
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+    )
     recorder = Recorder(runner.model)
     runner.register_hook(recorder)
     runner.train()
@@ -53,8 +58,9 @@ def test_steps_that_the_gradient_scaler_skips_are_no_updates(toy):
     assert 0 < updates < 240
     assert hook.ema_model.steps == updates
     assert hook.skipped == 0
-    torch.testing.assert_close(averaged_weights(hook), recorder.average(hook.ema_model.momentum_at), rtol=1e-5,
-                               atol=1e-6)
+    torch.testing.assert_close(
+        averaged_weights(hook), recorder.average(hook.ema_model.momentum_at), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.gpu
@@ -67,8 +73,9 @@ def test_average_that_is_kept_on_the_cpu_is_that_of_the_gpu(toy):
         runner.train()
         hook = average_of(runner)
         assert {tensor.device.type for tensor in hook.ema_model.module.state_dict().values()} == {place}
-        torch.testing.assert_close(averaged_weights(hook), recorder.average(hook.ema_model.momentum_at), rtol=1e-5,
-                                   atol=1e-6)
+        torch.testing.assert_close(
+            averaged_weights(hook), recorder.average(hook.ema_model.momentum_at), rtol=1e-5, atol=1e-6
+        )
         averages.append(averaged_weights(hook))
         metrics.append(runner.message_hub.get_scalar('val/mean').current())
     torch.testing.assert_close(*averages, rtol=1e-6, atol=1e-7)
@@ -87,8 +94,9 @@ def test_weights_in_bfloat16_on_the_gpu_warn(net, messages):
 @pytest.mark.parametrize('skip_nonfinite', [True, False])
 def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, skip_nonfinite):
     # Drift is worked out for the log only, with a wait of its own.
-    runner = toy(hook=toy_hook(skip_nonfinite=skip_nonfinite), default_hooks=dict(
-        logger=dict(type='LoggerHook', interval=10**6)))
+    runner = toy(
+        hook=toy_hook(skip_nonfinite=skip_nonfinite), default_hooks=dict(logger=dict(type='LoggerHook', interval=10**6))
+    )
     runner.train()
     hook = average_of(runner)
     hook.before_train(runner)
@@ -105,11 +113,14 @@ def test_hook_waits_for_the_gpu_once_a_step_and_only_to_check(toy, skip_nonfinit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', [
-    pytest.param({}, id='cpu'),
-    pytest.param({}, id='cuda', marks=pytest.mark.gpu),
-    pytest.param(dict(mode='reduce-overhead'), id='cuda-graphs', marks=pytest.mark.gpu),
-])
+@pytest.mark.parametrize(
+    'options',
+    [
+        pytest.param({}, id='cpu'),
+        pytest.param({}, id='cuda', marks=pytest.mark.gpu),
+        pytest.param(dict(mode='reduce-overhead'), id='cuda-graphs', marks=pytest.mark.gpu),
+    ],
+)
 def test_compiled_model_is_validated_with_the_weights_of_its_file(toy, options):
     runner = toy('compiled', hook=toy_hook(evaluate_on_origin=True), cfg=dict(compile=options or True))
     # MMEngine compiles the training step alone. Graphs that read the raw weights' memory must not be replayed.

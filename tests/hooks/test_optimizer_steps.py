@@ -33,8 +33,9 @@ class OverflowingOptimWrapper(AmpOptimWrapper):
         super().step(**kwargs)
 
 
-@pytest.mark.parametrize('kind', [dict(type='SGD', lr=0.1), dict(type='SGD', lr=0.1, fused=True)],
-                         ids=['plain', 'fused'])
+@pytest.mark.parametrize(
+    'kind', [dict(type='SGD', lr=0.1), dict(type='SGD', lr=0.1, fused=True)], ids=['plain', 'fused']
+)
 def test_steps_that_the_gradient_scaler_skips_do_not_count(toy, monkeypatch, kind):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     runner = toy(optim_wrapper=dict(type='OverflowingOptimWrapper', optimizer=kind))
@@ -67,15 +68,17 @@ class TwoParts(BaseModel):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class OneForEachPart:
-
     def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
         pass
 
     def __call__(self, model):
-        return OptimWrapperDict(**{
-            name: OptimWrapper(torch.optim.SGD(part.parameters(), lr=0.1)) for name, part in model.named_children()
-            if name != 'data_preprocessor'
-        })
+        return OptimWrapperDict(
+            **{
+                name: OptimWrapper(torch.optim.SGD(part.parameters(), lr=0.1))
+                for name, part in model.named_children()
+                if name != 'data_preprocessor'
+            }
+        )
 
 
 def test_iterations_in_which_any_of_several_optimizers_steps_count_once(toy):
@@ -129,8 +132,9 @@ class Unheard(torch.optim.Optimizer):
         pass
 
 
-@pytest.mark.parametrize('make', [lambda net: object(), lambda net: OptimWrapper(Unheard(net.parameters()))],
-                         ids=['no wrapper', 'no hooks'])
+@pytest.mark.parametrize(
+    'make', [lambda net: object(), lambda net: OptimWrapper(Unheard(net.parameters()))], ids=['no wrapper', 'no hooks']
+)
 def test_every_iteration_counts_for_an_optimizer_that_cannot_be_heard(net, make):
     steps, wrapper = OptimizerSteps(net), make(net)
     assert steps.stepped(wrapper)

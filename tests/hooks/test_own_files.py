@@ -23,8 +23,13 @@ def test_files_that_a_checkpoint_names_stay(toy, tmp_path, hook):
     info.update(best_ckpt=str(precious), best_score=-1e9, keep_ckpt_ids=[7, 2])
     content['message_hub']['resumed_keys'].update(best_ckpt=True, best_score=True, keep_ckpt_ids=True)
     torch.save(content, tmp_path / 'stranger.pth')
-    second = toy('second', resume=True, load_from=str(tmp_path / 'stranger.pth'), train_cfg=dict(
-        by_epoch=True, max_epochs=3), **options)
+    second = toy(
+        'second',
+        resume=True,
+        load_from=str(tmp_path / 'stranger.pth'),
+        train_cfg=dict(by_epoch=True, max_epochs=3),
+        **options,
+    )
     (tmp_path / 'second').mkdir(exist_ok=True)
     (tmp_path / 'second' / 'epoch_7.pth').write_text('mine')
     if hook == 'none':

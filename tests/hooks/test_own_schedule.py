@@ -26,12 +26,11 @@ class Falling(Schedule):
     interval: int = 1
 
     def momentum_at(self, step):
-        return max(self.floor, (1 + step)**-0.5)
+        return max(self.floor, (1 + step) ** -0.5)
 
 
 @MODELS.register_module(force=True)
 class FallingEMA(ExpMomentumEMA):
-
     @property
     def schedule(self):
         return Falling(self.momentum, self.interval)
@@ -72,8 +71,13 @@ def test_average_follows_its_own_schedule(net, ema_class):
 
 
 def test_config_tells_the_schedule():
-    cfg = Config(dict(train_cfg=dict(by_epoch=True, max_epochs=5), train_dataloader=dict(batch_size=4),
-                      custom_hooks=[dict(HOOK, exclude=['^out'])]))
+    cfg = Config(
+        dict(
+            train_cfg=dict(by_epoch=True, max_epochs=5),
+            train_dataloader=dict(batch_size=4),
+            custom_hooks=[dict(HOOK, exclude=['^out'])],
+        )
+    )
     assert plan_run(cfg, dataset_size=24).schedule == Falling(0.25)
     cfg.custom_hooks[0].ema_type = 'NobodysEMA'
     with pytest.raises(ValueError, match="the schedule of ema_type='NobodysEMA' is not known"):
@@ -86,8 +90,12 @@ def test_run_is_followed_and_other_averages_are_made_of_it(toy, hook, ema_type):
     second = dict(second_horizon=2) if hook.startswith('mmyolo_ema') else {}
     hooks = [dict(HOOK, type=hook, ema_type=ema_type), dict(type='mmyolo_ema.SnapshotHook', interval=3, **second)]
     for epochs in (3, 5):  # resumed on the way
-        runner = toy(custom_hooks=hooks, cfg=Config(dict(custom_hooks=hooks)), resume=True,
-                         train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000))
+        runner = toy(
+            custom_hooks=hooks,
+            cfg=Config(dict(custom_hooks=hooks)),
+            resume=True,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000),
+        )
         runner.train()
     age = figures(Falling(0.25), [30])[0].mean_age
     if hook.startswith('mmyolo_ema'):

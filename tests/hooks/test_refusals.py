@@ -43,11 +43,14 @@ def zero3():
     return model
 
 
-
-@pytest.mark.parametrize(('model', 'engine'), [
-    (fsdp1, r'FSDP \(FullyShardedDataParallel\)'),
-    (zero3, 'DeepSpeed ZeRO-3'),
-], ids=['FSDP1', 'ZeRO-3'])
+@pytest.mark.parametrize(
+    ('model', 'engine'),
+    [
+        (fsdp1, r'FSDP \(FullyShardedDataParallel\)'),
+        (zero3, 'DeepSpeed ZeRO-3'),
+    ],
+    ids=['FSDP1', 'ZeRO-3'],
+)
 def test_sharded_model_is_refused(toy, process_group, model, engine):
     runner = toy(model=model())
     with pytest.raises(ValueError, match=f'does not work with {engine}: each process holds a part.* DDPStrategy'):
@@ -64,14 +67,27 @@ def part_only():
     return model
 
 
-@pytest.mark.parametrize(('kind', 'model', 'hook', 'said'), [
-    (Runner, whole_in_parts, {}, r'FSDP2 \(fully_shard\): Runner does not save all of the model. Use the strategy of'),
-    (Saving, whole_in_parts, dict(ema_type='ExponentialMovingAverage'), 'averages whole tensors. Set ema_type='),
-    (Saving, part_only, {}, 'fully_shard leaves out norm.weight, which is trained'),
-    (Saving, lambda: whole_in_parts(mesh=init_device_mesh('cpu', (1, 1), mesh_dim_names=('a', 'b'))), {},
-     'linear.weight is placed as .*Replicate.* on a mesh of one dimension'),
-    (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that fully_shard has cut"),
-], ids=['runner', 'class', 'part', 'HSDP', 'device'])
+@pytest.mark.parametrize(
+    ('kind', 'model', 'hook', 'said'),
+    [
+        (
+            Runner,
+            whole_in_parts,
+            {},
+            r'FSDP2 \(fully_shard\): Runner does not save all of the model. Use the strategy of',
+        ),
+        (Saving, whole_in_parts, dict(ema_type='ExponentialMovingAverage'), 'averages whole tensors. Set ema_type='),
+        (Saving, part_only, {}, 'fully_shard leaves out norm.weight, which is trained'),
+        (
+            Saving,
+            lambda: whole_in_parts(mesh=init_device_mesh('cpu', (1, 1), mesh_dim_names=('a', 'b'))),
+            {},
+            'linear.weight is placed as .*Replicate.* on a mesh of one dimension',
+        ),
+        (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that fully_shard has cut"),
+    ],
+    ids=['runner', 'class', 'part', 'HSDP', 'device'],
+)
 def test_what_fully_shard_cannot_do_is_refused(toy, process_group, kind, model, hook, said):
     runner = toy(model=model(), kind=kind, custom_hooks=[dict(toy_hook(), **hook)])
     with pytest.raises(ValueError, match=said):
@@ -80,7 +96,7 @@ def test_what_fully_shard_cannot_do_is_refused(toy, process_group, kind, model, 
 
 @pytest.mark.parametrize(('name', 'engine'), [('DeepSpeedStrategy', 'DeepSpeed'), ('ColossalAIStrategy', 'ColossalAI')])
 def test_strategy_that_saves_without_hooks_is_refused(toy, name, engine):
-    like_it = type(f'Toy{name}', (type(name, (SingleDeviceStrategy, ), {}), ), {})
+    like_it = type(f'Toy{name}', (type(name, (SingleDeviceStrategy,), {}),), {})
     STRATEGIES.register_module(module=like_it, force=True)
     runner = toy(kind=FlexibleRunner, strategy=dict(type=f'Toy{name}'))
     with pytest.raises(ValueError, match=f'does not work with {engine}: its strategy saves and resumes without'):

@@ -17,19 +17,28 @@ class Tied(Toy):
         self.again = self.linear
 
 
-@pytest.mark.parametrize(('ema_type', 'update_buffers', 'warns'), [
-    ('ExpMomentumEMA', True, True), ('ExpMomentumEMA', False, False), ('mmyolo_ema.ExpMomentumEMA', True, False),
-])
+@pytest.mark.parametrize(
+    ('ema_type', 'update_buffers', 'warns'),
+    [
+        ('ExpMomentumEMA', True, True),
+        ('ExpMomentumEMA', False, False),
+        ('mmyolo_ema.ExpMomentumEMA', True, False),
+    ],
+)
 def test_class_that_averages_shared_tensors_by_name_is_announced(toy, messages, ema_type, update_buffers, warns):
-    runner = toy(model=dict(type='Tied'), default_scope='mmdet', hook=dict(
-        type='mmyolo_ema.EMAHook', ema_type=ema_type, momentum=0.1, gamma=2, update_buffers=update_buffers))
+    runner = toy(
+        model=dict(type='Tied'),
+        default_scope='mmdet',
+        hook=dict(type='mmyolo_ema.EMAHook', ema_type=ema_type, momentum=0.1, gamma=2, update_buffers=update_buffers),
+    )
     runner.train()
     said = [message for message in messages if 'once for each of their names' in str(message)]
     # At the start, and again at the end, where it can be found.
     assert said == 2 * warns * [
         'EMA: mmdet.ExpMomentumEMA averages shared tensors once for each of their names, so several times in an '
         'update: linear.weight (2 names), linear.bias (2 names). '
-        "Write ema_type='mmyolo_ema.ExpMomentumEMA', which averages each once."]
+        "Write ema_type='mmyolo_ema.ExpMomentumEMA', which averages each once."
+    ]
 
 
 def test_shared_convolutions_of_rtmdet_are_named(detector):

@@ -11,8 +11,10 @@ from tests.hooks.toy import toy_hook, toy_runner
 
 pytestmark = pytest.mark.slow
 
-SEVERAL = dict(averages=dict(short=dict(mean_age='20%', exclude=['^norm', 'bias']), long=dict(momentum=0.05, gamma=4)),
-               evaluate=['ema', 'raw', 'short'])
+SEVERAL = dict(
+    averages=dict(short=dict(mean_age='20%', exclude=['^norm', 'bias']), long=dict(momentum=0.05, gamma=4)),
+    evaluate=['ema', 'raw', 'short'],
+)
 
 # A toy in several set-ups, each with whole averages and with shared ones; then detectors by their configs.
 PROGRAM = """
@@ -169,15 +171,24 @@ SLIM_RESNET = dict(depth=18, base_channels=8, init_cfg=None, norm_cfg=dict(type=
 def detector(name, folder, is_shared):
     """Returns the config of a detector that trains for two epochs."""
     hook = toy_hook(shard=is_shared, averages=dict(short=dict(momentum=0.3)), evaluate=['ema', 'raw'])
-    cfg = small_config(folder, launcher='pytorch', custom_hooks=[hook], **{
-        'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2})
+    cfg = small_config(
+        folder, launcher='pytorch', custom_hooks=[hook], **{'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2}
+    )
     if name == 'faster-rcnn':
         cfg.model = Config.fromfile(ROOT / 'configs' / 'faster_rcnn' / 'faster-rcnn_r50_fpn_ema_1x_coco.py').model
-        cfg.merge_from_dict({
-            'model.backbone': SLIM_RESNET, 'model.neck.in_channels': [8, 16, 32, 64], 'model.neck.out_channels': 16,
-            'model.rpn_head.in_channels': 16, 'model.rpn_head.feat_channels': 16,
-            'model.roi_head.bbox_roi_extractor.out_channels': 16, 'model.roi_head.bbox_head.in_channels': 16,
-            'model.roi_head.bbox_head.fc_out_channels': 128, 'model.roi_head.bbox_head.num_classes': 1})
+        cfg.merge_from_dict(
+            {
+                'model.backbone': SLIM_RESNET,
+                'model.neck.in_channels': [8, 16, 32, 64],
+                'model.neck.out_channels': 16,
+                'model.rpn_head.in_channels': 16,
+                'model.rpn_head.feat_channels': 16,
+                'model.roi_head.bbox_roi_extractor.out_channels': 16,
+                'model.roi_head.bbox_head.in_channels': 16,
+                'model.roi_head.bbox_head.fc_out_channels': 128,
+                'model.roi_head.bbox_head.num_classes': 1,
+            }
+        )
     return cfg
 
 
@@ -212,8 +223,9 @@ def resume_alone(folder, target):
     for kind in ('whole', 'shared'):
         forget_runs()
         hook = toy_hook(shard=kind == 'shared', **SEVERAL)
-        toy_runner(target / f'toy_{kind}', hook=hook, load_from=str(folder / f'toy_{kind}' / 'epoch_1.pth'),
-                   resume=True).train()
+        toy_runner(
+            target / f'toy_{kind}', hook=hook, load_from=str(folder / f'toy_{kind}' / 'epoch_1.pth'), resume=True
+        ).train()
 
 
 def assert_same_file(folder, run, name):
@@ -228,12 +240,15 @@ def assert_same_file(folder, run, name):
 
 def assert_same_log(folder, run):
     """Compares what a run has logged with what the same run has whose averages are shared out; sums may differ."""
-    whole, shared = (list(map(json.loads, next(folder.glob(f'{run}_{kind}/*/vis_data/scalars.json')).read_text()
-                              .splitlines())) for kind in ('whole', 'shared'))
+    whole, shared = (
+        list(map(json.loads, next(folder.glob(f'{run}_{kind}/*/vis_data/scalars.json')).read_text().splitlines()))
+        for kind in ('whole', 'shared')
+    )
     for line, other in zip(whole, shared, strict=True):
         times = {'time', 'data_time', 'memory'}
         assert {key: value for key, value in line.items() if key not in times} == pytest.approx(
-            {key: value for key, value in other.items() if key not in times}, rel=1e-5, nan_ok=True)
+            {key: value for key, value in other.items() if key not in times}, rel=1e-5, nan_ok=True
+        )
     assert any(line.get('ema_short_drift', 0) > 0 for line in shared + whole)
 
 
@@ -258,9 +273,11 @@ def test_logs_are_those_of_whole_averages(trained):
 
 
 def test_what_cannot_be_shared_out_is_refused_by_all(trained):
-    for name, said in dict(alone='processes that train one model under MMDistributedDataParallel, but it is in a Toy',
-                           ignored='equal weights in all processes, but DistributedDataParallel is told to ignore out',
-                           other="no option shard (ema_type='mmyolo_ema.ExpMomentumEMA' has it)").items():
+    for name, said in dict(
+        alone='processes that train one model under MMDistributedDataParallel, but it is in a Toy',
+        ignored='equal weights in all processes, but DistributedDataParallel is told to ignore out',
+        other="no option shard (ema_type='mmyolo_ema.ExpMomentumEMA' has it)",
+    ).items():
         one, other = ((trained(2) / f'{name}_{rank}.txt').read_text() for rank in range(2))
         assert said in one, one
         assert one.split(' in <')[0] == other.split(' in <')[0]

@@ -47,11 +47,14 @@ def snapshots(folder):
     return {path.name: torch.load(path, weights_only=True) for path in sorted((folder / 'snapshots').glob('*.pth'))}
 
 
-@pytest.mark.parametrize(('interval', 'names'), [
-    (5, ['update_00000005.pth', 'update_00000010.pth', 'update_00000012.pth']),
-    ('1epoch', ['update_00000006.pth', 'update_00000012.pth']),
-    ('25%', [f'update_{updates:08d}.pth' for updates in (3, 6, 9, 12)]),
-])
+@pytest.mark.parametrize(
+    ('interval', 'names'),
+    [
+        (5, ['update_00000005.pth', 'update_00000010.pth', 'update_00000012.pth']),
+        ('1epoch', ['update_00000006.pth', 'update_00000012.pth']),
+        ('25%', [f'update_{updates:08d}.pth' for updates in (3, 6, 9, 12)]),
+    ],
+)
 def test_snapshots_come_at_their_updates_and_at_the_end(run, tmp_path, interval, names):
     run(interval=interval).train()
     assert list(snapshots(tmp_path / 'run')) == names
@@ -67,7 +70,9 @@ def test_snapshot_is_the_average_and_nothing_else(run, tmp_path, kind):
     meta = found['meta']
     buffers = ['norm.running_mean', 'norm.running_var', 'norm.num_batches_tracked']
     assert (meta['iter'], meta['mmyolo_ema']) == (
-        12, dict(whole['meta'].get('mmyolo_ema', {}), updates_per_epoch=6, weights='ema', updates=12, buffers=buffers))
+        12,
+        dict(whole['meta'].get('mmyolo_ema', {}), updates_per_epoch=6, weights='ema', updates=12, buffers=buffers),
+    )
 
 
 def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
@@ -79,7 +84,7 @@ def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
     stored = read_run(tmp_path / 'run')
     assert (stored.schedule, stored.second) == (Ramp(0.1, 2), Ramp(0.2, 2))
     exact = stored.average(5)
-    (file, kind), = (source for source, value in zip(stored.sources, exact.worst.coefficients) if value)
+    ((file, kind),) = (source for source, value in zip(stored.sources, exact.worst.coefficients) if value)
     assert (file.updates, kind, exact.error) == (12, 'second', 0)
 
 
@@ -87,8 +92,9 @@ def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
 def test_snapshot_holds_all_averages_as_a_checkpoint_does(run, tmp_path, options):
     runner = run(average=toy_hook(averages=AVERAGES), interval=4, **options)
     runner.train()
-    slim, complete = (checkpoint.read(tmp_path / 'run' / name) for name in (
-        'snapshots/update_00000012.pth', 'epoch_2.pth'))
+    slim, complete = (
+        checkpoint.read(tmp_path / 'run' / name) for name in ('snapshots/update_00000012.pth', 'epoch_2.pth')
+    )
     names = [*AVERAGES, *(['second'] if options else [])]
     assert list(slim['ema_averages']) == list(average_of(runner).averages) == names
     for name in names:
@@ -97,7 +103,7 @@ def test_snapshot_holds_all_averages_as_a_checkpoint_does(run, tmp_path, options
     stored = read_run(tmp_path / 'run')
     assert {kind: file.updates for file, kind in stored.sources} == dict.fromkeys(['ema', 'raw', *names], 12)
     for name, schedule in stored.further.items():
-        made, = build([stored.average(Target(name, schedule))])
+        (made,) = build([stored.average(Target(name, schedule))])
         assert_equal(made, dict(checkpoint.weights_of(complete, name)))
     alone = stored._replace(files=[file._replace(kinds=('ema',)) for file in stored.files if 'ema' in file.kinds])
     assert stored.average(4).error < 0.1 * alone.average(4).error
@@ -110,8 +116,10 @@ def test_snapshot_of_a_model_that_stores_a_part_of_itself_tells_the_updates(run,
 
 
 def test_snapshots_of_accumulated_steps_count_steps(run, tmp_path):
-    run(interval='1epoch', toy_options=dict(optim_wrapper=dict(
-        optimizer=dict(type='SGD', lr=0.1), accumulative_counts=3))).train()
+    run(
+        interval='1epoch',
+        toy_options=dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=3)),
+    ).train()
     assert list(snapshots(tmp_path / 'run')) == ['update_00000002.pth', 'update_00000004.pth']
 
 
@@ -149,7 +157,6 @@ def test_run_that_is_taken_back_writes_the_same_again(run, tmp_path):
 
 @MODELS.register_module(force=True)
 class DoubleToy(MODELS.get('Toy')):
-
     def __init__(self):
         super().__init__()
         self.double()
@@ -184,26 +191,44 @@ def test_full_disk_ends_no_training(run, messages, tmp_path, monkeypatch):
     assert (tmp_path / 'run' / 'epoch_2.pth').is_file()
 
 
-@pytest.mark.parametrize(('average', 'options', 'said'), [
-    (dict(type='mmyolo_ema.RawWeightsHook'), {}, 'but custom_hooks has 1 and 0 of them'),
-    (None, dict(interval='often'), "but got 'often'"),
-    (None, dict(interval=0), "but got '0'"),
-    (None, dict(second_horizon=1), 'second_horizon=1 is 1 updates'),
-    (dict(type='mmyolo_ema.EMAHook', ema_type='StochasticWeightAverage'), dict(second_horizon=4),
-     'it needs one with a momentum'),
-    (None, dict(second_horizon=10), 'second_horizon=10 is 10 updates'),
-    (None, dict(second_horizon='much'), "second_horizon='much' of the SnapshotHook"),
-    (toy_hook(averages=dict(second=AVERAGES['short'])), dict(second_horizon=4), "has an average called 'second' too"),
-    (dict(toy_hook(), type='mmengine.EMAHook'), dict(second_horizon=4), "MMEngine's EMAHook does not keep: take type="),
-])
+@pytest.mark.parametrize(
+    ('average', 'options', 'said'),
+    [
+        (dict(type='mmyolo_ema.RawWeightsHook'), {}, 'but custom_hooks has 1 and 0 of them'),
+        (None, dict(interval='often'), "but got 'often'"),
+        (None, dict(interval=0), "but got '0'"),
+        (None, dict(second_horizon=1), 'second_horizon=1 is 1 updates'),
+        (
+            dict(type='mmyolo_ema.EMAHook', ema_type='StochasticWeightAverage'),
+            dict(second_horizon=4),
+            'it needs one with a momentum',
+        ),
+        (None, dict(second_horizon=10), 'second_horizon=10 is 10 updates'),
+        (None, dict(second_horizon='much'), "second_horizon='much' of the SnapshotHook"),
+        (
+            toy_hook(averages=dict(second=AVERAGES['short'])),
+            dict(second_horizon=4),
+            "has an average called 'second' too",
+        ),
+        (
+            dict(toy_hook(), type='mmengine.EMAHook'),
+            dict(second_horizon=4),
+            "MMEngine's EMAHook does not keep: take type=",
+        ),
+    ],
+)
 def test_what_cannot_work_is_refused_at_the_start(run, average, options, said):
     with pytest.raises(ValueError, match=said):
         run(average=average, **options).train()
 
 
-@pytest.mark.parametrize(('more', 'said'), [
-    (dict(type='mmyolo_ema.SnapshotHook'), 'but custom_hooks has 2 and 1 of them'),
-    (None, 'must come after the EMAHook, but its priority is VERY_HIGH')])
+@pytest.mark.parametrize(
+    ('more', 'said'),
+    [
+        (dict(type='mmyolo_ema.SnapshotHook'), 'but custom_hooks has 2 and 1 of them'),
+        (None, 'must come after the EMAHook, but its priority is VERY_HIGH'),
+    ],
+)
 def test_hooks_that_do_not_go_together_are_refused(toy, more, said):
     own = dict(type='mmyolo_ema.SnapshotHook', **({} if more else dict(priority='VERY_HIGH')))
     with pytest.raises(ValueError, match=said):
@@ -234,14 +259,27 @@ def test_snapshots_of_another_run_are_not_mixed_in(run):
         run().train()
 
 
-@pytest.mark.parametrize(('before', 'said', 'schedule'), [
-    ({}, "; the average 'second' is new and starts as a copy of it", Segmented(((0, Ramp(0.1, 2)), (6, Ramp(0.2, 2))))),
-    (dict(second_horizon=4), "; the average 'second': its schedule was Ramp(momentum=0.25, gamma=2, interval=1) and is "
-     'Ramp(momentum=0.2, gamma=2, interval=1) from here on', Segmented(((0, Ramp(0.25, 2)), (6, Ramp(0.2, 2)))))])
+@pytest.mark.parametrize(
+    ('before', 'said', 'schedule'),
+    [
+        (
+            {},
+            "; the average 'second' is new and starts as a copy of it",
+            Segmented(((0, Ramp(0.1, 2)), (6, Ramp(0.2, 2)))),
+        ),
+        (
+            dict(second_horizon=4),
+            "; the average 'second': its schedule was Ramp(momentum=0.25, gamma=2, interval=1) and is "
+            'Ramp(momentum=0.2, gamma=2, interval=1) from here on',
+            Segmented(((0, Ramp(0.25, 2)), (6, Ramp(0.2, 2)))),
+        ),
+    ],
+)
 def test_run_that_resumes_with_another_second_horizon_says_so(run, tmp_path, messages, before, said, schedule):
     run('before', **before).train()
-    run('after', second_horizon=5, toy_options=dict(
-        resume=True, load_from=str(tmp_path / 'before' / 'epoch_1.pth'))).train()
+    run(
+        'after', second_horizon=5, toy_options=dict(resume=True, load_from=str(tmp_path / 'before' / 'epoch_1.pth'))
+    ).train()
     assert f'EMA: resumed at update 6{said}' in map(str, messages)
     assert read_run(tmp_path / 'after').second == schedule
 

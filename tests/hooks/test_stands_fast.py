@@ -53,8 +53,9 @@ def assert_usual(runner, hook, updates=4):
 
 @pytest.mark.slow
 def test_average_is_kept_beside_clipped_gradients_and_efficient_conv_bn_eval(one_epoch):
-    assert_usual(*trained_run(one_epoch(efficient_conv_bn_eval=['backbone'], **{
-        'optim_wrapper.clip_grad': dict(max_norm=35)})))
+    assert_usual(
+        *trained_run(one_epoch(efficient_conv_bn_eval=['backbone'], **{'optim_wrapper.clip_grad': dict(max_norm=35)}))
+    )
 
 
 @pytest.mark.slow
@@ -98,8 +99,10 @@ def test_average_is_kept_of_a_wrapped_model(one_epoch, process_group, monkeypatc
 @pytest.mark.parametrize('first', [True, False], ids=['first', 'last'])
 def test_order_in_the_config_does_not_matter(one_epoch, first):
     cfg = one_epoch()
-    others = [dict(type='SyncNormHook', priority=48),
-              dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP_origin', patience=5)]
+    others = [
+        dict(type='SyncNormHook', priority=48),
+        dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP_origin', patience=5),
+    ]
     cfg.custom_hooks = [*others, *cfg.custom_hooks] if first else [*cfg.custom_hooks, *others]
     assert_usual(*trained_run(cfg))
 

@@ -14,8 +14,11 @@ from tests.hooks.toy import average_of, toy_hook
 
 
 def said(messages):
-    return [str(message) for message in messages if str(message).startswith('EMA: ') and 'drawn' not in str(message)
-            and 'do not suit' not in str(message)]
+    return [
+        str(message)
+        for message in messages
+        if str(message).startswith('EMA: ') and 'drawn' not in str(message) and 'do not suit' not in str(message)
+    ]
 
 
 @pytest.fixture
@@ -40,15 +43,16 @@ def test_resumed_run_says_at_which_update(toy, file, messages):
 def test_run_from_a_file_with_an_average_says_that_the_ramp_starts_again(toy, file, messages):
     runner = toy(load_from=str(file))
     runner.train()
-    assert said(messages) == ['EMA: starts anew from the averaged weights of 12 updates in the file; its ramp starts '
-                              'again. To go on with that average, resume the run']
+    assert said(messages) == [
+        'EMA: starts anew from the averaged weights of 12 updates in the file; its ramp starts '
+        'again. To go on with that average, resume the run'
+    ]
     assert average_of(runner).ema_model.steps == 12
 
 
 @pytest.mark.parametrize('resume', [True, False])
 def test_run_from_a_file_without_an_average_says_so(toy, file, messages, resume):
-    runner = toy(load_from=without(file, 'ema_state_dict'), resume=resume,
-                 train_cfg=dict(by_epoch=True, max_epochs=3))
+    runner = toy(load_from=without(file, 'ema_state_dict'), resume=resume, train_cfg=dict(by_epoch=True, max_epochs=3))
     runner.train()
     assert said(messages) == ['EMA: starts from a file without EMA, from its weights']
 
@@ -69,9 +73,11 @@ def other_classes(trained, demo_config):
     no_validation = dict.fromkeys(('val_dataloader', 'val_cfg', 'val_evaluator'))
 
     def make(**options):
-        return demo_config('fine-tune', load_from=str(trained), **{
-            'model.bbox_head.num_classes': 3, 'train_cfg.max_epochs': 1, **no_validation, **options
-        })
+        return demo_config(
+            'fine-tune',
+            load_from=str(trained),
+            **{'model.bbox_head.num_classes': 3, 'train_cfg.max_epochs': 1, **no_validation, **options},
+        )
 
     return make
 
@@ -210,11 +216,14 @@ def test_names_that_the_model_understands_when_it_loads_resume(toy, tmp_path, me
     path = tmp_path / 'run' / 'epoch_1.pth'
     content = checkpoint.read(path)
     averaged, raw = content['state_dict'], checkpoint.raw_weights(content)
-    older = {part: type(content[part])((name.replace('head.', 'b.'), value) for name, value in content[part].items())
-             for part in ('state_dict', 'ema_state_dict')}
+    older = {
+        part: type(content[part])((name.replace('head.', 'b.'), value) for name, value in content[part].items())
+        for part in ('state_dict', 'ema_state_dict')
+    }
     torch.save(dict(content, **older), path)
-    resumed = toy('resumed', model=Renaming(), load_from=str(path), resume=True,
-                  train_cfg=dict(by_epoch=True, max_epochs=1))
+    resumed = toy(
+        'resumed', model=Renaming(), load_from=str(path), resume=True, train_cfg=dict(by_epoch=True, max_epochs=1)
+    )
     resumed.train()
     assert said(messages) == ['EMA: resumed at update 6']
     for module, weights in ((average_of(resumed).ema_model.module, averaged), (resumed.model, raw)):
@@ -229,7 +238,8 @@ def test_counts_of_batches_may_be_missing(toy, file, messages):
     torch.save(content, file)
     runner = toy(hook=toy_hook(strict_load=True), load_from=str(file), resume=True)
     runner.train()
-    assert said(messages) == ['EMA: resumed at update 12; the file lacks 1 num_batches_tracked of BatchNorm, and does '
-                              'without']
+    assert said(messages) == [
+        'EMA: resumed at update 12; the file lacks 1 num_batches_tracked of BatchNorm, and does without'
+    ]
     for name, value in content['state_dict'].items():
         assert torch.equal(average_of(runner).ema_model.module.state_dict()[name], value)

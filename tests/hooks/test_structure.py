@@ -31,7 +31,6 @@ class Deployable(Toy):
 
 
 class Deploy(Hook):
-
     def __init__(self, points=('before_test_epoch',), priority='NORMAL'):
         self.priority = priority
         for point in points:
@@ -49,11 +48,15 @@ def deployable(toy):
     return make
 
 
-@pytest.mark.parametrize('hook', [
-    pytest.param('mmyolo_ema.EMAHook', id='ours'),
-    pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(
-        RuntimeError, 'match the broadcast shape')),
-])
+@pytest.mark.parametrize(
+    'hook',
+    [
+        pytest.param('mmyolo_ema.EMAHook', id='ours'),
+        pytest.param(
+            'mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(RuntimeError, 'match the broadcast shape')
+        ),
+    ],
+)
 def test_raw_model_is_back_after_a_test_that_fused_it(deployable, hook, tmp_path):
     runner = deployable(hook=dict(toy_hook(), type=hook))
     runner.train()
@@ -73,7 +76,7 @@ def test_raw_model_is_back_after_a_test_that_fused_it(deployable, hook, tmp_path
 
 
 def test_training_goes_on_after_validations_that_fuse_the_model(toy, tmp_path):
-    for name, points in (('whole', ()), ('fused', ('before_val_epoch', ))):
+    for name, points in (('whole', ()), ('fused', ('before_val_epoch',))):
         runner = toy(name, hook=toy_hook(evaluate_on_origin=True), model=dict(type='Deployable'))
         runner.register_hook(Deploy(points))
         runner.train()

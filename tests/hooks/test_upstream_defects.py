@@ -23,10 +23,14 @@ def hook(request):
 
 def fails_upstream(error, text):
     """Runs a test with our hook, and with MMEngine's, where it must fail with an error of that text."""
-    return pytest.mark.parametrize('hook', [
-        pytest.param('mmyolo_ema.EMAHook', id='ours'),
-        pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(error, text))
-    ], indirect=True)
+    return pytest.mark.parametrize(
+        'hook',
+        [
+            pytest.param('mmyolo_ema.EMAHook', id='ours'),
+            pytest.param('mmengine.EMAHook', id='mmengine', marks=pytest.mark.defect(error, text)),
+        ],
+        indirect=True,
+    )
 
 
 @fails_upstream(AssertionError, r'assert tensor\(12\) == 3')
@@ -49,7 +53,6 @@ def test_interrupted_validation_leaves_the_raw_weights(toy, hook, update_buffers
     before = {}
 
     class Remember(Hook):
-
         def before_val(self, runner):
             before.update(raw=copy_of(runner.model), averaged=copy_of(average_of(runner).ema_model.module))
 
@@ -70,7 +73,6 @@ def test_nothing_is_copied_before_the_start(toy, hook):
     seen = []
 
     class Remember(Hook):
-
         def before_train(self, runner):
             seen.append(copy_of(average_of(runner).ema_model.module))
 
@@ -89,7 +91,6 @@ def test_saved_weights_share_no_memory_with_the_live_ones(toy, hook):
     addresses = []
 
     class Look(Hook):
-
         priority = 'LOWEST'
 
         def before_save_checkpoint(self, runner, checkpoint):
@@ -110,8 +111,7 @@ def test_resumed_file_may_lack_a_tensor(toy, hook, tmp_path):
     content = torch.load(path, weights_only=False)
     del content['state_dict']['out.bias']
     torch.save(content, path)
-    runner = toy('resumed', hook=hook, load_from=str(path), resume=True,
-                 train_cfg=dict(by_epoch=True, max_epochs=3))
+    runner = toy('resumed', hook=hook, load_from=str(path), resume=True, train_cfg=dict(by_epoch=True, max_epochs=3))
     runner.train()
     assert average_of(runner).ema_model.steps == 18
 
@@ -195,7 +195,6 @@ def test_runner_that_a_hook_resumes_has_the_raw_weights(toy, hook):
     seen = []
 
     class GoBack(Hook):
-
         def before_train_epoch(self, runner):
             if runner.epoch == 1 and not seen:
                 runner.resume(f'{runner.work_dir}/epoch_1.pth')

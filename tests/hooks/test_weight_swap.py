@@ -58,8 +58,10 @@ def test_average_on_another_device_is_lent(net, averaged, model_on, average_on):
     swap = WeightSwap(averaged, net)
     swap.swap_in()
     assert net.linear.weight.device.type == model_on
-    assert_same({name: value.cpu() for name, value in state_of(net).items()},
-                {name: value.cpu() for name, value in average.items()})
+    assert_same(
+        {name: value.cpu() for name, value in state_of(net).items()},
+        {name: value.cpu() for name, value in average.items()},
+    )
     swap.swap_out()
     assert_same(state_of(net), raw)
 
@@ -104,7 +106,7 @@ def test_tensors_that_are_replaced_meanwhile_come_back(net, averaged):
     raw, weight = state_of(net), net.linear.weight
     swap = WeightSwap(averaged, net)
     swap.swap_in()
-    net.norm.running_mean = torch.full((4,), 7.)
+    net.norm.running_mean = torch.full((4,), 7.0)
     net.linear.weight = nn.Parameter(net.linear.weight.detach().clone())
     swap.swap_out()
     assert_same(state_of(net), raw)
@@ -128,12 +130,12 @@ def test_buffer_that_grows_meanwhile_is_the_models(net, averaged, lent_length):
     swap = WeightSwap(averaged, net)
     swap.swap_in()
     assert net.cache.shape == (2,)
-    net.cache = torch.arange(4.)
+    net.cache = torch.arange(4.0)
     with swap.paused():
-        assert torch.equal(net.cache, torch.arange(4.))
-    assert torch.equal(net.cache, torch.arange(4.))
+        assert torch.equal(net.cache, torch.arange(4.0))
+    assert torch.equal(net.cache, torch.arange(4.0))
     swap.swap_out()
-    assert torch.equal(net.cache, torch.arange(4.))
+    assert torch.equal(net.cache, torch.arange(4.0))
     assert averaged.cache.shape == (lent_length,)
 
 

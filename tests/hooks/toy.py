@@ -76,13 +76,24 @@ class Overflow(Hook):
 
 
 def loader(length, batch_size=4, seed=0):
-    return dict(dataset=Numbers(length, seed), batch_size=batch_size, num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False))
+    return dict(
+        dataset=Numbers(length, seed),
+        batch_size=batch_size,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
 
 
 def toy_hook(**options):
-    return dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=2,
-                update_buffers=True, priority=49, **options)
+    return dict(
+        type='mmyolo_ema.EMAHook',
+        ema_type='mmyolo_ema.ExpMomentumEMA',
+        momentum=0.1,
+        gamma=2,
+        update_buffers=True,
+        priority=49,
+        **options,
+    )
 
 
 def toy_runner(work_dir, hook=None, optim_wrapper=None, by_epoch=True, kind=Runner, **options):
@@ -96,8 +107,9 @@ def toy_runner(work_dir, hook=None, optim_wrapper=None, by_epoch=True, kind=Runn
         test_dataloader=loader(8, seed=1),
         val_evaluator=dict(type='Mean'),
         test_evaluator=dict(type='Mean'),
-        train_cfg=dict(by_epoch=True, max_epochs=2) if by_epoch else dict(
-            by_epoch=False, max_iters=2 * ITERATIONS, val_interval=ITERATIONS),
+        train_cfg=dict(by_epoch=True, max_epochs=2)
+        if by_epoch
+        else dict(by_epoch=False, max_iters=2 * ITERATIONS, val_interval=ITERATIONS),
         val_cfg=dict(),
         test_cfg=dict(),
         optim_wrapper=dict(dict(optimizer=dict(type='SGD', lr=0.1)), **(optim_wrapper or {})),

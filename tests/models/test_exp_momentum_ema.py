@@ -57,8 +57,9 @@ def test_equals_the_loop_over_lerp_bit_for_bit(detector):
     expected = deepcopy(detector)
     for step in range(4):
         averaged.update_parameters(change(detector))
-        for mine, source in zip(chain(expected.parameters(), expected.buffers()),
-                                chain(detector.parameters(), detector.buffers())):
+        for mine, source in zip(
+            chain(expected.parameters(), expected.buffers()), chain(detector.parameters(), detector.buffers())
+        ):
             if step == 0 or not source.is_floating_point():
                 mine.data.copy_(source)
             else:
@@ -139,7 +140,6 @@ def test_compiled_average_can_be_pickled(net):
 def test_attributes_made_up_by_the_model_are_not_shared():
 
     class MadeUp(nn.Linear):
-
         def __getattr__(self, name):
             return self if name == 'process_group' else super().__getattr__(name)
 
@@ -164,21 +164,24 @@ def test_training_continues_through_an_update(net):
     assert net.linear.weight.grad is not None
 
 
-@pytest.mark.parametrize(('options', 'error', 'message'), [
-    (dict(momentum=0.0), AssertionError, r'momentum must be in range \(0.0, 1.0\)but got 0.0'),
-    (dict(momentum=1), AssertionError, 'but got 1'),
-    (dict(momentum=float('nan')), AssertionError, 'but got nan'),
-    (dict(decay=0.9998), TypeError, "argument 'decay'; momentum is 1 - decay: write momentum=0.0002"),
-    (dict(gama=25), TypeError, "unexpected keyword argument 'gama'; it takes model, momentum, gamma, "),
-    (dict(momentum='0.1'), TypeError, "momentum must be a number, but got '0.1'"),
-    (dict(gamma=0), AssertionError, 'gamma must be greater than 0, but got 0'),
-    (dict(gamma=-1), AssertionError, 'gamma must be greater than 0, but got -1'),
-    (dict(gamma=float('inf')), ValueError, 'gamma must be finite, but got inf'),
-    (dict(gamma=None), TypeError, 'gamma must be a number, but got None'),
-    (dict(interval=0), ValueError, 'interval must be at least 1, but got 0'),
-    (dict(interval=1.5), TypeError, 'interval must be an integer, but got 1.5'),
-    (dict(update_buffers='False'), TypeError, "update_buffers must be True or False, but got 'False'"),
-])
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(momentum=0.0), AssertionError, r'momentum must be in range \(0.0, 1.0\)but got 0.0'),
+        (dict(momentum=1), AssertionError, 'but got 1'),
+        (dict(momentum=float('nan')), AssertionError, 'but got nan'),
+        (dict(decay=0.9998), TypeError, "argument 'decay'; momentum is 1 - decay: write momentum=0.0002"),
+        (dict(gama=25), TypeError, "unexpected keyword argument 'gama'; it takes model, momentum, gamma, "),
+        (dict(momentum='0.1'), TypeError, "momentum must be a number, but got '0.1'"),
+        (dict(gamma=0), AssertionError, 'gamma must be greater than 0, but got 0'),
+        (dict(gamma=-1), AssertionError, 'gamma must be greater than 0, but got -1'),
+        (dict(gamma=float('inf')), ValueError, 'gamma must be finite, but got inf'),
+        (dict(gamma=None), TypeError, 'gamma must be a number, but got None'),
+        (dict(interval=0), ValueError, 'interval must be at least 1, but got 0'),
+        (dict(interval=1.5), TypeError, 'interval must be an integer, but got 1.5'),
+        (dict(update_buffers='False'), TypeError, "update_buffers must be True or False, but got 'False'"),
+    ],
+)
 def test_wrong_argument_raises_with_its_value(net, options, error, message):
     with pytest.raises(error, match=message):
         ExpMomentumEMA(net, **options)

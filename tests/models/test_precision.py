@@ -123,12 +123,15 @@ def test_weights_in_full_precision_are_left_as_they_are(net):
     assert averaged.module.linear.weight.dtype == torch.float64
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(dtype='bfloat16'), "dtype must be one of 'float32', 'float64', but got 'bfloat16'"),
-    (dict(dtype=32), "dtype must be one of 'float32', 'float64', but got 32"),
-    (dict(dtype='float32', save_dtype='int8'), "save_dtype must be one of 'float16', .* but got 'int8'"),
-    (dict(save_dtype='float32'), "save_dtype='float32' is for an average that is kept in another dtype"),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(dtype='bfloat16'), "dtype must be one of 'float32', 'float64', but got 'bfloat16'"),
+        (dict(dtype=32), "dtype must be one of 'float32', 'float64', but got 32"),
+        (dict(dtype='float32', save_dtype='int8'), "save_dtype must be one of 'float16', .* but got 'int8'"),
+        (dict(save_dtype='float32'), "save_dtype='float32' is for an average that is kept in another dtype"),
+    ],
+)
 def test_wrong_dtype_is_refused_with_its_value(net, options, message):
     with pytest.raises(ValueError, match=message):
         ExpMomentumEMA(net, **options)

@@ -55,18 +55,24 @@ def test_filter_is_part_of_a_copy(net, copied):
     assert not torch.equal(averaged.module.linear.weight, net.linear.weight)
 
 
-@pytest.mark.parametrize(('options', 'error', 'message'), [
-    (dict(exclude=['^liner']), ValueError,
-     r"exclude=\['\^liner'\]: '\^liner' matches no tensor of the model: did you mean linear"),
-    (dict(include=['linear', 'nrom.weight']), ValueError, "'nrom.weight' matches no .* did you mean norm.weight"),
-    (dict(exclude=['wieght$']), ValueError, r"'wieght\$' matches no tensor of the model: did you mean weight"),
-    (dict(exclude=['zzz']), ValueError, "'zzz' matches no tensor of the model$"),
-    (dict(exclude=['(']), ValueError, r"exclude: '\(' is no regular expression: missing \)"),
-    (dict(exclude='^teacher'), TypeError, r"exclude must be a list of regular expressions, .* but got '\^teacher'"),
-    (dict(include=[1]), TypeError, r'include must be a list of regular expressions, .* but got \[1\]'),
-    (dict(include=[]), ValueError, r'include=\(\) and exclude=\(\) leave no parameter to average'),
-    (dict(exclude=['weight', 'bias']), ValueError, 'leave no parameter to average'),
-])
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (
+            dict(exclude=['^liner']),
+            ValueError,
+            r"exclude=\['\^liner'\]: '\^liner' matches no tensor of the model: did you mean linear",
+        ),
+        (dict(include=['linear', 'nrom.weight']), ValueError, "'nrom.weight' matches no .* did you mean norm.weight"),
+        (dict(exclude=['wieght$']), ValueError, r"'wieght\$' matches no tensor of the model: did you mean weight"),
+        (dict(exclude=['zzz']), ValueError, "'zzz' matches no tensor of the model$"),
+        (dict(exclude=['(']), ValueError, r"exclude: '\(' is no regular expression: missing \)"),
+        (dict(exclude='^teacher'), TypeError, r"exclude must be a list of regular expressions, .* but got '\^teacher'"),
+        (dict(include=[1]), TypeError, r'include must be a list of regular expressions, .* but got \[1\]'),
+        (dict(include=[]), ValueError, r'include=\(\) and exclude=\(\) leave no parameter to average'),
+        (dict(exclude=['weight', 'bias']), ValueError, 'leave no parameter to average'),
+    ],
+)
 def test_wrong_filter_is_refused_with_its_value(net, options, error, message):
     with pytest.raises(error, match=message):
         ExpMomentumEMA(net, **options)

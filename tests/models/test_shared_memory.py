@@ -67,8 +67,11 @@ def test_average_of_a_detector_with_a_frozen_backbone_takes_what_its_trained_wei
     averaged = ExpMomentumEMA(model)
     averaged.update_parameters(model)
     models = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    own = sum(parameter.nbytes for parameter in averaged.module.parameters()
-              if parameter.untyped_storage().data_ptr() not in models)
+    own = sum(
+        parameter.nbytes
+        for parameter in averaged.module.parameters()
+        if parameter.untyped_storage().data_ptr() not in models
+    )
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     assert 0 < own <= trained < sum(parameter.nbytes for parameter in model.parameters())
 
@@ -112,10 +115,14 @@ def test_weight_that_is_frozen_in_mid_run_is_averaged_until_it_has_arrived(net):
     assert_same(averaged, plain)
 
 
-@pytest.mark.parametrize('write', [
-    lambda net: net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}),
-    lambda net: net.linear.weight.data.add_(1),
-], ids=['load_state_dict', 'data'])
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda net: net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}),
+        lambda net: net.linear.weight.data.add_(1),
+    ],
+    ids=['load_state_dict', 'data'],
+)
 def test_what_is_written_to_a_frozen_weight_is_followed(frozen, write):
     averaged = ExpMomentumEMA(frozen, 0.1, 2)
     averaged.update_parameters(frozen)
@@ -133,11 +140,15 @@ def test_frozen_weight_that_is_replaced_is_averaged(frozen):
     assert_same(averaged, plain)
 
 
-@pytest.mark.parametrize('moved', [
-    copy.deepcopy,
-    lambda average: pickle.loads(pickle.dumps(average)),
-    lambda average: average.double().float(),
-], ids=['deepcopy', 'pickle', 'converted'])
+@pytest.mark.parametrize(
+    'moved',
+    [
+        copy.deepcopy,
+        lambda average: pickle.loads(pickle.dumps(average)),
+        lambda average: average.double().float(),
+    ],
+    ids=['deepcopy', 'pickle', 'converted'],
+)
 def test_copy_of_an_average_has_memory_of_its_own_until_its_next_update(frozen, moved):
     averaged, plain = pair_of(frozen)
     for average in (averaged, plain):
@@ -210,6 +221,7 @@ def test_shared_names_of_a_frozen_tensor_are_one_tensor():
 
 def test_nothing_listens_to_optimizers_when_the_average_is_gone(frozen):
     from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+
     before = len(hooks)
     averaged = ExpMomentumEMA(frozen)
     averaged.update_parameters(frozen)

@@ -20,7 +20,6 @@ def plans(monkeypatch):
     made = []
 
     class Counted(exp_momentum_ema.TensorPlan):
-
         def __init__(self, *args):
             made.append(args)
             super().__init__(*args)
@@ -43,18 +42,22 @@ def test_tensors_are_looked_up_once(net, plans):
     assert len(plans) == 1
 
 
-@pytest.mark.parametrize('replace', [
-    lambda net: setattr(net, 'linear', nn.Linear(3, 4)),
-    lambda net: setattr(net.linear, 'weight', nn.Parameter(torch.rand(4, 3))),
-    lambda net: setattr(net.linear.weight, 'data', torch.rand(4, 3)),
-    lambda net: setattr(net.norm, 'running_var', torch.rand(4)),
-    lambda net: net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True),
-    lambda net: net.double(),
-    lambda net: net.to(torch.float64).to(torch.float32),
-    lambda net: net.linear.double(),
-    lambda net: net.norm.double(),
-    lambda net: setattr(net.norm.bias, 'data', net.norm.bias.data.double()),
-], ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to', 'linear', 'norm', 'one parameter'])
+@pytest.mark.parametrize(
+    'replace',
+    [
+        lambda net: setattr(net, 'linear', nn.Linear(3, 4)),
+        lambda net: setattr(net.linear, 'weight', nn.Parameter(torch.rand(4, 3))),
+        lambda net: setattr(net.linear.weight, 'data', torch.rand(4, 3)),
+        lambda net: setattr(net.norm, 'running_var', torch.rand(4)),
+        lambda net: net.load_state_dict({k: v.clone() for k, v in net.state_dict().items()}, assign=True),
+        lambda net: net.double(),
+        lambda net: net.to(torch.float64).to(torch.float32),
+        lambda net: net.linear.double(),
+        lambda net: net.norm.double(),
+        lambda net: setattr(net.norm.bias, 'data', net.norm.bias.data.double()),
+    ],
+    ids=['module', 'parameter', 'data', 'buffer', 'assign', 'double', 'to', 'linear', 'norm', 'one parameter'],
+)
 def test_replaced_tensors_are_noticed(net, replace, plans):
     averaged = copying(net)
     replace(net)
@@ -91,12 +94,16 @@ def test_child_that_calls_itself_equal_to_the_one_it_replaces_is_noticed():
     assert torch.equal(averaged.module[0].weight, model[0].weight)
 
 
-@pytest.mark.parametrize('change_shape', [
-    lambda norm: setattr(norm, 'running_mean', torch.arange(7.)),
-    lambda norm: setattr(norm.running_mean, 'data', norm.running_mean.data[:1]),  # could be broadcast
-    lambda norm: norm.running_mean.resize_(9).fill_(3),
-    lambda norm: norm.running_mean.resize_(0),
-], ids=['new', 'cut', 'grown in place', 'emptied'])
+@pytest.mark.parametrize(
+    'change_shape',
+    [
+        lambda norm: setattr(norm, 'running_mean', torch.arange(7.0)),
+        lambda norm: setattr(norm.running_mean, 'data', norm.running_mean.data[:1]),  # could be broadcast
+        lambda norm: norm.running_mean.resize_(9).fill_(3),
+        lambda norm: norm.running_mean.resize_(0),
+    ],
+    ids=['new', 'cut', 'grown in place', 'emptied'],
+)
 def test_averaged_buffer_of_another_shape_starts_anew(net, change_shape):
     averaged = ExpMomentumEMA(net, momentum=0.25, gamma=1e-3, update_buffers=True)
     averaged.update_parameters(net)
@@ -114,7 +121,7 @@ def test_empty_buffer_that_grows_in_place_is_followed(net):
     averaged = copying(net, update_buffers=True)
     net.seen.resize_(2).fill_(5)
     averaged.update_parameters(net)
-    assert torch.equal(averaged.module.seen, torch.full((2,), 5.))
+    assert torch.equal(averaged.module.seen, torch.full((2,), 5.0))
     assert averaged.module.seen.data_ptr() != net.seen.data_ptr()
 
 
@@ -164,8 +171,9 @@ def test_average_that_was_given_the_tensors_of_the_model_gets_its_own(net):
     torch.testing.assert_close(averaged.module.linear.weight, torch.full((4, 3), 1.1))
 
 
-@pytest.mark.parametrize('convert', [lambda module: module.double(), lambda module: module.linear.double()],
-                         ids=['all', 'one'])
+@pytest.mark.parametrize(
+    'convert', [lambda module: module.double(), lambda module: module.linear.double()], ids=['all', 'one']
+)
 def test_change_of_the_averaged_module_is_noticed(net, convert):
     averaged = copying(net)
     convert(averaged.module)
@@ -185,13 +193,18 @@ def test_new_buffer_in_a_module_that_had_none_is_noticed(net):
 def test_parametrisation_that_renames_tensors_is_named(net):
     averaged = copying(net)
     parametrizations.weight_norm(net.linear)
-    with pytest.raises(ValueError, match=r'Missing from the model: linear\.weight\. Unexpected in the model: '
-                       r'linear\.parametrizations\.weight\.original0'):
+    with pytest.raises(
+        ValueError,
+        match=r'Missing from the model: linear\.weight\. Unexpected in the model: '
+        r'linear\.parametrizations\.weight\.original0',
+    ):
         averaged.update_parameters(net)
 
 
-@pytest.mark.parametrize('wrap', [torch.compile, DataParallel, DistributedDataParallel,
-                                  lambda model: torch.compile(DistributedDataParallel(model))])
+@pytest.mark.parametrize(
+    'wrap',
+    [torch.compile, DataParallel, DistributedDataParallel, lambda model: torch.compile(DistributedDataParallel(model))],
+)
 def test_wrappers_are_seen_through(net, process_group, wrap):
     wrapped = wrap(net)
     averaged = ExpMomentumEMA(wrapped, update_buffers=True)
@@ -232,8 +245,9 @@ def test_model_untied_after_the_average_was_made_is_refused(case):
     assert all(torch.equal(value, before[name]) for name, value in averaged.state_dict().items())
 
 
-@pytest.mark.parametrize('view', [lambda grid: grid[:2], lambda grid: grid[2:], lambda grid: grid.view(2, 2)],
-                         ids=['start', 'end', 'all'])
+@pytest.mark.parametrize(
+    'view', [lambda grid: grid[:2], lambda grid: grid[2:], lambda grid: grid.view(2, 2)], ids=['start', 'end', 'all']
+)
 def test_views_of_one_memory_are_refused(view):
     model = nn.Module()
     model.register_buffer('grid', torch.zeros(4))
@@ -273,13 +287,17 @@ def test_tensors_tied_after_the_average_was_made():
     assert averaged.module[1].weight is averaged.module[0].weight
 
 
-@pytest.mark.parametrize('buffer', [
-    torch.zeros(3, 1).expand(3, 4),
-    torch.zeros(2, 2).to_sparse(),
-    torch.zeros(0),
-    torch.zeros(2, dtype=torch.complex64),
-    torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last),
-], ids=['expanded', 'sparse', 'empty', 'complex', 'channels_last'])
+@pytest.mark.parametrize(
+    'buffer',
+    [
+        torch.zeros(3, 1).expand(3, 4),
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(0),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    ],
+    ids=['expanded', 'sparse', 'empty', 'complex', 'channels_last'],
+)
 @pytest.mark.parametrize('persistent', [True, False])
 def test_unusual_buffers_work(buffer, persistent):
     model = nn.Linear(1, 1)
@@ -308,4 +326,4 @@ def test_complex_parameters_are_averaged():
     with torch.no_grad():
         model.weight.fill_(4 + 8j)
     averaged.update_parameters(model)
-    torch.testing.assert_close(averaged.module.weight.detach(), torch.full((2, ), 1 + 2j, dtype=torch.complex64))
+    torch.testing.assert_close(averaged.module.weight.detach(), torch.full((2,), 1 + 2j, dtype=torch.complex64))

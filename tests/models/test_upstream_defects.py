@@ -115,12 +115,12 @@ def test_reassigned_tensors_are_followed(ema_class, net, update_buffers):
     averaged = make(ema_class, net, update_buffers=update_buffers)
     before = copy.deepcopy(averaged.module)
     net.linear.weight = nn.Parameter(torch.full((4, 3), 3.0))
-    net.norm.running_mean = torch.full((4, ), 2.0)
+    net.norm.running_mean = torch.full((4,), 2.0)
     net.linear.bias.data = torch.ones(4)
     averaged.update_parameters(net)
     torch.testing.assert_close(averaged.module.linear.weight, moved(before.linear.weight, 3.0))
     torch.testing.assert_close(averaged.module.linear.bias, moved(before.linear.bias, 1.0))
-    expected = moved(before.norm.running_mean, 2.0) if update_buffers else torch.full((4, ), 2.0)
+    expected = moved(before.norm.running_mean, 2.0) if update_buffers else torch.full((4,), 2.0)
     torch.testing.assert_close(averaged.module.norm.running_mean, expected)
 
 
@@ -131,8 +131,9 @@ def test_model_in_another_dtype_is_followed(ema_class, net):
     averaged.update_parameters(change(net.double()))
     assert averaged.module.linear.weight.dtype == torch.float32
     torch.testing.assert_close(averaged.module.linear.weight, moved(before, net.linear.weight.float()))
-    torch.testing.assert_close(averaged.module.norm.running_var.double(), moved(1.0, net.norm.running_var), rtol=0,
-                               atol=1e-6)
+    torch.testing.assert_close(
+        averaged.module.norm.running_var.double(), moved(1.0, net.norm.running_var), rtol=0, atol=1e-6
+    )
 
 
 def unpickled(averaged):
@@ -165,7 +166,7 @@ def test_copy_of_an_average_is_independent(ema_class, net, duplicate):
 
 @fails_with_lerp(AssertionError, r'\(tensor\(\[0\., nan\]\), tensor\(\[0\., -inf\]\)\)')
 def test_mask_with_infinities_is_copied(ema_class, net):
-    net.register_buffer('mask', torch.tensor([0., -float('inf')]))
+    net.register_buffer('mask', torch.tensor([0.0, -float('inf')]))
     averaged = make(ema_class, net, update_buffers=True)
     averaged.update_parameters(net)
     assert torch.equal(averaged.module.mask, net.mask)
@@ -186,14 +187,14 @@ def test_buffers_outside_the_checkpoint_are_copied_at_each_update(ema_class, net
     assert torch.equal(averaged.module.cache, net.cache)
 
 
-@fails_upstream((AssertionError, RuntimeError), r"equal .*\(tensor\(\[0\.\]\), |match the broadcast shape \[5\]")
+@fails_upstream((AssertionError, RuntimeError), r'equal .*\(tensor\(\[0\.\]\), |match the broadcast shape \[5\]')
 @pytest.mark.parametrize('persistent', [True, False])
 @pytest.mark.parametrize('update_buffers', [True, False])
 def test_buffer_that_changes_its_shape_is_followed(ema_class, net, persistent, update_buffers):
     net.register_buffer('table', torch.zeros(1), persistent=persistent)
     averaged = make(ema_class, net, update_buffers=update_buffers)
     before = averaged.module.linear.weight.clone()
-    net.register_buffer('table', torch.arange(5.), persistent=persistent)
+    net.register_buffer('table', torch.arange(5.0), persistent=persistent)
     change(net)
     averaged.update_parameters(net)
     assert torch.equal(averaged.module.table, net.table)
@@ -354,7 +355,6 @@ def test_momentum_is_computed_once_a_step(ema_class, net, monkeypatch):
     from mmyolo_ema.schedules import Ramp
 
     class Math:
-
         @staticmethod
         def exp(value):
             calls.append(value)
@@ -386,4 +386,4 @@ def test_sync_batch_norm_with_a_process_group_can_be_averaged(ema_class, process
     nn.init.constant_(model[1].weight, 3)
     averaged.update_parameters(model)
     assert averaged.module[1].process_group is process_group
-    torch.testing.assert_close(averaged.module[1].weight, torch.full((2, ), 1.2))
+    torch.testing.assert_close(averaged.module[1].weight, torch.full((2,), 1.2))

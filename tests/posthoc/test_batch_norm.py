@@ -45,9 +45,19 @@ def test_statistics_are_those_of_a_training_that_learns_nothing(demo_config, wei
     # Such a BatchNorm takes the mean over all batches of a training, whose order is that of the seed too.
     start = {name: torch.zeros_like(value) if 'num_batches' in name else value for name, value in weights.items()}
     torch.save(dict(state_dict=start), tmp_path / 'start.pth')
-    runner = Runner.from_cfg(demo_config('truth', **options, **with_norm(type='BN', momentum=None), **{
-        'load_from': str(tmp_path / 'start.pth'), 'train_cfg.max_epochs': 1, 'custom_hooks': [],
-        'optim_wrapper.optimizer.lr': 0.0}))
+    runner = Runner.from_cfg(
+        demo_config(
+            'truth',
+            **options,
+            **with_norm(type='BN', momentum=None),
+            **{
+                'load_from': str(tmp_path / 'start.pth'),
+                'train_cfg.max_epochs': 1,
+                'custom_hooks': [],
+                'optim_wrapper.optimizer.lr': 0.0,
+            },
+        )
+    )
     runner.train()
     truth = runner.model.state_dict()
     assert_equal(estimated, {name: truth[name] if is_statistic(name) else value for name, value in weights.items()})
@@ -158,22 +168,31 @@ class Plain(Small):
 
 def small_config(values, model=Small, **options):
     dataset = [dict(inputs=torch.tensor([value])) for value in values]
-    data = dict(dataset=dataset, batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False),
-                collate_fn=dict(type='default_collate'))
+    data = dict(
+        dataset=dataset,
+        batch_size=2,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
     return Config(dict(model=dict(type=model, **options), train_dataloader=data, default_scope='mmengine'))
 
 
 @pytest.mark.parametrize('norm', [nn.BatchNorm1d, nn.SyncBatchNorm])
 def test_layers_of_each_kind(norm):
-    weights = {name: value + 5 if value.is_floating_point() else value for name, value in
-               Small(norm).state_dict().items()}
+    weights = {
+        name: value + 5 if value.is_floating_point() else value for name, value in Small(norm).state_dict().items()
+    }
     # What was wrong before is no matter, and a file may have another precision.
     weights['norm.running_mean'] = torch.tensor([float('nan')], dtype=torch.float16)
-    estimated = reestimate(weights, small_config([1., 2., 3., 6.], norm=norm), batches=2)
+    estimated = reestimate(weights, small_config([1.0, 2.0, 3.0, 6.0], norm=norm), batches=2)
     assert list(estimated) == list(weights)
     assert estimated['norm.running_mean'].dtype == torch.float16
     assert {name: estimated[name].item() for name in changed(estimated, weights)} == {
-        'norm.running_mean': 3, 'norm.running_var': 2.5, 'parts.0.running_mean': 3, 'parts.0.running_var': 2.5}
+        'norm.running_mean': 3,
+        'norm.running_var': 2.5,
+        'parts.0.running_mean': 3,
+        'parts.0.running_var': 2.5,
+    }
     assert estimated['norm.running_mean'] is estimated['parts.0.running_mean']
     assert estimated['unused.running_mean'] is weights['unused.running_mean']
 
@@ -186,7 +205,7 @@ class Halving(BaseDataPreprocessor):
 
 
 def test_images_are_normalised_as_a_config_says_beside_its_model():
-    cfg = small_config([1., 2., 3., 6.])
+    cfg = small_config([1.0, 2.0, 3.0, 6.0])
     cfg.data_preprocessor = dict(type=Halving)
     estimated = reestimate(Small().state_dict(), cfg, batches=2)
     # Of 0.75 and 2.25, of 0.125 and 1.125.
@@ -208,20 +227,27 @@ class Noting(Small):
 def test_model_finds_what_it_finds_in_a_training(monkeypatch):
     monkeypatch.setattr(Noting, 'seen', [])
     steps = []
-    reestimate(Noting().state_dict(), small_config([1., 2., 3., 6.], Noting), 2,
-               progress=lambda wrapped: map(lambda step: steps.append(step) or step, wrapped))
+    reestimate(
+        Noting().state_dict(),
+        small_config([1.0, 2.0, 3.0, 6.0], Noting),
+        2,
+        progress=lambda wrapped: map(lambda step: steps.append(step) or step, wrapped),
+    )
     assert Noting.seen == [(0, 0, 'loss', False), (1, 0, 'loss', False)]
     assert steps == [0, 1]
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize(('values', 'options', 'batches', 'message'), [
-    ([1., 2.], {}, 0, 'batches=0'),
-    ([1., 2., 3., 6.], {}, 3, '3 batches are asked for, but an epoch of the train_dataloader has 2'),
-    ([1., 2.], dict(frozen=True), 1, 'Small has no BatchNorm in training mode, and 3 that are frozen'),
-    ([1., 2.], dict(model=Plain), 1, 'Plain has no BatchNorm in training mode, and 0 that are frozen'),
-    ([1., float('inf')], {}, 1, r'NaN or infinity: norm\.running_mean, norm\.running_var$'),
-])
+@pytest.mark.parametrize(
+    ('values', 'options', 'batches', 'message'),
+    [
+        ([1.0, 2.0], {}, 0, 'batches=0'),
+        ([1.0, 2.0, 3.0, 6.0], {}, 3, '3 batches are asked for, but an epoch of the train_dataloader has 2'),
+        ([1.0, 2.0], dict(frozen=True), 1, 'Small has no BatchNorm in training mode, and 3 that are frozen'),
+        ([1.0, 2.0], dict(model=Plain), 1, 'Plain has no BatchNorm in training mode, and 0 that are frozen'),
+        ([1.0, float('inf')], {}, 1, r'NaN or infinity: norm\.running_mean, norm\.running_var$'),
+    ],
+)
 def test_errors_name_what_is_wrong(values, options, batches, message):
     weights = options.get('model', Small)().state_dict()
     with pytest.raises(ValueError, match=message):
@@ -240,5 +266,8 @@ def test_weights_of_another_model_are_refused(demo_config, weights):
     with pytest.raises(ValueError, match=r'another model.*missing: neck\.out_convs\.0\.conv\.weight'):
         reestimate(weights, demo_config(), batches=1)
     with pytest.raises(ValueError, match=r'other names for its BatchNorms than the file: norm\.running_mean'):
-        reestimate({f'module.{name}': value for name, value in Small().state_dict().items()},
-                   small_config([1., 2.]), batches=1)
+        reestimate(
+            {f'module.{name}': value for name, value in Small().state_dict().items()},
+            small_config([1.0, 2.0]),
+            batches=1,
+        )

@@ -12,9 +12,11 @@ from mmyolo_ema.posthoc.bootstrap import Comparison, compare, matches, mean_aver
 
 def truth_of(annotations, images, categories=3):
     truth = COCO()
-    truth.dataset = dict(images=[dict(id=place, height=100, width=100) for place in images],
-                         categories=[dict(id=place) for place in range(categories)],
-                         annotations=[dict(annotation, id=1 + place) for place, annotation in enumerate(annotations)])
+    truth.dataset = dict(
+        images=[dict(id=place, height=100, width=100) for place in images],
+        categories=[dict(id=place) for place in range(categories)],
+        annotations=[dict(annotation, id=1 + place) for place, annotation in enumerate(annotations)],
+    )
     truth.createIndex()
     return truth
 
@@ -27,12 +29,21 @@ def scene(seed, images=8, tied=False):
         for _ in range(rng.integers(0, 6)):
             box = np.append(rng.uniform(0, 60, 2), rng.uniform(10, 40, 2))
             category = int(rng.integers(2))
-            objects.append(dict(image_id=image, category_id=category, bbox=box.tolist(), area=box[2] * box[3],
-                                iscrowd=int(rng.random() < 0.2)))
+            objects.append(
+                dict(
+                    image_id=image,
+                    category_id=category,
+                    bbox=box.tolist(),
+                    area=box[2] * box[3],
+                    iscrowd=int(rng.random() < 0.2),
+                )
+            )
             near = box + rng.normal(size=(rng.integers(0, 4), 4)) * rng.choice([0.3, 2])
             detections += [dict(image_id=image, category_id=category, bbox=moved.tolist()) for moved in near]
-        detections += [dict(image_id=image, category_id=int(category), bbox=[*rng.uniform(0, 60, 2), 20, 20])
-                       for category in rng.integers(3, size=rng.integers(0, 4))]
+        detections += [
+            dict(image_id=image, category_id=int(category), bbox=[*rng.uniform(0, 60, 2), 20, 20])
+            for category in rng.integers(3, size=rng.integers(0, 4))
+        ]
     scores = rng.permutation(len(detections)) / max(len(detections), 1)
     for detection, score in zip(detections, scores.round(1) if tied else scores):
         detection['score'] = float(score)
@@ -65,9 +76,15 @@ def test_masks_are_those_of_cocoeval():
 
     objects, detections = scene(0)
     truth = truth_of([dict(annotation, segmentation=polygon(*annotation['bbox'])) for annotation in objects], range(8))
-    masks = [dict(image_id=detection['image_id'], category_id=detection['category_id'], score=detection['score'],
-                  segmentation=truth.annToRLE(dict(detection, segmentation=polygon(*detection['bbox']))))
-             for detection in detections]
+    masks = [
+        dict(
+            image_id=detection['image_id'],
+            category_id=detection['category_id'],
+            score=detection['score'],
+            segmentation=truth.annToRLE(dict(detection, segmentation=polygon(*detection['bbox']))),
+        )
+        for detection in detections
+    ]
     measured = value(matches(truth, masks, iou_type='segm'))
     assert measured == pytest.approx(by_cocoeval(truth, masks, 'segm'), abs=1e-12)
     assert measured != pytest.approx(by_cocoeval(truth, detections))
@@ -78,8 +95,15 @@ def test_masks_are_those_of_cocoeval():
 def test_counts_are_repeated_images(seed, counts):
     objects, detections = scene(seed, images=6)
     copies = list(enumerate(np.repeat(range(6), counts).tolist()))
-    repeated, redetected = ([dict(annotation, image_id=copy) for copy, image in copies for annotation in annotations
-                             if annotation['image_id'] == image] for annotations in (objects, detections))
+    repeated, redetected = (
+        [
+            dict(annotation, image_id=copy)
+            for copy, image in copies
+            for annotation in annotations
+            if annotation['image_id'] == image
+        ]
+        for annotations in (objects, detections)
+    )
     measured = mean_average_precision(matches(truth_of(objects, range(6)), detections), np.array(counts))
     # COCO.loadRes fails without detections.
     wanted = by_cocoeval(truth_of(repeated, range(len(copies))), redetected) if redetected else measured
@@ -107,8 +131,10 @@ def test_crowd_with_id_0_and_detection_turned_inside_out_are_ignored_as_by_cocoe
 
 def test_chosen_categories_count():
     objects, detections = scene(0)
-    part = [[annotation for annotation in annotations if annotation['category_id'] == 1]
-            for annotations in (objects, detections)]
+    part = [
+        [annotation for annotation in annotations if annotation['category_id'] == 1]
+        for annotations in (objects, detections)
+    ]
     matched = matches(truth_of(objects, range(8)), detections, category_ids=[1])
     assert value(matched) == pytest.approx(by_cocoeval(truth_of(part[0], range(8)), part[1]), abs=1e-12)
 
@@ -139,8 +165,11 @@ def detector(seed, share):
     """One object in each image, found in this share of them; the base and others differ by luck alone."""
     rng = np.random.default_rng(seed)
     objects = [dict(image_id=image, category_id=0, bbox=[0, 0, 20, 20], area=400, iscrowd=0) for image in range(SIZE)]
-    detections = [dict(image_id=image, category_id=0, bbox=[0, 0, 20, 20], score=rng.random())
-                  for image in range(SIZE) if rng.random() < share]
+    detections = [
+        dict(image_id=image, category_id=0, bbox=[0, 0, 20, 20], score=rng.random())
+        for image in range(SIZE)
+        if rng.random() < share
+    ]
     return matches(truth_of(objects, range(SIZE)), detections)
 
 
@@ -195,8 +224,10 @@ def test_progress_sees_each_draw():
 
 def test_what_cannot_be_compared_is_refused():
     objects, detections = scene(0)
-    base, fewer, others = (matches(truth_of(objects[:count], range(size)), detections[:1])
-                           for count, size in ((None, 8), (3, 8), (None, 9)))
+    base, fewer, others = (
+        matches(truth_of(objects[:count], range(size)), detections[:1])
+        for count, size in ((None, 8), (3, 8), (None, 9))
+    )
     with pytest.raises(ValueError, match='nothing to compare: 0 candidates'):
         compare({}, base)
     with pytest.raises(ValueError, match='resamples=0'):

@@ -36,11 +36,26 @@ def flat(weights):
 
 
 def config(work_dir, **average):
-    hook = dict(dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=1 / HORIZON, gamma=GAMMA,
-                     update_buffers=True), **average)
-    return small_config(work_dir, **{'train_cfg.max_epochs': 12, 'train_cfg.val_interval': 20, 'custom_hooks': [hook],
-                                     'default_hooks.checkpoint.interval': 1,
-                                     'default_hooks.checkpoint.max_keep_ckpts': -1})
+    hook = dict(
+        dict(
+            type='mmyolo_ema.EMAHook',
+            ema_type='mmyolo_ema.ExpMomentumEMA',
+            momentum=1 / HORIZON,
+            gamma=GAMMA,
+            update_buffers=True,
+        ),
+        **average,
+    )
+    return small_config(
+        work_dir,
+        **{
+            'train_cfg.max_epochs': 12,
+            'train_cfg.val_interval': 20,
+            'custom_hooks': [hook],
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.checkpoint.max_keep_ckpts': -1,
+        },
+    )
 
 
 def train(cfg):
@@ -80,7 +95,7 @@ def assert_tracked(folder, track, files):
     run = read_run(folder)
     assert (run.updates, len(run.files), run.multiplicities, run.updates_per_epoch) == (24, files, [1, 3], 2)
     half = run.average(HORIZON / 2)
-    built, = build([half])
+    (built,) = build([half])
     tracked = track.average.module.state_dict()
     assert list(built) == list(tracked)
     apart = (flat(built) - flat(tracked)).norm()
@@ -153,13 +168,21 @@ def stored(tmp_path):
     """Returns a function that stores a run of two updates, with averaged and raw of each in turn, and reads it."""
 
     def store(update_buffers=True, **tensors):
-        hook = ("dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, "
-                f'update_buffers={update_buffers})')
+        hook = (
+            "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, "
+            f'update_buffers={update_buffers})'
+        )
         for updates in (1, 2):
             averaged = {name: values[2 * updates - 2] for name, values in tensors.items()}
             raw = {f'module.{name}': values[2 * updates - 1] for name, values in tensors.items()}
-            torch.save(dict(meta=dict(cfg=f'custom_hooks = [{hook}]', iter=updates), state_dict=averaged,
-                            ema_state_dict=dict(raw, steps=torch.tensor(updates))), tmp_path / f'{updates}.pth')
+            torch.save(
+                dict(
+                    meta=dict(cfg=f'custom_hooks = [{hook}]', iter=updates),
+                    state_dict=averaged,
+                    ema_state_dict=dict(raw, steps=torch.tensor(updates)),
+                ),
+                tmp_path / f'{updates}.pth',
+            )
         return read_run(tmp_path)
 
     return store
@@ -172,8 +195,8 @@ def mean(run):
 
 
 def test_buffers_that_are_copied_are_those_of_the_newest(stored):
-    values = [torch.tensor([number]) for number in (1., 5., 2., 7.)]
-    copied = [torch.tensor([number]) for number in (1., 1., 3., 3.)]
+    values = [torch.tensor([number]) for number in (1.0, 5.0, 2.0, 7.0)]
+    copied = [torch.tensor([number]) for number in (1.0, 1.0, 3.0, 3.0)]
     built = mean(stored(update_buffers=False, weight=values, scale=copied))
     assert (float(built['weight']), float(built['scale'])) == (1.5, 3)
     built = mean(stored(update_buffers=True, weight=values, scale=copied))
@@ -189,7 +212,7 @@ def test_names_of_buffers_that_are_no_list_are_refused(stored):
 
 
 def test_masks_and_complex_weights_are_kept(stored):
-    mask = torch.tensor([0., -torch.inf])
+    mask = torch.tensor([0.0, -torch.inf])
     built = mean(stored(mask=[mask] * 4, phase=[torch.tensor([number * 1j]) for number in (1, 5, 2, 7)]))
     assert torch.equal(built['mask'], mask)
     assert built['phase'] == torch.tensor([1.5j])
@@ -201,9 +224,13 @@ def test_older_file_that_does_not_fit_the_newest_is_refused(copied):
     path = folder / 'epoch_6.pth'
     content = checkpoint.read(path)
     right = content['ema_state_dict'].pop(f'module.{name}')
-    for wrong, said in (({}, 'is missing'), ({f'module.{name}': torch.ones(1, 1)}, r'is floating of shape \(1, 1\) '),
-                        ({f'module.{name}': right * 1j}, 'is complex'), ({f'module.{name}': right.int()}, 'is integer'),
-                        ({f'module.{name}': 'text'}, 'is str of shape None instead of floating')):
+    for wrong, said in (
+        ({}, 'is missing'),
+        ({f'module.{name}': torch.ones(1, 1)}, r'is floating of shape \(1, 1\) '),
+        ({f'module.{name}': right * 1j}, 'is complex'),
+        ({f'module.{name}': right.int()}, 'is integer'),
+        ({f'module.{name}': 'text'}, 'is str of shape None instead of floating'),
+    ):
         torch.save(dict(content, ema_state_dict={**content['ema_state_dict'], **wrong}), path)
         with pytest.raises(ValueError, match=f'epoch_6.pth does not fit .*epoch_12.pth: {name} among .* {said}'):
             built_of(read_run(folder), Ramp(2 / HORIZON, GAMMA))

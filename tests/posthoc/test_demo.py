@@ -22,7 +22,7 @@ def test_half_the_horizon_detects_as_the_average_that_was_tracked(tmp_path):
     # Without the second averages, which would be the answer, and without the raw weights.
     alone = run._replace(files=[file._replace(kinds=('ema',)) for file in run.files if 'ema' in file.kinds])
     half = alone.average(10)
-    built, = build([half])
+    (built,) = build([half])
     evaluation = Evaluation(cfg, tmp_path / 'evaluation')
 
     def score(weights, name):

@@ -86,7 +86,7 @@ def test_error_of_dense_snapshots_follows_the_law(horizons, horizon, spacing):
     result = fit(stored, Constant(1 / horizon), updates=2400)
     # Between two snapshots an exponential is approximated by J others: Legendre's polynomial of degree J is lacking.
     lacking = prod(spacing * abs(1 / horizon - 1 / kept) for kept in horizons)
-    law = lacking * factorial(count) / (factorial(2 * count) * (2 * count + 1)**0.5)
+    law = lacking * factorial(count) / (factorial(2 * count) * (2 * count + 1) ** 0.5)
     assert result.reconstruction_error == pytest.approx(law, rel=0.05)
     assert result.mean_age == pytest.approx(result.wanted_age, rel=1e-9)
 

@@ -19,9 +19,9 @@ def test_constant_momentum_has_the_closed_forms(momentum, updates, data):
     # The product with the plain mean of the updates since the start is their share: the answer to a step.
     inner = gram([Snapshot(schedule, updates) for schedule in (Constant(momentum), Restarted(Uniform(), start))])
     kept = 1 - momentum
-    assert inner.products[0, 1] * (updates - start) == pytest.approx(1 - kept**(updates - start), rel=1e-11)
+    assert inner.products[0, 1] * (updates - start) == pytest.approx(1 - kept ** (updates - start), rel=1e-11)
     assert last - inner.times[0] == pytest.approx(kept / momentum * (1 - kept**last), rel=1e-9)
-    rest = kept**(2 * last)
+    rest = kept ** (2 * last)
     assert inner.products[0, 0] == pytest.approx(rest + momentum / (2 - momentum) * (1 - rest), rel=1e-11)
 
 
@@ -30,4 +30,4 @@ def test_power_function_has_the_closed_form(exponent, updates):
     # The product with the raw weights of an update is the weight of that update.
     raw = [Snapshot(Constant(1.0), update) for update in range(1, updates + 1)]
     weights = gram([Snapshot(Power(exponent), updates), *raw]).products[0, 1:]
-    assert weights == pytest.approx(np.diff((np.arange(updates + 1) / updates)**(exponent + 1)), abs=1e-13)
+    assert weights == pytest.approx(np.diff((np.arange(updates + 1) / updates) ** (exponent + 1)), abs=1e-13)

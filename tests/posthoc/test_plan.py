@@ -19,23 +19,31 @@ def planned():
         hooks = [dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.05, gamma=10)]
         if snapshots is not None:
             hooks.append(dict(type='mmyolo_ema.SnapshotHook', **snapshots))
-        cfg = Config(dict(
-            train_cfg=dict(by_epoch=True, max_epochs=10), train_dataloader=dict(batch_size=8),
-            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD')), custom_hooks=hooks,
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(checkpoint or {})))))
+        cfg = Config(
+            dict(
+                train_cfg=dict(by_epoch=True, max_epochs=10),
+                train_dataloader=dict(batch_size=8),
+                optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD')),
+                custom_hooks=hooks,
+                default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(checkpoint or {}))),
+            )
+        )
         cfg.merge_from_dict(options)
         return cfg, plan_run(cfg, dataset_size=160)
 
     return make
 
 
-@pytest.mark.parametrize(('checkpoint', 'updates'), [
-    (dict(interval=4), [80, 160, 200]),
-    (dict(interval=4, save_last=False), [80, 160]),
-    (dict(interval=1, max_keep_ckpts=2), [180, 200]),
-    (dict(), [200]),
-    (dict(interval=90, by_epoch=False), [90, 180, 200]),
-])
+@pytest.mark.parametrize(
+    ('checkpoint', 'updates'),
+    [
+        (dict(interval=4), [80, 160, 200]),
+        (dict(interval=4, save_last=False), [80, 160]),
+        (dict(interval=1, max_keep_ckpts=2), [180, 200]),
+        (dict(), [200]),
+        (dict(interval=90, by_epoch=False), [90, 180, 200]),
+    ],
+)
 def test_checkpoints_are_those_that_stay(planned, checkpoint, updates):
     kept = as_configured(*planned(checkpoint), SIZE)
     assert kept.snapshots == [Snapshot(schedule, count) for schedule in (AVERAGE, RAW) for count in updates]
@@ -59,8 +67,7 @@ def test_advice_is_good_enough_and_no_narrower(planned):
     settings = advice(plan, SIZE, 0.17)
     shortened = settings[0]
     wanted = [target(text, plan.schedule, plan.updates) for text in ('10', '40')]
-    assert all(kept.reconstruction_error(average, plan.updates) <= 0.17
-               for average in wanted for kept in settings)
+    assert all(kept.reconstruction_error(average, plan.updates) <= 0.17 for average in wanted for kept in settings)
     assert shortened.name == 'SnapshotHook interval=12'
     wider = with_snapshots(plan, SIZE, '25')
     assert any(wider.reconstruction_error(average, plan.updates) > 0.17 for average in wanted)
@@ -80,11 +87,13 @@ def test_averages_of_the_config_are_in_its_files(planned):
     cfg, plan = planned(dict(interval=5), dict(interval=50), **{'custom_hooks.0.averages': further})
     assert plan.further == dict(short=Ramp(0.2), long=ramp_of_age('10%', 200, 20))
     kept = as_configured(cfg, plan, SIZE)
-    assert kept.snapshots[:8] == [Snapshot(schedule, count) for schedule in (AVERAGE, RAW, *plan.further.values())
-                                  for count in (100, 200)]
+    assert kept.snapshots[:8] == [
+        Snapshot(schedule, count) for schedule in (AVERAGE, RAW, *plan.further.values()) for count in (100, 200)
+    ]
     assert (len(kept.snapshots), kept.bytes) == (8 + 3 * 2, 2 * 5 * SIZE + 4 * 3 * SIZE)
     assert [setting.advice for setting in advice(plan, SIZE, 0.17)] == [
-        "dict(type='mmyolo_ema.SnapshotHook', interval=100)"]
+        "dict(type='mmyolo_ema.SnapshotHook', interval=100)"
+    ]
 
 
 def test_averages_that_leave_out_other_tensors_take_space_and_are_not_used(planned):

@@ -13,12 +13,19 @@ UPDATES = 200
 
 momenta, gammas, intervals = st.floats(1e-4, 0.9), st.floats(1, 1e3), st.integers(1, 5)
 plain = st.one_of(
-    st.builds(Ramp, momenta, gammas, intervals), st.builds(Constant, momenta, intervals),
-    st.builds(Annealing, momenta, gammas, intervals), st.builds(Uniform, intervals),
-    st.builds(Power, st.floats(0, 20), intervals))
+    st.builds(Ramp, momenta, gammas, intervals),
+    st.builds(Constant, momenta, intervals),
+    st.builds(Annealing, momenta, gammas, intervals),
+    st.builds(Uniform, intervals),
+    st.builds(Power, st.floats(0, 20), intervals),
+)
 # Raw weights are an average with momentum 1.
-schedules = st.one_of(plain, st.builds(Restarted, plain, st.integers(0, 300)),
-                      st.builds(Repeated, plain, st.integers(2, 3)), st.just(Constant(1.0)))
+schedules = st.one_of(
+    plain,
+    st.builds(Restarted, plain, st.integers(0, 300)),
+    st.builds(Repeated, plain, st.integers(2, 3)),
+    st.just(Constant(1.0)),
+)
 
 
 @st.composite

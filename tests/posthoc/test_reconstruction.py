@@ -19,14 +19,28 @@ def folder(tmp_path):
         average += momentum * (update - average)
         if update % 4 == 0:
             raw = {'steps': torch.tensor(update), 'module.w': torch.tensor([float(update)])}
-            torch.save(dict(meta=dict(cfg=f'custom_hooks = [{HOOK}]', mmyolo_ema=dict(updates_per_epoch=20)),
-                            ema_state_dict=raw, state_dict=dict(w=torch.tensor([average]))), tmp_path / f'{update}.pth')
+            torch.save(
+                dict(
+                    meta=dict(cfg=f'custom_hooks = [{HOOK}]', mmyolo_ema=dict(updates_per_epoch=20)),
+                    ema_state_dict=raw,
+                    state_dict=dict(w=torch.tensor([average])),
+                ),
+                tmp_path / f'{update}.pth',
+            )
     return tmp_path
 
 
-@pytest.mark.parametrize(('wanted', 'name'), [
-    ('20', '20'), (20, '20'), (20.0, '20.0'), ('1epochs', '1epochs'), ('20%', '20%'),
-    (Target('mine', Ramp(0.05, 5)), 'mine')])
+@pytest.mark.parametrize(
+    ('wanted', 'name'),
+    [
+        ('20', '20'),
+        (20, '20'),
+        (20.0, '20.0'),
+        ('1epochs', '1epochs'),
+        ('20%', '20%'),
+        (Target('mine', Ramp(0.05, 5)), 'mine'),
+    ],
+)
 def test_average_is_asked_for_by_text_number_or_target(folder, wanted, name):
     run = read_run(folder)
     average = run.average(wanted)

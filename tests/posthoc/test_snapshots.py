@@ -20,8 +20,13 @@ def file(tmp_path):
         shared = torch.ones(2)
         raw = weights or dict(a=torch.zeros(2), b=shared, c=shared)
         iteration = updates if iteration is None else iteration
-        meta = dict(cfg=f'custom_hooks = [{hook}]', iter=iteration, epoch=updates // 10,
-                    experiment_name=f'mine_{launch}', seed=seed)
+        meta = dict(
+            cfg=f'custom_hooks = [{hook}]',
+            iter=iteration,
+            epoch=updates // 10,
+            experiment_name=f'mine_{launch}',
+            seed=seed,
+        )
         stored = dict(steps=torch.tensor(updates), **{f'module.{name}': value for name, value in raw.items()})
         averaged = {name: value + 1 for name, value in raw.items()}
         torch.save(dict(meta=meta, state_dict=averaged, ema_state_dict=stored), tmp_path / name)
@@ -53,15 +58,18 @@ def test_shared_tensors_of_other_classes_followed_another_schedule(file, tmp_pat
     assert read_run(tmp_path).snapshots(2)[0].schedule == Ramp(0.1, 5)
 
 
-@pytest.mark.parametrize(('other', 'said'), [
-    (dict(hook=OURS.replace('gamma=5', 'gamma=6')), 'the schedule of the average changed between'),
-    (dict(hook=OURS.replace('mmyolo_ema.ExpMomentumEMA', 'Mine')), "b.pth: the schedule of ema_type='Mine' is not"),
-    (dict(hook=''), 'b.pth: it does not hold the config of its run'),
-    (dict(a=torch.zeros(3)), 'do not hold the same tensors: a, b, c'),
-    (dict(iteration=5), 'are not of one run'),
-    (dict(launch='20251231_235959'), 'are not of one run'),
-    (dict(seed=1), 'are not of one run'),
-])
+@pytest.mark.parametrize(
+    ('other', 'said'),
+    [
+        (dict(hook=OURS.replace('gamma=5', 'gamma=6')), 'the schedule of the average changed between'),
+        (dict(hook=OURS.replace('mmyolo_ema.ExpMomentumEMA', 'Mine')), "b.pth: the schedule of ema_type='Mine' is not"),
+        (dict(hook=''), 'b.pth: it does not hold the config of its run'),
+        (dict(a=torch.zeros(3)), 'do not hold the same tensors: a, b, c'),
+        (dict(iteration=5), 'are not of one run'),
+        (dict(launch='20251231_235959'), 'are not of one run'),
+        (dict(seed=1), 'are not of one run'),
+    ],
+)
 def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, said):
     file('a.pth', 10)
     file('b.pth', **dict(dict(updates=20), **other))
@@ -71,7 +79,7 @@ def test_files_that_do_not_belong_together_are_refused(file, tmp_path, other, sa
 
 def test_truncated_file_is_named(file, tmp_path):
     complete = file('a.pth', 10).read_bytes()
-    (tmp_path / 'b.pth').write_bytes(complete[:len(complete) // 2])
+    (tmp_path / 'b.pth').write_bytes(complete[: len(complete) // 2])
     with pytest.raises(ValueError, match=r'b\.pth is not a checkpoint, or is truncated'):
         read_run(tmp_path)
 
@@ -80,8 +88,11 @@ def test_foreign_files_are_left_out_and_named(file, tmp_path):
     (tmp_path / 'text.pth').write_text('hello')
     torch.save([1], tmp_path / 'list.pth')
     torch.save(dict(state_dict={}, other=ValueError()), tmp_path / 'objects.pth')
-    with pytest.raises(ValueError, match=r"no checkpoints with an average; not used: list\.pth \(is not a checkpoint "
-                                         r"of MMEngine: .*\), objects\.pth \(is refused, .* exceptions\.ValueError"):
+    with pytest.raises(
+        ValueError,
+        match=r'no checkpoints with an average; not used: list\.pth \(is not a checkpoint '
+        r'of MMEngine: .*\), objects\.pth \(is refused, .* exceptions\.ValueError',
+    ):
         read_run(tmp_path)
     complete = file('a.pth', 10)
     run = read_run(tmp_path)
@@ -99,9 +110,9 @@ def test_folder_without_averages_is_refused(tmp_path):
 
 def test_copies_of_a_shared_tensor_are_found_by_their_content(file, tmp_path):
     complete = dict(torch.load(file('a.pth', 10, hook=OURS.replace('mmyolo_ema.', ''))))
-    values = torch.tensor([1., 2.])
+    values = torch.tensor([1.0, 2.0])
     # As a GPU's tensors are copied to the CPU, one by one; b and c are equal in their numbers.
-    stored = {'module.a': torch.tensor([3., 4.]), 'module.b': values.clone(), 'module.c': values.clone()}
+    stored = {'module.a': torch.tensor([3.0, 4.0]), 'module.b': values.clone(), 'module.c': values.clone()}
     torch.save(dict(complete, ema_state_dict=dict(complete['ema_state_dict'], **stored)), tmp_path / 'a.pth')
     assert read_run(tmp_path).firsts == dict(a='a', b='b', c='b')
 
@@ -116,8 +127,10 @@ def slim(file, tmp_path):
         meta = dict(content['meta'], mmyolo_ema=dict(weights='ema', updates=updates, second_momentum=momentum, **said))
         second = {f'module.{name}': value * 3 for name, value in content['state_dict'].items()}
         (tmp_path / 'snapshots').mkdir(exist_ok=True)
-        torch.save(dict(meta=meta, state_dict=content['state_dict'], second_ema_state_dict=second),
-                   tmp_path / 'snapshots' / name)
+        torch.save(
+            dict(meta=meta, state_dict=content['state_dict'], second_ema_state_dict=second),
+            tmp_path / 'snapshots' / name,
+        )
 
     return write
 
@@ -128,20 +141,34 @@ def test_slim_snapshots_are_found_beside_checkpoints(file, slim, tmp_path):
     complete = file('complete.pth', 20)
     run = read_run(tmp_path)
     names = [(stored.path.name, kind) for stored, kind in run.sources]
-    assert names == [('a.pth', 'ema'), ('complete.pth', 'ema'), ('complete.pth', 'raw'), ('a.pth', 'second'),
-                     ('b.pth', 'second')]
+    assert names == [
+        ('a.pth', 'ema'),
+        ('complete.pth', 'ema'),
+        ('complete.pth', 'raw'),
+        ('a.pth', 'second'),
+        ('b.pth', 'second'),
+    ]
     first, second = Ramp(0.1, 5), Ramp(0.25, 5)
-    assert run.snapshots() == [Snapshot(first, 10), Snapshot(first, 20), Snapshot(RAW, 20), Snapshot(second, 10),
-                               Snapshot(second, 20)]
+    assert run.snapshots() == [
+        Snapshot(first, 10),
+        Snapshot(first, 20),
+        Snapshot(RAW, 20),
+        Snapshot(second, 10),
+        Snapshot(second, 20),
+    ]
     assert (run.second, run.left_out) == (second, {})
     complete.unlink()
     assert read_run(tmp_path).updates_per_epoch == 5
 
 
-@pytest.mark.parametrize(('momentum', 'said'), [
-    (0.5, "the schedule of the average 'second' changed between"),
-    (None, 'momentum must be a number above 0 and below 1, but got None'),
-    (2.0, 'momentum must be a number above 0 and below 1, but got 2.0')])
+@pytest.mark.parametrize(
+    ('momentum', 'said'),
+    [
+        (0.5, "the schedule of the average 'second' changed between"),
+        (None, 'momentum must be a number above 0 and below 1, but got None'),
+        (2.0, 'momentum must be a number above 0 and below 1, but got 2.0'),
+    ],
+)
 def test_second_averages_of_other_schedules_are_refused(slim, tmp_path, momentum, said):
     slim('a.pth', 10)
     slim('b.pth', 20, momentum)
@@ -159,10 +186,13 @@ def several(file, tmp_path):
             return dict(updates=updates, schedule=[[0, schedule]], update_buffers=True, averages_by_name=False, **own)
 
         content = torch.load(file(name, updates))
-        states = {kind: {f'module.{name}': value * factor for name, value in content['state_dict'].items()}
-                  for kind, factor in dict(short=3, long=4).items()}
-        content['meta']['mmyolo_ema'] = about(0.1, **main, averages=dict(
-            short=about(0.4, **(short or {})), long=about(0.025)))
+        states = {
+            kind: {f'module.{name}': value * factor for name, value in content['state_dict'].items()}
+            for kind, factor in dict(short=3, long=4).items()
+        }
+        content['meta']['mmyolo_ema'] = about(
+            0.1, **main, averages=dict(short=about(0.4, **(short or {})), long=about(0.025))
+        )
         torch.save(dict(content, ema_averages=states), tmp_path / name)
 
     return write
@@ -174,8 +204,9 @@ def test_further_averages_of_checkpoints_are_used(several, tmp_path):
     run = read_run(tmp_path)
     assert run.further == dict(short=Ramp(0.4, 5), long=Ramp(0.025, 5))
     assert [(file.path.name, kind) for file, kind in run.sources] == [
-        (name, kind) for kind in ('ema', 'raw', 'short', 'long') for name in ('a.pth', 'b.pth')]
-    wanted, = build([run.average(Target('long', run.further['long']))])
+        (name, kind) for kind in ('ema', 'raw', 'short', 'long') for name in ('a.pth', 'b.pth')
+    ]
+    (wanted,) = build([run.average(Target('long', run.further['long']))])
     assert_equal(wanted, {name: value * 4 for name, value in torch.load(tmp_path / 'b.pth')['state_dict'].items()})
 
 
@@ -192,9 +223,12 @@ def test_average_that_was_new_on_the_way_has_the_history_of_the_main_one(several
 def test_files_whose_averages_leave_out_other_tensors_are_refused(several, tmp_path):
     several('a.pth', 10, excluded=['a', 'b'])
     several('b.pth', 20, excluded=['b'])
-    with pytest.raises(ValueError, match=r'a\.pth and .*b\.pth were averaged in different ways: update_buffers=True, '
-                                         r'not averaged: a, b and update_buffers=True, not averaged: b\. Averaged in '
-                                         r'one of them only: a\. Move the files of one of them away'):
+    with pytest.raises(
+        ValueError,
+        match=r'a\.pth and .*b\.pth were averaged in different ways: update_buffers=True, '
+        r'not averaged: a, b and update_buffers=True, not averaged: b\. Averaged in '
+        r'one of them only: a\. Move the files of one of them away',
+    ):
         read_run(tmp_path)
 
 
@@ -203,8 +237,10 @@ def test_track_that_leaves_out_other_tensors_than_the_main_one_is_left_out_and_n
     run = read_run(tmp_path)
     assert list(run.further) == ['long']
     assert [kind for _, kind in run.sources] == ['ema', 'raw', 'long']
-    assert run.left_out == {tmp_path / 'a.pth': 'only averages that are not averaged as the main one: short '
-                                                '(update_buffers=True, not averaged: b)'}
+    assert run.left_out == {
+        tmp_path / 'a.pth': 'only averages that are not averaged as the main one: short '
+        '(update_buffers=True, not averaged: b)'
+    }
 
 
 def test_reason_why_something_is_not_used_is_told_once(several, tmp_path, capsys):
@@ -213,14 +249,15 @@ def test_reason_why_something_is_not_used_is_told_once(several, tmp_path, capsys
     print_run(read_run(tmp_path))
     assert capsys.readouterr().out.splitlines()[1] == (
         'not used: 10.pth, 20.pth, 30.pth and 2 more (only averages that are not averaged as the main one: short '
-        '(update_buffers=True, not averaged: b))')
+        '(update_buffers=True, not averaged: b))'
+    )
 
 
 def test_tensors_that_are_left_out_are_those_of_the_newest(several, tmp_path):
     several('a.pth', 10, excluded=['a'], short=dict(excluded=['a']))
     several('b.pth', 20, excluded=['a'], short=dict(excluded=['a']))
     run = read_run(tmp_path)
-    made, = build([run.average(4)])
+    (made,) = build([run.average(4)])
     assert torch.equal(made['a'], torch.load(tmp_path / 'b.pth')['state_dict']['a'])
     assert not torch.equal(made['b'], torch.load(tmp_path / 'b.pth')['state_dict']['b'])
 

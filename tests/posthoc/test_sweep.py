@@ -19,12 +19,18 @@ def run(tmp_path):
     """A run of one number that grows by one an update: it is the update's own, and an average is its mean time."""
     average = 0.0
     for updates in range(1, 101):
-        momentum = 0.9 * 2.718281828459045**(-updates / 5) + 0.1 if updates > 1 else 1.0
+        momentum = 0.9 * 2.718281828459045 ** (-updates / 5) + 0.1 if updates > 1 else 1.0
         average += momentum * (updates - average)
         if updates % 4 == 0:
             stored = {'steps': torch.tensor(updates), 'module.w': torch.tensor([float(updates)])}
-            torch.save(dict(meta=dict(cfg=f'custom_hooks = [{HOOK}]', iter=updates), ema_state_dict=stored,
-                            state_dict=dict(w=torch.tensor([average]))), tmp_path / f'{updates:03d}.pth')
+            torch.save(
+                dict(
+                    meta=dict(cfg=f'custom_hooks = [{HOOK}]', iter=updates),
+                    ema_state_dict=stored,
+                    state_dict=dict(w=torch.tensor([average])),
+                ),
+                tmp_path / f'{updates:03d}.pth',
+            )
     return read_run(tmp_path)
 
 
@@ -72,8 +78,11 @@ def test_picture_has_metric_and_error_by_the_age(run, path, figures):
     draw_horizons(result, path.with_suffix('.png'))
     above, below = figures[0].axes
     assert (above.get_ylabel(), below.get_ylabel()) == ('score', 'reconstruction error, %')
-    averages = sorted((candidate.average.worst.mean_age, candidate.score, 100 * candidate.average.error)
-                      for candidate in result.candidates.values() if candidate.name != 'raw')
+    averages = sorted(
+        (candidate.average.worst.mean_age, candidate.score, 100 * candidate.average.error)
+        for candidate in result.candidates.values()
+        if candidate.name != 'raw'
+    )
     ages, scores, errors = (list(values) for values in zip(*averages))
     drawn, own, raw = ([list(values) for values in line.get_data()] for line in above.lines)
     assert (drawn, own) == ([ages, scores], [[result.run_ema.average.worst.mean_age], [result.run_ema.score]])
@@ -86,7 +95,7 @@ def test_picture_shows_what_chance_does(run, path, figures):
     others = [candidate for candidate in result.candidates.values() if candidate.name not in ('raw', 'shipped')]
     intervals = {candidate.name: (-0.1, 0.2) for candidate in others}
     draw_horizons(replace(result, comparison=Comparison('14', 0.1, intervals, 0.3)), path.with_suffix('.png'))
-    band, = figures[0].axes[0].collections
+    (band,) = figures[0].axes[0].collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (result.run_ema.score - 0.1, result.run_ema.score + 0.2)
 
@@ -136,12 +145,15 @@ def test_metric_that_is_not_measured_is_named(run, path):
         sweep(run, Nearness(87), ['14'], path, metric='mAP')
 
 
-@pytest.mark.parametrize(('time', 'compared', 'said'), [
-    (91, None, 'is the best of these: keep it'),
-    (87, None, "cannot be told; it can for COCO's mAP"),
-    (87, Comparison('14', 0.1, {'14': (-0.1, 0.3)}, 0.3), "no more than chance: keep the run's EMA"),
-    (87, Comparison('14', 0.1, {'14': (0.05, 0.3)}, 0.01), 'best_posthoc.pth is better'),
-])
+@pytest.mark.parametrize(
+    ('time', 'compared', 'said'),
+    [
+        (91, None, 'is the best of these: keep it'),
+        (87, None, "cannot be told; it can for COCO's mAP"),
+        (87, Comparison('14', 0.1, {'14': (-0.1, 0.3)}, 0.3), "no more than chance: keep the run's EMA"),
+        (87, Comparison('14', 0.1, {'14': (0.05, 0.3)}, 0.01), 'best_posthoc.pth is better'),
+    ],
+)
 def test_verdict_tells_chance_from_gain(run, path, time, compared, said):
     result = sweep(run, Nearness(time), ['14'], path)
     assert said in verdict(replace(result, comparison=compared))[-1]

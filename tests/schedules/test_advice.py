@@ -5,10 +5,16 @@ from mmyolo_ema.schedules import Constant, Ramp, advice, suggested
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('updates', 'momentum', 'gamma'), [
-    (17_000, 0.0002, 2000), (88_000, 0.0002, 2000), (555_000, 0.0001, 2000), (10_000_000, 0.0001, 2000),
-    (480, 0.05, 40),
-])
+@pytest.mark.parametrize(
+    ('updates', 'momentum', 'gamma'),
+    [
+        (17_000, 0.0002, 2000),
+        (88_000, 0.0002, 2000),
+        (555_000, 0.0001, 2000),
+        (10_000_000, 0.0001, 2000),
+        (480, 0.05, 40),
+    ],
+)
 def test_runs_that_are_long_enough_get_no_advice(updates, momentum, gamma):
     assert advice(Ramp(momentum, gamma), updates) == ''
 
@@ -23,10 +29,17 @@ def test_run_shorter_than_the_horizon_gets_advice():
     assert 'mostly those of its beginning' in advice(Ramp(0.0002, 20), 2000)
 
 
-@pytest.mark.parametrize(('updates', 'momentum', 'decay_for'), [
-    (100_000, 0.9998, '0.0002'), (480, 0.95, '0.05'), (100_000, 0.6, '0.4'), (100_000, 0.5, None),
-    (100_000, 0.01, None), (480, 0.5, None),
-])
+@pytest.mark.parametrize(
+    ('updates', 'momentum', 'decay_for'),
+    [
+        (100_000, 0.9998, '0.0002'),
+        (480, 0.95, '0.05'),
+        (100_000, 0.6, '0.4'),
+        (100_000, 0.5, None),
+        (100_000, 0.01, None),
+        (480, 0.5, None),
+    ],
+)
 def test_average_that_is_nearly_raw_gets_advice_and_a_decay_is_named(updates, momentum, decay_for):
     said = advice(Ramp(momentum, 2000 if updates > 2000 else 40), updates)
     assert 'nearly the raw ones' in said

@@ -25,8 +25,12 @@ from tests.helpers import weights_of
 momenta = st.floats(1e-6, 0.5)
 gammas = st.floats(1, 1e5)
 intervals = st.integers(1, 7)
-schedules = st.one_of(st.builds(Ramp, momenta, gammas, intervals), st.builds(Constant, momenta, intervals),
-                      st.builds(Annealing, momenta, gammas, intervals), st.builds(Uniform, intervals))
+schedules = st.one_of(
+    st.builds(Ramp, momenta, gammas, intervals),
+    st.builds(Constant, momenta, intervals),
+    st.builds(Annealing, momenta, gammas, intervals),
+    st.builds(Uniform, intervals),
+)
 
 
 @given(st.integers(0, 10**7), momenta, gammas)
@@ -47,8 +51,19 @@ def test_ramp_reaches_twice_the_final_momentum_after_gamma_times_log():
     assert momentum_at(end, 1e-4, 2000) == pytest.approx(2e-4, rel=1e-3)
 
 
-@pytest.mark.parametrize(('last_step', 'age'), [(500, 0.3), (2_000, 1.7), (5_000, 11), (10_000, 136), (20_000, 3304),
-                                              (30_000, 7355), (50_000, 9640), (277_000, 9999)])
+@pytest.mark.parametrize(
+    ('last_step', 'age'),
+    [
+        (500, 0.3),
+        (2_000, 1.7),
+        (5_000, 11),
+        (10_000, 136),
+        (20_000, 3304),
+        (30_000, 7355),
+        (50_000, 9640),
+        (277_000, 9999),
+    ],
+)
 def test_mean_age_of_the_yolov5_defaults(last_step, age):
     digits = 1 if age < 10 else 0
     assert round(mean_age(last_step + 1, momentum=1e-4, gamma=2000), digits) == age
@@ -72,27 +87,38 @@ def test_suited_schedule_makes_the_average_as_old_as_asked(updates, share):
 @given(schedules, st.integers(1, 300), st.integers(1, 300))
 def test_figures_are_those_of_the_weights_of(schedule, updates, start):
     weights, ages = weights_of(schedule, updates), np.arange(updates)[::-1]
-    at_end, = figures(schedule, [updates], start)
+    (at_end,) = figures(schedule, [updates], start)
     age = (weights * ages).sum()
     assert at_end.mean_age == pytest.approx(age, rel=1e-9, abs=1e-9)
-    assert at_end.age_deviation == pytest.approx(np.sqrt((weights * (ages - age)**2).sum()), rel=1e-6, abs=1e-3)
+    assert at_end.age_deviation == pytest.approx(np.sqrt((weights * (ages - age) ** 2).sum()), rel=1e-6, abs=1e-3)
     assert at_end.effective_sample_size == pytest.approx(1 / (weights**2).sum(), rel=1e-9)
     assert at_end.start == pytest.approx(weights[:start].sum(), rel=1e-9, abs=1e-12)
     assert at_end.horizon == schedule.interval / at_end.momentum
 
 
 def test_figures_of_a_constant_momentum_are_the_closed_forms():
-    at_end, = figures(Constant(0.01), [10_000])
+    (at_end,) = figures(Constant(0.01), [10_000])
     assert at_end.mean_age == pytest.approx((1 - 0.01) / 0.01)
     assert at_end.age_deviation == pytest.approx(math.sqrt(1 - 0.01) / 0.01)
     assert at_end.effective_sample_size == pytest.approx((2 - 0.01) / 0.01)
     assert (at_end.spread, at_end.effective_size) == (at_end.age_deviation, at_end.effective_sample_size)
 
 
-@pytest.mark.parametrize(('last_step', 'size'), [(500, 1.6), (2_000, 4.4), (5_000, 23), (10_000, 282), (20_000, 6_990),
-                                                 (30_000, 15_963), (50_000, 19_906), (277_000, 19_999)])
+@pytest.mark.parametrize(
+    ('last_step', 'size'),
+    [
+        (500, 1.6),
+        (2_000, 4.4),
+        (5_000, 23),
+        (10_000, 282),
+        (20_000, 6_990),
+        (30_000, 15_963),
+        (50_000, 19_906),
+        (277_000, 19_999),
+    ],
+)
 def test_effective_sample_size_of_the_yolov5_defaults(last_step, size):
-    at_end, = figures(Ramp(1e-4, 2000), [last_step + 1])
+    (at_end,) = figures(Ramp(1e-4, 2000), [last_step + 1])
     assert round(at_end.effective_sample_size, 1 if size < 10 else 0) == size
 
 
@@ -111,10 +137,16 @@ def test_profile_holds_the_weights_of(schedule, updates, groups):
     assert profiled.updates == sorted(profiled.updates)
 
 
-@pytest.mark.parametrize(('name', 'schedule'), [
-    ('ExponentialMovingAverage', Constant(0.1, interval=2)), ('MomentumAnnealingEMA', Annealing(0.1, 5, interval=2)),
-    ('StochasticWeightAverage', Uniform(interval=2)), ('mmyolo_ema.ExpMomentumEMA', Ramp(0.1, 5, interval=2)),
-    ('mmdet.ExpMomentumEMA', Ramp(0.1, 5))])
+@pytest.mark.parametrize(
+    ('name', 'schedule'),
+    [
+        ('ExponentialMovingAverage', Constant(0.1, interval=2)),
+        ('MomentumAnnealingEMA', Annealing(0.1, 5, interval=2)),
+        ('StochasticWeightAverage', Uniform(interval=2)),
+        ('mmyolo_ema.ExpMomentumEMA', Ramp(0.1, 5, interval=2)),
+        ('mmdet.ExpMomentumEMA', Ramp(0.1, 5)),
+    ],
+)
 def test_schedules_are_those_of_the_classes(name, schedule):
     model = nn.Linear(1, 1, bias=False).double()
     averaged = MODELS.build(dict(type=name, **vars(schedule)), default_args=dict(model=model))
@@ -122,7 +154,7 @@ def test_schedules_are_those_of_the_classes(name, schedule):
     for step in range(updates):
         nn.init.constant_(model.weight, step**2)
         averaged.update_parameters(model)
-    expected = (weights_of(schedule, updates) * np.arange(updates)**2).sum()
+    expected = (weights_of(schedule, updates) * np.arange(updates) ** 2).sum()
     assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -3,9 +3,19 @@ import pytest
 from mmyolo_ema.schedules import in_updates
 
 
-@pytest.mark.parametrize(('text', 'updates'), [
-    ('500', 500), ('1e3', 1000), ('500 updates', 500), ('4%', 40), ('0.5 %', 5), ('2epochs', 40), ('1 epoch', 20),
-    ('.5EPOCHS', 10)])
+@pytest.mark.parametrize(
+    ('text', 'updates'),
+    [
+        ('500', 500),
+        ('1e3', 1000),
+        ('500 updates', 500),
+        ('4%', 40),
+        ('0.5 %', 5),
+        ('2epochs', 40),
+        ('1 epoch', 20),
+        ('.5EPOCHS', 10),
+    ],
+)
 def test_length_is_read_in_its_unit(text, updates):
     assert in_updates(text, updates=1000, updates_per_epoch=20) == updates
 

@@ -52,12 +52,18 @@ def config_file(demo_config, tmp_path):
 def trained_with_further(train_once):
     """Returns the path of a checkpoint with a further average, long, of a run that validates it."""
     hook = {key: value for key, value in EMA_HOOK.items() if key != 'evaluate_on_origin'}
-    return train_once(**{
-        'custom_hooks': [dict(hook, averages=dict(long=dict(momentum=0.2, gamma=8)), evaluate=['ema', 'long'])],
-        'train_dataloader.dataset.indices': 48,
-        'train_cfg.max_epochs': 8,
-        'train_cfg.val_interval': 8,
-        'param_scheduler.0.end': 8}) / 'epoch_8.pth'
+    return (
+        train_once(
+            **{
+                'custom_hooks': [dict(hook, averages=dict(long=dict(momentum=0.2, gamma=8)), evaluate=['ema', 'long'])],
+                'train_dataloader.dataset.indices': 48,
+                'train_cfg.max_epochs': 8,
+                'train_cfg.val_interval': 8,
+                'param_scheduler.0.end': 8,
+            }
+        )
+        / 'epoch_8.pth'
+    )
 
 
 @pytest.fixture

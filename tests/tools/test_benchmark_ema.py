@@ -42,7 +42,7 @@ def test_growth(tool, monkeypatch, tmp_path, capsys):
 def test_several_averages(tool, config_file, tmp_path, capsys):
     tool('benchmark_ema', '--averages', '--models', config_file, '--rounds', 1, '--json', 'averages.json')
     assert 'x bare _foreach_lerp_, at most 4.2: ' in capsys.readouterr().out
-    result, = json.loads((tmp_path / 'averages.json').read_text())['results']
+    (result,) = json.loads((tmp_path / 'averages.json').read_text())['results']
     assert result['steps']['4 averages']['median'] > 0
 
 
@@ -54,13 +54,16 @@ def test_training_step(tool, config_file, tmp_path, monkeypatch):
     assert not (tmp_path / 'step.png').exists()
 
 
-@pytest.mark.parametrize(('arguments', 'expected'), [
-    (('--models', 'resnet'), 'resnet cannot be built: resnet is no config, and none of rtmdet-tiny'),
-    (('--rounds', '0'), 'argument --rounds: must be at least 1, but got 0'),
-    (('--rounds', 'many'), "invalid rounds value: 'many'"),
-    (('--json', 'numbers.txt'), '--json must name a .json file, but got numbers.txt'),
-    (('--scale', '--training-run'), 'not allowed with argument --scale'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (('--models', 'resnet'), 'resnet cannot be built: resnet is no config, and none of rtmdet-tiny'),
+        (('--rounds', '0'), 'argument --rounds: must be at least 1, but got 0'),
+        (('--rounds', 'many'), "invalid rounds value: 'many'"),
+        (('--json', 'numbers.txt'), '--json must name a .json file, but got numbers.txt'),
+        (('--scale', '--training-run'), 'not allowed with argument --scale'),
+    ],
+)
 def test_bad_arguments_are_refused(refused, arguments, expected):
     assert expected in refused('benchmark_ema', *arguments)
 

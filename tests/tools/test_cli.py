@@ -38,11 +38,15 @@ def test_command_is_the_tool_of_that_name(tool, config_file, monkeypatch, capsys
     assert (ended.value.code, capsys.readouterr().out) == (None, by_tool)
 
 
-@pytest.mark.parametrize(('arguments', 'status', 'said'), [
-    ([], None, 'posthoc     choose the horizon'), (['--help'], None, 'usage: mmyolo-ema COMMAND'),
-    (['draw'], 2, 'error: there is no command draw: mmyolo-ema has train, test, schedule, checkpoint, posthoc\n'),
-    (['checkpoint', 'inspect', '--help'], 0, '    mmyolo-ema checkpoint inspect work_dirs/run/epoch_*.pth'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'status', 'said'),
+    [
+        ([], None, 'posthoc     choose the horizon'),
+        (['--help'], None, 'usage: mmyolo-ema COMMAND'),
+        (['draw'], 2, 'error: there is no command draw: mmyolo-ema has train, test, schedule, checkpoint, posthoc\n'),
+        (['checkpoint', 'inspect', '--help'], 0, '    mmyolo-ema checkpoint inspect work_dirs/run/epoch_*.pth'),
+    ],
+)
 def test_commands_are_listed_and_helped(monkeypatch, capsys, arguments, status, said):
     monkeypatch.setattr(sys, 'argv', ['mmyolo-ema', *arguments])
     code = None
@@ -71,8 +75,10 @@ start('train')
 
 @pytest.mark.parametrize('command', cli.COMMANDS)
 def test_help_does_not_wait_for_torch(command):
-    program = ("import sys; sys.modules['torch'] = None; from mmyolo_ema import cli; "
-               f"sys.argv = ['mmyolo-ema', '{command}', '--help']; cli.main()")
+    program = (
+        "import sys; sys.modules['torch'] = None; from mmyolo_ema import cli; "
+        f"sys.argv = ['mmyolo-ema', '{command}', '--help']; cli.main()"
+    )
     done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
     assert f'usage: mmyolo-ema {command}' in done.stdout

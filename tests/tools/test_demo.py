@@ -19,7 +19,8 @@ def test_demo_trains_a_detector_and_its_file_gives_what_was_measured(tmp_path):
     assert map_50 > 0.8
     assert len(done.stdout.splitlines()) < 40
     assert [line.split(':')[0] for line in done.stdout.splitlines() if 'averaged,' in line] == [
-        f'  epoch {epoch} of 24' for epoch in (6, 12, 18, 24)]
+        f'  epoch {epoch} of 24' for epoch in (6, 12, 18, 24)
+    ]
     folder = next((tmp_path / 'work_dirs').iterdir())
     assert 'Epoch(train) [24][20/20]' in (folder / 'log.txt').read_text()
     assert matplotlib.image.imread(folder / 'detections.png').shape[0] > 500
@@ -46,8 +47,12 @@ def test_mismatch_fails_the_demo(monkeypatch, capsys):
 
 
 def test_demo_says_why_a_tool_failed(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / 'tools' / 'demo.py', '--cfg-options', 'custom_hooks.0.momentun=1'],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'demo.py', '--cfg-options', 'custom_hooks.0.momentun=1'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith('error: tools/train.py failed: error: the config cannot be trained')
     assert done.stderr.count('\n') == 1

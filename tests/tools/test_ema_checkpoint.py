@@ -17,7 +17,7 @@ class Harmful:
     """Leaves a mark when it is unpickled."""
 
     def __reduce__(self):
-        return os.mkdir, ('harm', )
+        return os.mkdir, ('harm',)
 
 
 def test_inspection_tells_what_a_file_holds(tool, checkpoint_file, capsys):
@@ -64,11 +64,11 @@ def test_odd_names_and_values_are_shown_as_they_are(tool, capsys, tmp_path):
 def test_names_in_a_file_cannot_steer_the_terminal(tool, refused, capsys, tmp_path):
     name = 'a\x1b[2J\nequal\u202e\udc80.weight'
     for file, value in (('a.pth', 1.0), ('b.pth', float('nan'))):
-        torch.save(dict(state_dict={name: torch.full((2, ), value), f'{name}2': torch.ones(1)}), file)
+        torch.save(dict(state_dict={name: torch.full((2,), value), f'{name}2': torch.ones(1)}), file)
     for command in (['compare', 'a.pth', 'b.pth'], ['inspect', 'a.pth'], ['extract', 'a.pth', '-o', 'c.pth']):
         said = refused('ema_checkpoint', *command)
         assert said.isprintable()
-        assert "a.pth is refused" in said
+        assert 'a.pth is refused' in said
         assert "a name with what a terminal would obey: 'a\\x1b[2J\\nequal\\u202e\\udc80.weight'" in said
 
 
@@ -97,8 +97,10 @@ def test_extracted_raw_weights_are_those_that_the_test_takes(tool, config_file, 
     assert capsys.readouterr().out.startswith('out/raw.pth  ')
     tool('test', config_file, checkpoint_file, '--weights', 'raw', '--work-dir', 'raw')
     tool('test', config_file, 'out/raw.pth', '--work-dir', 'extracted')
-    raw, extracted = (json.loads(next(folder.glob('*/*.json')).read_text())
-                      for folder in map(checkpoint_file.parent.joinpath, ('raw', 'extracted')))
+    raw, extracted = (
+        json.loads(next(folder.glob('*/*.json')).read_text())
+        for folder in map(checkpoint_file.parent.joinpath, ('raw', 'extracted'))
+    )
     assert raw['coco/bbox_mAP'] == extracted['coco/bbox_mAP']
 
 
@@ -135,28 +137,31 @@ def test_comparison_tells_by_its_status(tool, checkpoint_file, capsys):
     assert '\nnot equal\n' in said
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    ([], 'the following arguments are required: COMMAND'),
-    (['publish'], 'the following arguments are required: FILE, -o/--out (see ema_checkpoint.py publish --help)'),
-    (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
-    (['inspect', 'text.pth'], 'text.pth is not a checkpoint: it is text'),
-    (['inspect', 'empty.pth'], 'empty.pth is not a checkpoint: it is empty'),
-    (['inspect', 'folder'], 'folder is a folder: name a checkpoint in it'),
-    (['inspect', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run: it holds posix.mkdir'),
-    (['extract', 'harmful.pth', '-o', 'a.pth'], 'harmful.pth is refused, and nothing in it was run'),
-    (['publish', 'harmful.pth', '-o', 'a'], 'harmful.pth is refused, and nothing in it was run'),
-    (['compare', 'epoch_9.pth', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run'),
-    (['extract', 'epoch_9.pth', '-o', 'cut.pth'], 'cut.pth exists: name another file for -o, or remove it'),
-    (['extract', 'epoch_9.pth', '-o', 'a.onnx'], 'must end in .pth, .pt, .safetensors, but got a.onnx'),
-    (['extract', 'epoch_9.pth', '-o', 'cut.pth/a.pth'], 'cut.pth'),
-    (['extract', 'plain.pth', '--weights', 'raw', '-o', 'a.pth'], 'plain.pth: it holds one set of weights only'),
-    (['publish', 'epoch_9.pth', '-o', 'folder'], '-o folder is a folder: add the beginning of a name, such as '),
-    (['publish', 'epoch_9.pth', '-o', 'a', '--dtype', 'int8'], "argument --dtype: invalid choice: 'int8'"),
-    (['compare', 'epoch_9.pth', 'broken.safetensors'], 'is not a .safetensors file, or is truncated'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([], 'the following arguments are required: COMMAND'),
+        (['publish'], 'the following arguments are required: FILE, -o/--out (see ema_checkpoint.py publish --help)'),
+        (['inspect', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
+        (['inspect', 'text.pth'], 'text.pth is not a checkpoint: it is text'),
+        (['inspect', 'empty.pth'], 'empty.pth is not a checkpoint: it is empty'),
+        (['inspect', 'folder'], 'folder is a folder: name a checkpoint in it'),
+        (['inspect', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run: it holds posix.mkdir'),
+        (['extract', 'harmful.pth', '-o', 'a.pth'], 'harmful.pth is refused, and nothing in it was run'),
+        (['publish', 'harmful.pth', '-o', 'a'], 'harmful.pth is refused, and nothing in it was run'),
+        (['compare', 'epoch_9.pth', 'harmful.pth'], 'harmful.pth is refused, and nothing in it was run'),
+        (['extract', 'epoch_9.pth', '-o', 'cut.pth'], 'cut.pth exists: name another file for -o, or remove it'),
+        (['extract', 'epoch_9.pth', '-o', 'a.onnx'], 'must end in .pth, .pt, .safetensors, but got a.onnx'),
+        (['extract', 'epoch_9.pth', '-o', 'cut.pth/a.pth'], 'cut.pth'),
+        (['extract', 'plain.pth', '--weights', 'raw', '-o', 'a.pth'], 'plain.pth: it holds one set of weights only'),
+        (['publish', 'epoch_9.pth', '-o', 'folder'], '-o folder is a folder: add the beginning of a name, such as '),
+        (['publish', 'epoch_9.pth', '-o', 'a', '--dtype', 'int8'], "argument --dtype: invalid choice: 'int8'"),
+        (['compare', 'epoch_9.pth', 'broken.safetensors'], 'is not a .safetensors file, or is truncated'),
+    ],
+)
 def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, said):
     content = checkpoint_file.read_bytes()
-    (tmp_path / 'cut.pth').write_bytes(content[:len(content) // 2])
+    (tmp_path / 'cut.pth').write_bytes(content[: len(content) // 2])
     (tmp_path / 'broken.safetensors').write_bytes(content[:100])
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'text.pth').write_text('Grüße, ' * 200)
@@ -168,17 +173,27 @@ def test_bad_input_gets_one_line(refused, checkpoint_file, tmp_path, arguments, 
 
 @pytest.mark.slow
 @pytest.mark.any_family
-@pytest.mark.parametrize(('kind', 'command'), [
-    (signal.SIGINT, ['extract', '-o', 'out/a.pth']), (signal.SIGTERM, ['extract', '-o', 'out/a.safetensors']),
-    (signal.SIGTERM, ['publish', '-o', 'out/a', '--dtype', 'bfloat16'])])
+@pytest.mark.parametrize(
+    ('kind', 'command'),
+    [
+        (signal.SIGINT, ['extract', '-o', 'out/a.pth']),
+        (signal.SIGTERM, ['extract', '-o', 'out/a.safetensors']),
+        (signal.SIGTERM, ['publish', '-o', 'out/a', '--dtype', 'bfloat16']),
+    ],
+)
 def test_interrupted_run_leaves_no_half_file(kind, command, tmp_path):
     stored = {f'{index}': torch.rand(2, 10**6) for index in range(40)}
     torch.save(dict(state_dict=stored), tmp_path / 'large.pth')
     program = [sys.executable, ROOT / 'tools' / 'ema_checkpoint.py', command[0], 'large.pth', *command[1:]]
     for _ in range(5):
         # What runs the tests may ignore interrupts, as a shell does for what it runs in the background.
-        process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-                                   preexec_fn=lambda: signal.signal(kind, signal.SIG_DFL))
+        process = subprocess.Popen(
+            program,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(kind, signal.SIG_DFL),
+        )
         while not list((tmp_path / 'out').glob('.*/*')) and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(kind)

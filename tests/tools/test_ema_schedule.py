@@ -16,8 +16,8 @@ def config():
 
 def rows(said, first):
     """Returns the numbers in the rows of the first table whose title begins so."""
-    lines = said[said.index(first):].splitlines()[4:]
-    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[:lines.index('')]]
+    lines = said[said.index(first) :].splitlines()[4:]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[: lines.index('')]]
 
 
 def test_report_of_a_config_counts_its_run(tool, config, capsys):
@@ -63,7 +63,8 @@ def test_suggestion_for_a_mean_age_is_that_old(tool, config, capsys):
     hook = re.search(r'    (dict\(.*\))', said)[1]
     # The line for the config and the options say the same.
     assert {key: str(value) for key, value in eval(hook).items()} == {
-        key: str(value) for key, value in cfg.custom_hooks[0].items()}
+        key: str(value) for key, value in cfg.custom_hooks[0].items()
+    }
 
 
 def test_suggestion_for_another_batch_size_averages_as_many_images(tool, config_file, capsys):
@@ -84,7 +85,7 @@ def test_config_without_average_gets_a_first_one(tool, config, capsys):
 
 def test_classes_in_a_config_are_named_as_their_registry_knows_them(tool, config, capsys, tmp_path):
     pure = tmp_path / 'pure.py'
-    pure.write_text('''
+    pure.write_text("""
 from mmengine.config import read_base
 
 from mmyolo_ema import EMAHook, ExpMomentumEMA
@@ -93,8 +94,8 @@ with read_base():
     from .base import *  # noqa: F403
 
 custom_hooks = [dict(type=EMAHook, ema_type=ExpMomentumEMA, momentum=0.05, gamma=40)]
-''')
-    (tmp_path / 'base.py').write_text("train_cfg = dict(max_epochs=24)\ntrain_dataloader = dict(batch_size=8)\n")
+""")
+    (tmp_path / 'base.py').write_text('train_cfg = dict(max_epochs=24)\ntrain_dataloader = dict(batch_size=8)\n')
     tool('ema_schedule', pure, '--mean-age', '10%', '--dataset-size', '160')
     hook = eval(re.search(r'    (dict\(.*\))', capsys.readouterr().out)[1])
     assert (hook['type'], hook['ema_type']) == ('mmyolo_ema.EMAHook', 'mmyolo_ema.ExpMomentumEMA')
@@ -149,35 +150,49 @@ def test_terminal_gets_tables_with_lines(config):
     assert '┃' in said
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    ([], 'name a config, or pass --momentum and --iters'),
-    (['--momentum', '0.1'], 'name a config, or pass --momentum and --iters'),
-    (['nowhere.py'], 'there is no config nowhere.py'),
-    (['--momentum', '1.5', '--iters', '100'], 'argument --momentum: must be above 0 and below 1, but got 1.5'),
-    (['--momentum', 'x', '--iters', '100'], "argument --momentum: invalid fraction value: 'x'"),
-    (['--momentum', '0.1', '--gamma', '0', '--iters', '100'], 'argument --gamma: must be above 0, but got 0'),
-    (['small.py', '--gamma', '1'], '--gamma goes with --momentum'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'], 'EMAHook has no option gama (did you mean gamma?)'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=ExponentialMovingAverage'],
-     "EMAHook has no option gamma (ema_type='mmyolo_ema.ExpMomentumEMA' has it): it takes ema_type, strict_load, "
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, averages, '
-     'evaluate, and its average ExponentialMovingAverage takes momentum, interval, device,'),
-    (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
-    (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),
-    (['small.py', '--mean-age', '0.04'], "--mean-age: '0.04' is less than one update"),
-    (['--momentum', '0.1', '--gamma', '1', '2', '--iters', '100'], '--gamma takes one number, or one for each of 1'),
-    (['--momentum', '0.1', '--iters', '0'], 'argument --iters: must be 1 to 20000000, but got 0'),
-    (['--momentum', '0.1', '--iters', '9', '--mean-age', '2epochs'], "'2epochs' needs the number of updates"),
-    (['--momentum', '0.1', '--iters', '9', '--mean-age', '200%'], '--mean-age: no momentum makes the average 18'),
-    (['--momentum', '0.1', '--iters', '9', '--scale-from-batch', '8'], '--scale-from-batch needs a config'),
-    (['small.py', '--mean-age', 'old'], "--mean-age: a length of training is written as '500' (updates)"),
-    (['small.py', '--plot', 'a.docx'], '--plot must name a picture such as F.png, but got a.docx'),
-    (['small.py', '--plot', 'small.py'], '--plot must name a picture such as F.png, but got small.py'),
-    (['small.py', '--cfg-options', 'custom_hooks=[]'], 'small.py has no EMAHook in custom_hooks: pass --mean-age'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.momentum=2'], 'above 0 and below 1, but got 2'),
-    (['small.py', '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'], 'training set cannot be read (File'),
-    (['small.py', '--scale-from-batch', '1', '--cfg-options', 'train_dataloader.batch_size=99'], 'would be above 0.99'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([], 'name a config, or pass --momentum and --iters'),
+        (['--momentum', '0.1'], 'name a config, or pass --momentum and --iters'),
+        (['nowhere.py'], 'there is no config nowhere.py'),
+        (['--momentum', '1.5', '--iters', '100'], 'argument --momentum: must be above 0 and below 1, but got 1.5'),
+        (['--momentum', 'x', '--iters', '100'], "argument --momentum: invalid fraction value: 'x'"),
+        (['--momentum', '0.1', '--gamma', '0', '--iters', '100'], 'argument --gamma: must be above 0, but got 0'),
+        (['small.py', '--gamma', '1'], '--gamma goes with --momentum'),
+        (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'], 'EMAHook has no option gama (did you mean gamma?)'),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.ema_type=ExponentialMovingAverage'],
+            "EMAHook has no option gamma (ema_type='mmyolo_ema.ExpMomentumEMA' has it): it takes ema_type, "
+            'strict_load, begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, '
+            'averages, evaluate, and its average ExponentialMovingAverage takes momentum, interval, device,',
+        ),
+        (['small.py', '--cfg-options', 'train_cfg.max_epochs=100000000'], 'updates are more than 20,000,000'),
+        (['small.py', '--mean-age', ''], '--mean-age: a length of training is written as'),
+        (['small.py', '--mean-age', '0.04'], "--mean-age: '0.04' is less than one update"),
+        (
+            ['--momentum', '0.1', '--gamma', '1', '2', '--iters', '100'],
+            '--gamma takes one number, or one for each of 1',
+        ),
+        (['--momentum', '0.1', '--iters', '0'], 'argument --iters: must be 1 to 20000000, but got 0'),
+        (['--momentum', '0.1', '--iters', '9', '--mean-age', '2epochs'], "'2epochs' needs the number of updates"),
+        (['--momentum', '0.1', '--iters', '9', '--mean-age', '200%'], '--mean-age: no momentum makes the average 18'),
+        (['--momentum', '0.1', '--iters', '9', '--scale-from-batch', '8'], '--scale-from-batch needs a config'),
+        (['small.py', '--mean-age', 'old'], "--mean-age: a length of training is written as '500' (updates)"),
+        (['small.py', '--plot', 'a.docx'], '--plot must name a picture such as F.png, but got a.docx'),
+        (['small.py', '--plot', 'small.py'], '--plot must name a picture such as F.png, but got small.py'),
+        (['small.py', '--cfg-options', 'custom_hooks=[]'], 'small.py has no EMAHook in custom_hooks: pass --mean-age'),
+        (['small.py', '--cfg-options', 'custom_hooks.0.momentum=2'], 'above 0 and below 1, but got 2'),
+        (
+            ['small.py', '--cfg-options', 'train_dataloader.dataset.ann_file=gone.json'],
+            'training set cannot be read (File',
+        ),
+        (
+            ['small.py', '--scale-from-batch', '1', '--cfg-options', 'train_dataloader.batch_size=99'],
+            'would be above 0.99',
+        ),
+    ],
+)
 def test_bad_input_gets_one_line(refused, config_file, arguments, said):
     assert said in refused('ema_schedule', *arguments)
 

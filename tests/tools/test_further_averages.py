@@ -17,9 +17,12 @@ def path(trained_with_further):
 
 def measured(work_dir):
     """Returns the metrics of the last validation or test that is logged there."""
-    log, = [*work_dir.glob('*/vis_data/scalars.json')] or work_dir.glob('*/*.json')
-    return next({key: value for key, value in json.loads(line).items() if key.startswith('coco/')}
-                for line in log.read_text().splitlines() if 'coco/bbox_mAP' in line)
+    (log,) = [*work_dir.glob('*/vis_data/scalars.json')] or work_dir.glob('*/*.json')
+    return next(
+        {key: value for key, value in json.loads(line).items() if key.startswith('coco/')}
+        for line in log.read_text().splitlines()
+        if 'coco/bbox_mAP' in line
+    )
 
 
 def test_file_is_tested_with_the_metrics_that_the_training_measured(tool, config_file, path, capsys, tmp_path):
@@ -39,8 +42,10 @@ def test_extracted_file_holds_those_weights_and_what_made_them(tool, path, capsy
     tool('ema_checkpoint', 'extract', path, '--weights', 'long', '-o', 'long.pth')
     content, extracted = checkpoint.read(path), checkpoint.read('long.pth')
     stored = content['ema_averages']['long']
-    assert_equal({f'module.{name}': value for name, value in extracted['state_dict'].items()},
-                 {name: value for name, value in stored.items() if name != 'steps'})
+    assert_equal(
+        {f'module.{name}': value for name, value in extracted['state_dict'].items()},
+        {name: value for name, value in stored.items() if name != 'steps'},
+    )
     assert extracted['meta']['mmyolo_ema'] == dict(content['meta']['mmyolo_ema']['averages']['long'], weights='long')
     assert tool('ema_checkpoint', 'compare', path, 'long.pth', '--weights', 'long') == 0
     assert 'epoch_8.pth (long), long.pth (long)' in capsys.readouterr().out
@@ -70,8 +75,10 @@ def test_inspection_has_a_row_for_it(tool, path, capsys):
     assert f'| long           | ema_averages.long |      48 | {further["mean_age"]:8.1f} |' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('arguments', [['test', 'small.py'], ['ema_checkpoint', 'extract', '-o', 'a.pth'],
-                                       ['ema_checkpoint', 'publish', '-o', 'a']])
+@pytest.mark.parametrize(
+    'arguments',
+    [['test', 'small.py'], ['ema_checkpoint', 'extract', '-o', 'a.pth'], ['ema_checkpoint', 'publish', '-o', 'a']],
+)
 def test_unknown_name_is_refused_with_those_that_there_are(refused, config_file, path, arguments):
     said = refused(*arguments, path, '--weights', 'lang')
     assert "it holds the ema, raw, long weights only, and none called 'lang'" in said

@@ -27,8 +27,9 @@ def check(gpu_check, monkeypatch, parts, device='auto', gpu=False):
     monkeypatch.setattr(gpu_check, 'machine', lambda python: dict(card=card, torch='2', driver='', cores=1, date=''))
     monkeypatch.setattr(gpu_check, 'set_up', lambda args, device: device != 'cuda')
     monkeypatch.setattr(gpu_check, 'has_cuda_operators', lambda args: False)
-    monkeypatch.setattr(gpu_check, 'run_part', lambda python, part, gpu, run=gpu_check.run_part: run(
-        Path(sys.executable), part, gpu))
+    monkeypatch.setattr(
+        gpu_check, 'run_part', lambda python, part, gpu, run=gpu_check.run_part: run(Path(sys.executable), part, gpu)
+    )
     args = argparse.Namespace(stack='onedl', folder='.venv', device=device, torch='pinned', wheels=None)
     failed = False
     try:
@@ -76,16 +77,28 @@ def timing(median):
 @pytest.fixture
 def content():
     step = dict(host=timing(4e-4), gpu=timing(1e-4), check=None, swap=None)
-    costs = {'mmyolo_ema': step, 'mmdet': dict(step, host=timing(9e-3), gpu=timing(1.1e-3)),
-             'limit': dict(step, gpu=timing(9e-5))}
+    costs = {
+        'mmyolo_ema': step,
+        'mmdet': dict(step, host=timing(9e-3), gpu=timing(1.1e-3)),
+        'limit': dict(step, gpu=timing(9e-5)),
+    }
     steps = [dict(detector=name, update_buffers=True, costs=costs) for name in ('rtmdet-tiny', 'rtmdet-l')]
-    hook = dict(detector='rtmdet-l', batch_size=8, image_size=640,
-                step={'no hook': timing(.1), 'mmyolo_ema': timing(.1006)}, added={'mmyolo_ema': timing(6e-4)})
+    hook = dict(
+        detector='rtmdet-l',
+        batch_size=8,
+        image_size=640,
+        step={'no hook': timing(0.1), 'mmyolo_ema': timing(0.1006)},
+        added={'mmyolo_ema': timing(6e-4)},
+    )
     part = dict(ended='ok', seconds=9.0, said=[])
-    parts = dict(tests=dict(part, said=['21 passed in 9 s']), step=dict(part, results=dict(results=steps)),
-                 hook=dict(part, results=dict(results=[hook])))
-    return dict(card='A GPU', driver='1', torch='2', cores=16, date='2026-11-27', seconds=99.0, set_up_seconds=9.0,
-                parts=parts)
+    parts = dict(
+        tests=dict(part, said=['21 passed in 9 s']),
+        step=dict(part, results=dict(results=steps)),
+        hook=dict(part, results=dict(results=[hook])),
+    )
+    return dict(
+        card='A GPU', driver='1', torch='2', cores=16, date='2026-11-27', seconds=99.0, set_up_seconds=9.0, parts=parts
+    )
 
 
 def test_chapter_tells_which_aims_were_met(content):

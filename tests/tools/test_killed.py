@@ -57,8 +57,12 @@ def test_killed_and_resumed_training_equals_the_uninterrupted_one(demo_config, t
     cfg = demo_config(**options)
     cfg.dump(tmp_path / 'config.py')
     tool('train', 'config.py', '--work-dir', 'whole')
-    done = subprocess.run([sys.executable, '-c', PROGRAM, str(ROOT / 'tools' / 'train.py'), 'config.py', '10'],
-                          cwd=tmp_path, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, str(ROOT / 'tools' / 'train.py'), 'config.py', '10'],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     print((tmp_path / 'kills.txt').read_text())
     whole, killed = (checkpoint.read(tmp_path / name / 'epoch_16.pth') for name in ('whole', 'killed'))

@@ -74,42 +74,69 @@ def test_horizon_of_the_run_gives_its_average(tool, work_dir):
 
 
 def test_horizon_that_is_nearly_raw_for_the_runs_ramp_is_named(tool, config_file, capsys):
-    ramp = ['custom_hooks.0.mean_age=None', 'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEMA',
-            'custom_hooks.0.momentum=0.1', 'custom_hooks.0.gamma=2000']
+    ramp = [
+        'custom_hooks.0.mean_age=None',
+        'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEMA',
+        'custom_hooks.0.momentum=0.1',
+        'custom_hooks.0.gamma=2000',
+    ]
     tool('posthoc_ema', 'plan', config_file, '--iters', '100', '--horizon', '20', 'last:10', '--cfg-options', *ramp)
     said = capsys.readouterr().out
     assert 'warning: nearly the raw weights: 20 (0.0' in said
     assert "They keep the run's gamma, whose ramp takes most of its 100 updates." in said
-    tool('posthoc_ema', 'plan', config_file, '--iters', '100', '--horizon', '20', '--cfg-options', *ramp[:3],
-         'custom_hooks.0.gamma=2')
+    tool(
+        'posthoc_ema',
+        'plan',
+        config_file,
+        '--iters',
+        '100',
+        '--horizon',
+        '20',
+        '--cfg-options',
+        *ramp[:3],
+        'custom_hooks.0.gamma=2',
+    )
     assert 'warning' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    (['fit', 'run/epoch_4.pth'], 'epoch_4.pth is a file: name the work directory of the run'),
-    (['fit', 'nowhere'], 'there is no folder nowhere'),
-    (['fit', '.'], 'has no checkpoints with an average'),
-    (['fit', 'run', '--horizon', 'old'], 'a length of training is written as'),
-    (['build', 'run', '-o', 'a.pth'], 'the following arguments are required: --horizon'),
-    (['build', 'run', '--horizon', '8', '-o', 'a.safetensors'], '-o must name .pth files, but got a.safetensors'),
-    (['build', 'run', '--horizon', '8', '-o', 'small.py'], '-o must name .pth files, but got small.py'),
-    (['build', 'run', '--horizon', '8', '-o', 'a.pth', 'b.pth'], '-o names 2 files for 1 --horizon'),
-    (['build', 'run', '--horizon', '8', '9', '-o', 'a.pth', 'a.pth'], '-o names a file twice: a.pth a.pth'),
-    (['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '2'], '--bn-batches and --config go together'),
-    (['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '9', '--config', 'small.py'],
-     '9 batches are asked for, but an epoch of the train_dataloader has 2'),
-    (['plan', 'nowhere.py'], 'there is no config nowhere.py'),
-    (['plan', 'small.py', '--cfg-options', 'custom_hooks=[]'], 'has no EMAHook in custom_hooks'),
-    (['plan', 'small.py', '--horizon', 'old'], 'a length of training is written as'),
-    (['sweep', 'nowhere', 'small.py'], 'there is no folder nowhere'),
-    (['sweep', 'run', 'small.py', '--horizons', 'old'], 'a length of training is written as'),
-    (['sweep', 'run', 'small.py', '--resamples', '0'], 'argument --resamples: must be 1 to'),
-    (['sweep', 'run', 'small.py', '--cfg-options', 'val_evaluator=None'], 'the config defines no val_evaluator'),
-    (['sweep', 'run', 'small.py', '--cfg-options', 'model.bbox_head.num_classes=2'], 'bbox_head'),
-    (['build', 'run', '--horizon', 'last:2', '8', '-o', 'a.pth', 'b.pth'],
-     '50% is the most that is written. Nothing was written; leave it out to write 8'),
-    (['build', 'run', '--horizon', '8', '-o', 'run/epoch_2.pth'], 'run/epoch_2.pth exists: name another file for -o'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['fit', 'run/epoch_4.pth'], 'epoch_4.pth is a file: name the work directory of the run'),
+        (['fit', 'nowhere'], 'there is no folder nowhere'),
+        (['fit', '.'], 'has no checkpoints with an average'),
+        (['fit', 'run', '--horizon', 'old'], 'a length of training is written as'),
+        (['build', 'run', '-o', 'a.pth'], 'the following arguments are required: --horizon'),
+        (['build', 'run', '--horizon', '8', '-o', 'a.safetensors'], '-o must name .pth files, but got a.safetensors'),
+        (['build', 'run', '--horizon', '8', '-o', 'small.py'], '-o must name .pth files, but got small.py'),
+        (['build', 'run', '--horizon', '8', '-o', 'a.pth', 'b.pth'], '-o names 2 files for 1 --horizon'),
+        (['build', 'run', '--horizon', '8', '9', '-o', 'a.pth', 'a.pth'], '-o names a file twice: a.pth a.pth'),
+        (
+            ['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '2'],
+            '--bn-batches and --config go together',
+        ),
+        (
+            ['build', 'run', '--horizon', '8', '-o', 'a.pth', '--bn-batches', '9', '--config', 'small.py'],
+            '9 batches are asked for, but an epoch of the train_dataloader has 2',
+        ),
+        (['plan', 'nowhere.py'], 'there is no config nowhere.py'),
+        (['plan', 'small.py', '--cfg-options', 'custom_hooks=[]'], 'has no EMAHook in custom_hooks'),
+        (['plan', 'small.py', '--horizon', 'old'], 'a length of training is written as'),
+        (['sweep', 'nowhere', 'small.py'], 'there is no folder nowhere'),
+        (['sweep', 'run', 'small.py', '--horizons', 'old'], 'a length of training is written as'),
+        (['sweep', 'run', 'small.py', '--resamples', '0'], 'argument --resamples: must be 1 to'),
+        (['sweep', 'run', 'small.py', '--cfg-options', 'val_evaluator=None'], 'the config defines no val_evaluator'),
+        (['sweep', 'run', 'small.py', '--cfg-options', 'model.bbox_head.num_classes=2'], 'bbox_head'),
+        (
+            ['build', 'run', '--horizon', 'last:2', '8', '-o', 'a.pth', 'b.pth'],
+            '50% is the most that is written. Nothing was written; leave it out to write 8',
+        ),
+        (
+            ['build', 'run', '--horizon', '8', '-o', 'run/epoch_2.pth'],
+            'run/epoch_2.pth exists: name another file for -o',
+        ),
+    ],
+)
 def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):
     capsys.readouterr()
     assert said in refused('posthoc_ema', *arguments)
@@ -117,8 +144,21 @@ def test_bad_input_gets_one_line(refused, work_dir, capsys, arguments, said):
 
 @pytest.mark.slow
 def test_several_averages_are_made_in_one_go(tool, work_dir, config_file):
-    tool('posthoc_ema', 'build', work_dir, '--horizon', '8', '10', '-o', 'a.pth', 'b.pth',
-         '--bn-batches', '2', '--config', config_file)
+    tool(
+        'posthoc_ema',
+        'build',
+        work_dir,
+        '--horizon',
+        '8',
+        '10',
+        '-o',
+        'a.pth',
+        'b.pth',
+        '--bn-batches',
+        '2',
+        '--config',
+        config_file,
+    )
     kept = checkpoint.read(work_dir / 'epoch_4.pth')['state_dict']
     first, second = (checkpoint.read(path)['state_dict'] for path in ('a.pth', 'b.pth'))
     # The second is the run's own, but for the statistics.
@@ -140,8 +180,11 @@ def test_plan_tells_what_the_run_will_allow(tool, work_dir, config_file, capsys)
 
 
 def rows(said):
-    return {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
-            for line in said.splitlines() if line.startswith('|')}
+    return {
+        line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
+        for line in said.splitlines()
+        if line.startswith('|')
+    }
 
 
 @pytest.fixture
@@ -162,7 +205,8 @@ def test_sweep_shows_and_writes_the_best(tool, work_dir, config_file, files, cap
     assert stored['metric'] == 'coco/bbox_mAP'
     assert 1 / 21 <= stored['comparison']['p_value'] <= 1
     assert [candidate['score'] for candidate in stored['candidates']] == [
-        pytest.approx(candidate['metrics']['coco/bbox_mAP'], abs=1e-3) for candidate in stored['candidates']]
+        pytest.approx(candidate['metrics']['coco/bbox_mAP'], abs=1e-3) for candidate in stored['candidates']
+    ]
     assert all(path.stat().st_size > 0 for path in files.values())
     tool('test', config_file, files['best_posthoc.pth'])
 
@@ -199,15 +243,18 @@ def test_file_that_no_sweep_wrote_is_not_replaced(refused, work_dir, config_file
     assert 'best_posthoc.pth exists, but' in refused('posthoc_ema', 'sweep', work_dir, config_file)
 
 
-@pytest.mark.parametrize(('hook', 'named', 'chosen'), [
-    ({}, None, (None, False)),
-    (dict(save_best='auto', rule='less'), None, (None, True)),
-    (dict(save_best='coco/bbox_mAP_origin'), None, ('coco/bbox_mAP', False)),
-    (dict(save_best='error', rule='less'), None, ('error', True)),
-    (dict(save_best='error', rule='less'), 'coco/bbox_mAP', ('coco/bbox_mAP', False)),
-    (dict(save_best=['error', 'coco/bbox_mAP'], rule=['less', 'greater']), None, ('error', True)),
-    (dict(save_best='loss'), None, ('loss', True)),
-])
+@pytest.mark.parametrize(
+    ('hook', 'named', 'chosen'),
+    [
+        ({}, None, (None, False)),
+        (dict(save_best='auto', rule='less'), None, (None, True)),
+        (dict(save_best='coco/bbox_mAP_origin'), None, ('coco/bbox_mAP', False)),
+        (dict(save_best='error', rule='less'), None, ('error', True)),
+        (dict(save_best='error', rule='less'), 'coco/bbox_mAP', ('coco/bbox_mAP', False)),
+        (dict(save_best=['error', 'coco/bbox_mAP'], rule=['less', 'greater']), None, ('error', True)),
+        (dict(save_best='loss'), None, ('loss', True)),
+    ],
+)
 def test_best_is_what_the_config_calls_best(hook, named, chosen):
     cfg = Config(dict(default_hooks=dict(checkpoint=hook)))
     assert metric_of(cfg, named) == chosen
@@ -230,9 +277,8 @@ def test_plan_knows_what_other_classes_do_to_shared_tensors(tool, config_file, c
 def test_harmful_teacher_of_a_config_is_not_run(refused, work_dir, config_file, tmp_path, command):
 
     class Harmful:
-
         def __reduce__(self):
-            return os.mkdir, (str(tmp_path / 'harm'), )
+            return os.mkdir, (str(tmp_path / 'harm'),)
 
     torch.save(dict(state_dict=Harmful()), tmp_path / 'teacher.pth')
     (tmp_path / 'distilled.py').write_text(f"""_base_ = '{config_file.name}'
@@ -240,8 +286,11 @@ model = dict(_delete_=True, type='KnowledgeDistillationSingleStageDetector', bac
              neck=_base_.model.neck, bbox_head=_base_.model.bbox_head, data_preprocessor=_base_.model.data_preprocessor,
              teacher_config='small.py', teacher_ckpt='teacher.pth')
 """)
-    arguments = dict(plan=['distilled.py', '--dataset-size', '16'], sweep=[work_dir, 'distilled.py'],
-                     build=[work_dir, '--horizon', '8', '-o', 'a.pth', '--config', 'distilled.py', '--bn-batches', '1'])
+    arguments = dict(
+        plan=['distilled.py', '--dataset-size', '16'],
+        sweep=[work_dir, 'distilled.py'],
+        build=[work_dir, '--horizon', '8', '-o', 'a.pth', '--config', 'distilled.py', '--bn-batches', '1'],
+    )
     said = refused('posthoc_ema', command, *arguments[command])
     assert 'teacher.pth is refused, and nothing in it was run: it holds posix.mkdir' in said
     assert not (tmp_path / 'harm').exists()

@@ -24,8 +24,13 @@ def script(tmp_path):
 
     def run(name, *arguments, check=True, **environment):
         ours = dict(PYTHON=sys.executable, OMP_NUM_THREADS='1', PORT=free_port())
-        done = subprocess.run([ROOT / 'tools' / name, *map(str, arguments)], cwd=tmp_path, text=True,
-                              env={**os.environ, **ours, **environment}, capture_output=True)
+        done = subprocess.run(
+            [ROOT / 'tools' / name, *map(str, arguments)],
+            cwd=tmp_path,
+            text=True,
+            env={**os.environ, **ours, **environment},
+            capture_output=True,
+        )
         assert done.returncode == 0 or not check, done.stderr[-3000:]
         return done
 
@@ -44,26 +49,53 @@ def test_two_processes_train_and_test(script, config_file, tmp_path):
     assert len(load(tmp_path / 'two.pkl')) == 8
 
 
-@pytest.mark.parametrize(('name', 'positional', 'started'), [
-    ('slurm_train.sh', ['gpu', 'job', 'my config.py', 'work dir'],
-     ['train.py', 'my config.py', '--work-dir', 'work dir', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]']),
-    ('slurm_test.sh', ['gpu', 'job', 'my config.py', 'epoch 1.pth'],
-     ['test.py', 'my config.py', 'epoch 1.pth', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]']),
-])
+@pytest.mark.parametrize(
+    ('name', 'positional', 'started'),
+    [
+        (
+            'slurm_train.sh',
+            ['gpu', 'job', 'my config.py', 'work dir'],
+            ['train.py', 'my config.py', '--work-dir', 'work dir', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]'],
+        ),
+        (
+            'slurm_test.sh',
+            ['gpu', 'job', 'my config.py', 'epoch 1.pth'],
+            ['test.py', 'my config.py', 'epoch 1.pth', '--launcher', 'slurm', '--cfg-options', 'a=[1, 2]'],
+        ),
+    ],
+)
 def test_slurm_starts_the_tool_with_its_arguments(script, tmp_path, name, positional, started):
     srun = tmp_path / 'bin' / 'srun'
     srun.parent.mkdir()
     srun.write_text('#!/bin/sh\nfor argument; do printf "%s\\n" "$argument"; done\n')
     srun.chmod(0o755)
-    done = script(name, *positional, '--cfg-options', 'a=[1, 2]', GPUS='16', SRUN_ARGS='--time 5 --qos=high',
-                  PATH=f'{srun.parent}:{os.environ["PATH"]}')
+    done = script(
+        name,
+        *positional,
+        '--cfg-options',
+        'a=[1, 2]',
+        GPUS='16',
+        SRUN_ARGS='--time 5 --qos=high',
+        PATH=f'{srun.parent}:{os.environ["PATH"]}',
+    )
     words = done.stdout.splitlines()
     command = words.index(sys.executable)
-    assert words[:command] == ['-p', 'gpu', '--job-name=job', '--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8',
-                               '--cpus-per-task=5', '--kill-on-bad-exit=1', '--time', '5', '--qos=high']
+    assert words[:command] == [
+        '-p',
+        'gpu',
+        '--job-name=job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+        '--time',
+        '5',
+        '--qos=high',
+    ]
     assert words[command + 1] == '-u'
     assert words[command + 2].endswith(f'tools/{started[0]}')
-    assert words[command + 3:] == started[1:]
+    assert words[command + 3 :] == started[1:]
 
 
 @pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
@@ -74,8 +106,9 @@ def test_too_few_arguments_get_one_line(script, name):
     assert done.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize('arguments', [['dist_train.sh', 'config.py', '--amp'],
-                                       ['dist_test.sh', 'config.py', 'epoch_1.pth', '--tta']])
+@pytest.mark.parametrize(
+    'arguments', [['dist_train.sh', 'config.py', '--amp'], ['dist_test.sh', 'config.py', 'epoch_1.pth', '--tta']]
+)
 def test_forgotten_number_of_processes_gets_one_line(script, arguments):
     done = script(*arguments, check=False)
     assert done.returncode == 2
@@ -83,10 +116,13 @@ def test_forgotten_number_of_processes_gets_one_line(script, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('error', 'status', 'said'), [
-    ('KeyboardInterrupt()', 130, 'interrupted\n'),
-    ("OSError(28, 'No space left on device')", 2, 'error: [Errno 28] No space left on device\n'),
-])
+@pytest.mark.parametrize(
+    ('error', 'status', 'said'),
+    [
+        ('KeyboardInterrupt()', 130, 'interrupted\n'),
+        ("OSError(28, 'No space left on device')", 2, 'error: [Errno 28] No space left on device\n'),
+    ],
+)
 def test_training_that_is_stopped_ends_in_one_line(config_file, tmp_path, error, status, said):
     (tmp_path / 'stopping.py').write_text(f"""
 from mmengine.hooks import Hook
@@ -103,8 +139,13 @@ custom_imports = dict(imports='stopping')
 custom_hooks = [*_base_.custom_hooks, dict(type='mmengine.Stop')]
 """)
     path = f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'
-    done = subprocess.run([sys.executable, ROOT / 'tools' / 'train.py', 'stopped.py'], cwd=tmp_path, text=True,
-                          capture_output=True, env=dict(os.environ, PYTHONPATH=path))
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'train.py', 'stopped.py'],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=dict(os.environ, PYTHONPATH=path),
+    )
     assert done.returncode == status
     assert done.stderr.endswith(said)
     assert 'Traceback' not in done.stderr

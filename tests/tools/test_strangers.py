@@ -19,23 +19,60 @@ pytestmark = pytest.mark.any_family
 
 SECONDS, KILOBYTES = 10, 10**6
 
-NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 10**400, -2**63, 0.0, 1e308]),
-                    st.floats())
-TENSORS = st.sampled_from([torch.tensor(3), torch.tensor(10**9), torch.tensor(float('inf')), torch.ones(2, 0),
-                           torch.ones(1, 1), torch.ones(2) * 1j, torch.eye(2).to_sparse(), torch.ones(2, device='meta'),
-                           torch.zeros(1).expand(10**9), torch.tensor(True)])
+NUMBERS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 10**400, -(2**63), 0.0, 1e308]), st.floats()
+)
+TENSORS = st.sampled_from(
+    [
+        torch.tensor(3),
+        torch.tensor(10**9),
+        torch.tensor(float('inf')),
+        torch.ones(2, 0),
+        torch.ones(1, 1),
+        torch.ones(2) * 1j,
+        torch.eye(2).to_sparse(),
+        torch.ones(2, device='meta'),
+        torch.zeros(1).expand(10**9),
+        torch.tensor(True),
+    ]
+)
 TEXTS = st.one_of(st.text(max_size=5), st.sampled_from(['\x1b[2J\nequal', 'custom_hooks = [' * 50, 'a' * 5000]))
 LEAVES = st.one_of(NUMBERS, TENSORS, TEXTS)
-KEYS = st.one_of(st.sampled_from(['schedule', 'posthoc', 'mean_age', 'updates', 'type', 'get', 'weights']), TEXTS,
-                 st.integers(0, 5), st.tuples(st.integers(0, 1)))
-VALUES = st.recursive(LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner),
-                                                      st.dictionaries(KEYS, inner, max_size=3)), max_leaves=8)
-PLACES = [('meta', ), ('state_dict', ), ('ema_state_dict', ), ('message_hub', ), ('optimizer', ), ('meta', 'cfg'),
-          ('meta', 'mmyolo_ema'), ('meta', 'mmyolo_ema', 'schedule'), ('meta', 'mmyolo_ema', 'mean_age'),
-          ('meta', 'mmyolo_ema', 'posthoc'), ('meta', 'mmyolo_ema', 'updates_per_epoch'), ('meta', 'iter'),
-          ('meta', 'seed'), ('meta', 5), ('ema_state_dict', 'steps'), ('ema_state_dict', 5),
-          ('state_dict', 'backbone.stem.0.bn.weight'), ('state_dict', 'backbone.stem.0.bn.num_batches_tracked'),
-          ('ema_state_dict', 'module.backbone.stem.0.bn.weight'), ('second_ema_state_dict', )]
+KEYS = st.one_of(
+    st.sampled_from(['schedule', 'posthoc', 'mean_age', 'updates', 'type', 'get', 'weights']),
+    TEXTS,
+    st.integers(0, 5),
+    st.tuples(st.integers(0, 1)),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+PLACES = [
+    ('meta',),
+    ('state_dict',),
+    ('ema_state_dict',),
+    ('message_hub',),
+    ('optimizer',),
+    ('meta', 'cfg'),
+    ('meta', 'mmyolo_ema'),
+    ('meta', 'mmyolo_ema', 'schedule'),
+    ('meta', 'mmyolo_ema', 'mean_age'),
+    ('meta', 'mmyolo_ema', 'posthoc'),
+    ('meta', 'mmyolo_ema', 'updates_per_epoch'),
+    ('meta', 'iter'),
+    ('meta', 'seed'),
+    ('meta', 5),
+    ('ema_state_dict', 'steps'),
+    ('ema_state_dict', 5),
+    ('state_dict', 'backbone.stem.0.bn.weight'),
+    ('state_dict', 'backbone.stem.0.bn.num_batches_tracked'),
+    ('ema_state_dict', 'module.backbone.stem.0.bn.weight'),
+    ('second_ema_state_dict',),
+]
 
 
 @pytest.fixture
@@ -47,10 +84,13 @@ def files(trained, tmp_path, monkeypatch):
     for epoch in (2, 4):
         content = checkpoint.read(trained.with_name(f'epoch_{epoch}.pth'))
         for part in ('state_dict', 'ema_state_dict'):
-            content[part] = {name: value for name, value in content[part].items()
-                             if 'backbone.stem.0.' in name or name == 'steps'}
-        content['optimizer'] = dict(state=dict(list(content['optimizer']['state'].items())[:3]),
-                                    param_groups=content['optimizer']['param_groups'][:3])
+            content[part] = {
+                name: value for name, value in content[part].items() if 'backbone.stem.0.' in name or name == 'steps'
+            }
+        content['optimizer'] = dict(
+            state=dict(list(content['optimizer']['state'].items())[:3]),
+            param_groups=content['optimizer']['param_groups'][:3],
+        )
         content['param_schedulers'] = content['param_schedulers'][:1]
         paths.append(tmp_path / 'run' / f'epoch_{epoch}.pth')
         torch.save(content, paths[-1])
@@ -60,6 +100,7 @@ def files(trained, tmp_path, monkeypatch):
 @pytest.fixture
 def command(capsys, tmp_path):
     """Returns a function that runs a command on files, and returns its status: that of a refusal in one line is 2."""
+
     def run(name, *arguments):
         before, start = sorted(tmp_path.rglob('*')), time.monotonic()
         capsys.readouterr()
@@ -106,7 +147,7 @@ def cut(path, choose):
 def overwritten(path, choose):
     content = bytearray(path.read_bytes())
     start = choose.randrange(len(content))
-    content[start:start + 64] = choose.randbytes(64)
+    content[start : start + 64] = choose.randbytes(64)
     path.write_bytes(content)
 
 
@@ -126,13 +167,15 @@ def test_damaged_file_gives_the_right_result_or_one_line(files, command, tmp_pat
     choose = random.Random(0)
     older, _ = files
     whole = older.read_bytes()
-    uses = {'raw.pth': ('ema_checkpoint', 'extract', older, '--weights', 'raw', '-o', 'raw.pth'),
-            'built.pth': ('posthoc_ema', 'build', 'run', '--horizon', '8', '-o', 'built.pth'),
-            'ema-*.pth': ('ema_checkpoint', 'publish', older, '-o', 'ema')}
+    uses = {
+        'raw.pth': ('ema_checkpoint', 'extract', older, '--weights', 'raw', '-o', 'raw.pth'),
+        'built.pth': ('posthoc_ema', 'build', 'run', '--horizon', '8', '-o', 'built.pth'),
+        'ema-*.pth': ('ema_checkpoint', 'publish', older, '-o', 'ema'),
+    }
     right = {}
     for out, use in uses.items():
         assert command(*use) == 0
-        written, = tmp_path.glob(out)
+        (written,) = tmp_path.glob(out)
         right[out] = checkpoint.read(written)['state_dict']
         written.unlink()
     shutil.copy(older, 'whole.pth')
@@ -145,7 +188,7 @@ def test_damaged_file_gives_the_right_result_or_one_line(files, command, tmp_pat
         refused += status == 2
         for out, use in uses.items():
             if command(*use) == 0:
-                written, = tmp_path.glob(out)
+                (written,) = tmp_path.glob(out)
                 assert_equal(dict(checkpoint.read(written)['state_dict']), dict(right[out]))
                 written.unlink()
     assert 25 < refused < 90
@@ -184,23 +227,27 @@ HOOK = "custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum
 SCHEDULE = ('meta', 'mmyolo_ema', 'schedule')
 
 
-@pytest.mark.parametrize(('place', 'value'), [
-    (('meta', 'mmyolo_ema', 'posthoc'), 5),
-    (('meta', 'mmyolo_ema', 'posthoc'), dict(mean_age=[1], error='text')),
-    (('meta', 'mmyolo_ema', 'updates_per_epoch'), 'text'),
-    (('meta', 'mmyolo_ema'), {'schedule': None, 'updates_per_epoch': -1}),
-    (SCHEDULE, [[float('inf'), None]]),
-    (SCHEDULE, [[0, torch.tensor(1j)]]),
-    (('meta', 'mmyolo_ema'), dict(buffers=5)),
-    (SCHEDULE, [[0, dict(ema_type='ExponentialMovingAverage', momentum=0.1)]] * 2000),
-    (('meta', 'mmyolo_ema'), {'schedule': None}),
-    (('meta', 5), {(1, 2): 3}),
-    (('ema_state_dict', 5), torch.ones(1)),
-    (('ema_state_dict', 'steps'), 10**9),
-    (('ema_state_dict', 'module.backbone.stem.0.bn.num_batches_tracked'), torch.tensor(float('inf'))),
-    (('meta', 'cfg'), HOOK.format(10**400)),
-    (('meta', 'cfg'), 'x = [' + '0, ' * 10**6 + ']'),
-], ids=range(15))
+@pytest.mark.parametrize(
+    ('place', 'value'),
+    [
+        (('meta', 'mmyolo_ema', 'posthoc'), 5),
+        (('meta', 'mmyolo_ema', 'posthoc'), dict(mean_age=[1], error='text')),
+        (('meta', 'mmyolo_ema', 'updates_per_epoch'), 'text'),
+        (('meta', 'mmyolo_ema'), {'schedule': None, 'updates_per_epoch': -1}),
+        (SCHEDULE, [[float('inf'), None]]),
+        (SCHEDULE, [[0, torch.tensor(1j)]]),
+        (('meta', 'mmyolo_ema'), dict(buffers=5)),
+        (SCHEDULE, [[0, dict(ema_type='ExponentialMovingAverage', momentum=0.1)]] * 2000),
+        (('meta', 'mmyolo_ema'), {'schedule': None}),
+        (('meta', 5), {(1, 2): 3}),
+        (('ema_state_dict', 5), torch.ones(1)),
+        (('ema_state_dict', 'steps'), 10**9),
+        (('ema_state_dict', 'module.backbone.stem.0.bn.num_batches_tracked'), torch.tensor(float('inf'))),
+        (('meta', 'cfg'), HOOK.format(10**400)),
+        (('meta', 'cfg'), 'x = [' + '0, ' * 10**6 + ']'),
+    ],
+    ids=range(15),
+)
 def test_odd_content_is_used_or_refused_in_one_line(files, use, place, value):
     if place == ('meta', 'cfg'):  # which counts in files that do not tell their schedule themselves
         for path in files:
@@ -212,7 +259,12 @@ def test_odd_content_is_used_or_refused_in_one_line(files, use, place, value):
 
 @pytest.mark.slow
 @given(place=st.sampled_from(PLACES), value=VALUES)
-@settings(max_examples=80, derandomize=True, deadline=None, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=80,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_made_up_content_is_used_or_refused_in_one_line(use, place, value):
     use(place, value)

@@ -59,7 +59,8 @@ def test_extracted_raw_weights_are_not_taken_for_averaged_ones(tool, refused, co
     tool('test', config_file, 'raw.pth', '--cfg-options', 'log_level=INFO', '--work-dir', 'run')
     assert "testing: the file's only weights (raw)\n" in capsys.readouterr().out
     assert "it holds the raw weights only, and none called 'ema'" in refused(
-        'test', config_file, 'raw.pth', '--weights', 'ema')
+        'test', config_file, 'raw.pth', '--weights', 'ema'
+    )
 
 
 @pytest.mark.slow
@@ -78,8 +79,13 @@ def test_file_without_counts_of_batches_gives_the_same(tool, config_file, checkp
 def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, config_file, checkpoint_file):
     tool('test', config_file, checkpoint_file, '--out', 'plain.pkl')
     cfg = Config.fromfile(config_file)
-    cfg.model = dict(type='SemiBaseDetector', detector=cfg.model, data_preprocessor=cfg.model.data_preprocessor,
-                     semi_train_cfg=dict(freeze_teacher=True), semi_test_cfg=dict(predict_on='teacher'))
+    cfg.model = dict(
+        type='SemiBaseDetector',
+        detector=cfg.model,
+        data_preprocessor=cfg.model.data_preprocessor,
+        semi_train_cfg=dict(freeze_teacher=True),
+        semi_test_cfg=dict(predict_on='teacher'),
+    )
     cfg.dump(config_file)
     tool('test', config_file, checkpoint_file, '--out', 'semi.pkl')
     assert same_scores('plain.pkl', 'semi.pkl')
@@ -87,8 +93,17 @@ def test_file_of_a_plain_detector_is_tested_as_a_semi_supervised_one(tool, confi
 
 @pytest.mark.slow
 def test_predictions_are_drawn(tool, config_file, checkpoint_file, tmp_path):
-    tool('test', config_file, checkpoint_file, '--show-dir', 'shown', '--work-dir', 'run', '--cfg-options',
-         'default_hooks.visualization.score_thr=0.0')
+    tool(
+        'test',
+        config_file,
+        checkpoint_file,
+        '--show-dir',
+        'shown',
+        '--work-dir',
+        'run',
+        '--cfg-options',
+        'default_hooks.visualization.score_thr=0.0',
+    )
     assert len(list((tmp_path / 'run').glob('*/shown/*.jpg'))) == 8
 
 
@@ -105,30 +120,40 @@ def test_flips_are_averaged_with_tta(tool, config_file, checkpoint_file, own):
     assert scores('ema.pkl').max().item() == pytest.approx(scores('plain.pkl').max().item(), rel=0.2)
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    (['nowhere.py', 'epoch_9.pth'], 'there is no config nowhere.py'),
-    (['small.py'], 'the following arguments are required: checkpoint'),
-    (['small.py', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
-    (['small.py', 'small.py'], 'small.py is not a checkpoint'),
-    (['small.py', 'epoch_9.pth', '--cfg-options', 'test_evaluator=None'], 'small.py defines no test_evaluator'),
-    (['small.py', 'no_ema.pth', '--weights', 'raw'], 'no_ema.pth cannot be tested with this config: it holds one '),
-    (['small.py', 'epoch_9.pth', '--weights', 'swa'], "it holds the ema, raw weights only, and none called 'swa'"),
-    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
-     'of another shape or kind: bbox_head.rtm_cls.0.weight (checkpoint (1, 32, 1, 1), model (3, 32, 1, 1))'),
-    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.neck.num_csp_blocks=2'], 'missing: neck.'),
-    (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
-    (['small.py', 'epoch_9.pth', '--out', 'nowhere/results.pkl'], 'there is no folder nowhere'),
-    (['small.py', 'epoch_9.pth', '--cfg-options', 'model.type=Nothing'], "model cannot be built: KeyError"),
-    (['small.py', 'meta.pth'], 'meta.pth is refused, and nothing in it was run'),
-    (['small.py', 'list.pth', '--weights', 'raw'], 'it holds one set of weights only'),
-    (['small.py', 'epoch_9.pth', '--out', 'taken.pkl'], 'taken.pkl exists: name another file for --out, or remove it'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['nowhere.py', 'epoch_9.pth'], 'there is no config nowhere.py'),
+        (['small.py'], 'the following arguments are required: checkpoint'),
+        (['small.py', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+        (['small.py', 'small.py'], 'small.py is not a checkpoint'),
+        (['small.py', 'epoch_9.pth', '--cfg-options', 'test_evaluator=None'], 'small.py defines no test_evaluator'),
+        (['small.py', 'no_ema.pth', '--weights', 'raw'], 'no_ema.pth cannot be tested with this config: it holds one '),
+        (['small.py', 'epoch_9.pth', '--weights', 'swa'], "it holds the ema, raw weights only, and none called 'swa'"),
+        (
+            ['small.py', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
+            'of another shape or kind: bbox_head.rtm_cls.0.weight (checkpoint (1, 32, 1, 1), model (3, 32, 1, 1))',
+        ),
+        (['small.py', 'epoch_9.pth', '--cfg-options', 'model.neck.num_csp_blocks=2'], 'missing: neck.'),
+        (['small.py', 'epoch_9.pth', '--out', 'results.json'], '--out must name a .pkl file, but got results.json'),
+        (['small.py', 'epoch_9.pth', '--out', 'nowhere/results.pkl'], 'there is no folder nowhere'),
+        (['small.py', 'epoch_9.pth', '--cfg-options', 'model.type=Nothing'], 'model cannot be built: KeyError'),
+        (['small.py', 'meta.pth'], 'meta.pth is refused, and nothing in it was run'),
+        (['small.py', 'list.pth', '--weights', 'raw'], 'it holds one set of weights only'),
+        (
+            ['small.py', 'epoch_9.pth', '--out', 'taken.pkl'],
+            'taken.pkl exists: name another file for --out, or remove it',
+        ),
+    ],
+)
 def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path, arguments, said):
     torch.save(dict(state_dict=checkpoint.read(checkpoint_file)['state_dict']), tmp_path / 'no_ema.pth')
     content = checkpoint.read(checkpoint_file)
     torch.save(dict(content, ema_state_dict=[1]), tmp_path / 'list.pth')
-    torch.save(dict(state_dict={name: value.to('meta') for name, value in content['state_dict'].items()}),
-               tmp_path / 'meta.pth')
+    torch.save(
+        dict(state_dict={name: value.to('meta') for name, value in content['state_dict'].items()}),
+        tmp_path / 'meta.pth',
+    )
     (tmp_path / 'taken.pkl').write_text('')
     assert said in refused('test', *arguments)
 
@@ -144,8 +169,12 @@ def test_drawing_needs_its_hook(refused, config_file, checkpoint_file):
 @pytest.mark.slow
 @pytest.mark.any_family
 def test_bad_input_to_the_real_command(config_file):
-    done = subprocess.run([sys.executable, ROOT / 'tools' / 'test.py', config_file, 'nowhere.pth'],
-                          capture_output=True, text=True, cwd=config_file.parent)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'test.py', config_file, 'nowhere.pth'],
+        capture_output=True,
+        text=True,
+        cwd=config_file.parent,
+    )
     assert (done.returncode, done.stderr) == (2, 'error: there is no checkpoint nowhere.pth\n')
 
 
@@ -161,16 +190,16 @@ def test_damaged_weights_are_refused(refused, config_file, checkpoint_file, tool
 def test_weights_that_would_run_code_are_refused(refused, config_file, checkpoint_file, tmp_path):
 
     class Harmful:
-
         def __reduce__(self):
-            return os.mkdir, ('harm', )
+            return os.mkdir, ('harm',)
 
     torch.save(dict(state_dict=Harmful()), tmp_path / 'harmful.pth')
     assert 'harmful.pth is refused, and nothing in it was run' in refused('test', config_file, tmp_path / 'harmful.pth')
 
 
 @pytest.mark.parametrize('arguments', [['--out', 'results.pkl'], ['--work-dir', 'new']])
-def test_place_that_cannot_be_written_to_is_refused_before_the_test(refused, config_file, checkpoint_file, monkeypatch,
-                                                                    arguments):
+def test_place_that_cannot_be_written_to_is_refused_before_the_test(
+    refused, config_file, checkpoint_file, monkeypatch, arguments
+):
     monkeypatch.setattr('os.access', lambda path, mode: False)
     assert 'is not writable' in refused('test', config_file, checkpoint_file, *arguments)

@@ -24,7 +24,6 @@ class ToyNormalization(BaseDataPreprocessor):
 
 @MODELS.register_module(force=True)
 class ToySegmenter(BaseModel):
-
     def __init__(self, data_preprocessor=None):
         super().__init__(data_preprocessor)
         self.conv = nn.Conv2d(3, 4, 1)
@@ -37,7 +36,6 @@ class ToySegmenter(BaseModel):
 
 @DATASETS.register_module(force=True)
 class ToyImages(Dataset):
-
     def __len__(self):
         return 8
 
@@ -47,7 +45,6 @@ class ToyImages(Dataset):
 
 @METRICS.register_module(force=True)
 class ToyIoU(BaseMetric):
-
     def process(self, data_batch, data_samples):
         self.results.extend(sample.item() for sample in data_samples)
 
@@ -56,7 +53,6 @@ class ToyIoU(BaseMetric):
 
 
 class Drawing(Hook):
-
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if self.is_on and self.every_n_inner_iters(batch_idx, self.interval):
             image = (data_batch['inputs'][0].permute(1, 2, 0)).byte().numpy()
@@ -67,7 +63,7 @@ class Drawing(Hook):
 class ToySegDrawing(Drawing):
     """Draws by the visualizer, as MMSegmentation's hook."""
 
-    def __init__(self, draw=False, interval=50, show=False, wait_time=0.):
+    def __init__(self, draw=False, interval=50, show=False, wait_time=0.0):
         self.is_on, self.interval = draw, interval
 
 
@@ -94,16 +90,22 @@ def toolbox_config(drawing):
         model=dict(type='ToySegmenter'),
         data_preprocessor=dict(type='ToyNormalization'),
         train_dataloader=loader(dict(type='InfiniteSampler', shuffle=True)),
-        val_dataloader=evaluated, test_dataloader=evaluated,
-        val_evaluator=dict(type='ToyIoU'), test_evaluator=dict(type='ToyIoU'),
+        val_dataloader=evaluated,
+        test_dataloader=evaluated,
+        val_evaluator=dict(type='ToyIoU'),
+        test_evaluator=dict(type='ToyIoU'),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=12, val_interval=6),
-        val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
+        val_cfg=dict(type='ValLoop'),
+        test_cfg=dict(type='TestLoop'),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, save_best='mIoU'),
-                           visualization=dict(type=drawing)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, save_best='mIoU'),
+            visualization=dict(type=drawing),
+        ),
         visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
         custom_hooks=[dict(type='mmyolo_ema.EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.2, gamma=2)],
-        randomness=dict(seed=0))
+        randomness=dict(seed=0),
+    )
 
 
 @pytest.fixture
@@ -125,7 +127,8 @@ def test_run_of_another_toolbox(tool, refused, config, tmp_path, capsys):
         assert len(list((tmp_path / f'shown_{drawing}').rglob('*.png'))) == 4
     capsys.readouterr()
     assert 'no tta_model and no tta_pipeline, and its default_scope is mmengine' in refused(
-        'test', config(), file, '--tta')
+        'test', config(), file, '--tta'
+    )
     tool('posthoc_ema', 'build', 'run', '--horizon', '5', '-o', 'new.pth', '--config', config(), '--bn-batches', '4')
     averaged, new = (checkpoint.read(path)['state_dict']['norm.running_var'] for path in (file, 'new.pth'))
     # Of images from 0 to 1, as those of the training; it would be 65,025 times that.
@@ -134,6 +137,6 @@ def test_run_of_another_toolbox(tool, refused, config, tmp_path, capsys):
     capsys.readouterr()
     tool('posthoc_ema', 'sweep', 'run', config(), '--horizons', '4', '8')
     said = capsys.readouterr().out
-    assert 'will not be told: that is for COCO\'s mAP only, and the evaluator is ToyIoU' in said
+    assert "will not be told: that is for COCO's mAP only, and the evaluator is ToyIoU" in said
     assert said.count('mAP') == 2  # as what this is not
     assert " mIoU | to the run's EMA |" in said

@@ -8,8 +8,9 @@ from mmyolo_ema import checkpoint
 
 
 def losses(work_dir):
-    lines = [json.loads(line) for file in work_dir.glob('*/vis_data/scalars.json')
-             for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line) for file in work_dir.glob('*/vis_data/scalars.json') for line in file.read_text().splitlines()
+    ]
     return [line['epoch'] for line in lines if 'loss' in line]
 
 
@@ -35,58 +36,94 @@ def test_work_dir_and_checkpoint_to_resume_can_be_named(tool, config_file, tmp_p
 
 @pytest.mark.slow
 def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
-    tool('train', config_file, '--auto-scale-lr', '--work-dir', 'run', '--cfg-options',
-         'auto_scale_lr.base_batch_size=16', 'train_cfg.max_epochs=1', 'param_scheduler=[]', 'train_cfg.val_interval=5',
-         'default_hooks.checkpoint.interval=1')
+    tool(
+        'train',
+        config_file,
+        '--auto-scale-lr',
+        '--work-dir',
+        'run',
+        '--cfg-options',
+        'auto_scale_lr.base_batch_size=16',
+        'train_cfg.max_epochs=1',
+        'param_scheduler=[]',
+        'train_cfg.val_interval=5',
+        'default_hooks.checkpoint.interval=1',
+    )
     optimizer = checkpoint.read(tmp_path / 'run' / 'epoch_1.pth')['optimizer']
     assert optimizer['param_groups'][0]['lr'] == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    (['nowhere.py'], 'there is no config nowhere.py'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.gama=25'],
-     'EMAHook has no option gama (did you mean gamma?): it takes ema_type, strict_load, '
-     'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, averages, '
-     'evaluate, and its average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers, include, '
-     'exclude, dtype, save_dtype'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.decay=0.95', 'custom_hooks.0.gama=2'],
-     'EMAHook has no option decay (momentum is 1 - decay: write momentum=0.05) and no option gama (did you mean gamma'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=None', 'custom_hooks.0.momentum=20'],
-     'the config cannot be trained: momentum must be a number above 0 and below 1, but got 20'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=4%'], 'name either that or these'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.begin_iter=2', 'custom_hooks.0.begin_epoch=3'],
-     'begin_epoch=3 and begin_iter=2 exclude each other'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.type=mmyolo_ema.EmaHook'],
-     'there is no mmyolo_ema.EmaHook: did you mean mmyolo_ema.EMAHook?'),
-    (['small.py', '--cfg-options', 'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEma'],
-     'there is no mmyolo_ema.ExpMomentumEma: did you mean mmyolo_ema.ExpMomentumEMA?'),
-    ([], 'the following arguments are required: config'),
-    (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
-    (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
-    (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
-    (['small.py', '--resume', 'weights.pth'],
-     'cannot start from weights.pth: to resume, it would have to hold meta, message_hub, optimizer'),
-    (['small.py', '--resume', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
-     "cannot start from epoch_9.pth: its weights are of another model than the config's"),
-    (['small.py', '--resume', 'file:///epoch_9.pth'], 'there is no checkpoint file:/epoch_9.pth'),
-    (['small.py', '--cfg-options', 'load_from=5'], 'cannot start from 5: '),
-    (['small.py', '--cfg-options', 'train_cfg.max_epochs', '5'], '--cfg-options takes KEY=VALUE, but got '),
-    (['small.py', '--cfg-options', 'x=[1,2'], '--cfg-options takes KEY=VALUE, but got x=[1,2'),
-    (['small.py', '--work-dir', 'epoch_9.pth/run'], 'epoch_9.pth is not a folder'),
-    (['small.py', '--work-dir', ''], '--work-dir is empty: name a folder'),
-    (['small.py', '--launcher', 'slurm'], '--launcher slurm is for a process that it started: SLURM_PROCID is not set'),
-    (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], '--auto-scale-lr needs the batch size'),
-    (['stopping.py'], 'the config stopping.py cannot be read: SystemExit'),
-    (['small.py', '--cfg-options', 'load_from=nowhere.pth'], 'there is no checkpoint nowhere.pth'),
-    (['small.py', '--cfg-options', 'custom_hooks.5.momentum=1'], 'the config small.py cannot be read'),
-    (['broken.py'], "the config broken.py cannot be read: NameError: name 'momentum' is not defined"),
-    (['unparsable.py'], 'the config unparsable.py cannot be read: SyntaxError'),
-    (['empty.py'], 'the config empty.py defines no model'),
-    (['small.py', '--cfg-options', 'train_dataloader=None'], 'the config small.py defines no train_dataloader'),
-    (['two.py'], 'the config has two EMAHooks in custom_hooks'),
-    (['cut.pth'], 'the config cut.pth cannot be read'),
-    (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['nowhere.py'], 'there is no config nowhere.py'),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.gama=25'],
+            'EMAHook has no option gama (did you mean gamma?): it takes ema_type, strict_load, '
+            'begin_iter, begin_epoch, evaluate_on_ema, evaluate_on_origin, skip_nonfinite, mean_age, averages, '
+            'evaluate, and its average ExpMomentumEMA takes momentum, gamma, interval, device, update_buffers, '
+            'include, exclude, dtype, save_dtype',
+        ),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.decay=0.95', 'custom_hooks.0.gama=2'],
+            'EMAHook has no option decay (momentum is 1 - decay: write momentum=0.05) and no option gama (did you '
+            'mean gamma',
+        ),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.mean_age=None', 'custom_hooks.0.momentum=20'],
+            'the config cannot be trained: momentum must be a number above 0 and below 1, but got 20',
+        ),
+        (['small.py', '--cfg-options', 'custom_hooks.0.mean_age=4%'], 'name either that or these'),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.begin_iter=2', 'custom_hooks.0.begin_epoch=3'],
+            'begin_epoch=3 and begin_iter=2 exclude each other',
+        ),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.type=mmyolo_ema.EmaHook'],
+            'there is no mmyolo_ema.EmaHook: did you mean mmyolo_ema.EMAHook?',
+        ),
+        (
+            ['small.py', '--cfg-options', 'custom_hooks.0.ema_type=mmyolo_ema.ExpMomentumEma'],
+            'there is no mmyolo_ema.ExpMomentumEma: did you mean mmyolo_ema.ExpMomentumEMA?',
+        ),
+        ([], 'the following arguments are required: config'),
+        (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
+        (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+        (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
+        (
+            ['small.py', '--resume', 'weights.pth'],
+            'cannot start from weights.pth: to resume, it would have to hold meta, message_hub, optimizer',
+        ),
+        (
+            ['small.py', '--resume', 'epoch_9.pth', '--cfg-options', 'model.bbox_head.num_classes=3'],
+            "cannot start from epoch_9.pth: its weights are of another model than the config's",
+        ),
+        (['small.py', '--resume', 'file:///epoch_9.pth'], 'there is no checkpoint file:/epoch_9.pth'),
+        (['small.py', '--cfg-options', 'load_from=5'], 'cannot start from 5: '),
+        (['small.py', '--cfg-options', 'train_cfg.max_epochs', '5'], '--cfg-options takes KEY=VALUE, but got '),
+        (['small.py', '--cfg-options', 'x=[1,2'], '--cfg-options takes KEY=VALUE, but got x=[1,2'),
+        (['small.py', '--work-dir', 'epoch_9.pth/run'], 'epoch_9.pth is not a folder'),
+        (['small.py', '--work-dir', ''], '--work-dir is empty: name a folder'),
+        (
+            ['small.py', '--launcher', 'slurm'],
+            '--launcher slurm is for a process that it started: SLURM_PROCID is not set',
+        ),
+        (
+            ['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+            '--auto-scale-lr needs the batch size',
+        ),
+        (['stopping.py'], 'the config stopping.py cannot be read: SystemExit'),
+        (['small.py', '--cfg-options', 'load_from=nowhere.pth'], 'there is no checkpoint nowhere.pth'),
+        (['small.py', '--cfg-options', 'custom_hooks.5.momentum=1'], 'the config small.py cannot be read'),
+        (['broken.py'], "the config broken.py cannot be read: NameError: name 'momentum' is not defined"),
+        (['unparsable.py'], 'the config unparsable.py cannot be read: SyntaxError'),
+        (['empty.py'], 'the config empty.py defines no model'),
+        (['small.py', '--cfg-options', 'train_dataloader=None'], 'the config small.py defines no train_dataloader'),
+        (['two.py'], 'the config has two EMAHooks in custom_hooks'),
+        (['cut.pth'], 'the config cut.pth cannot be read'),
+        (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
+    ],
+)
 def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path, arguments, said):
     (tmp_path / 'cut.pth').write_bytes(checkpoint_file.read_bytes()[:1000])
     torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
@@ -108,32 +145,39 @@ def test_program_in_a_checkpoint_is_not_run(refused, tool, config_file, checkpoi
     tool('train', config_file, *options)
     for command in ('extract', 'publish'):
         tool('ema_checkpoint', command, checkpoint_file, '-o', f'{command}.pth')
-        written, = tmp_path.glob(f'{command}*.pth')
+        (written,) = tmp_path.glob(f'{command}*.pth')
         assert 'config' not in checkpoint.read(written)['meta']
     assert not (tmp_path / 'harm').exists()
 
 
-HUB, INFO = ('message_hub', ), ('message_hub', 'runtime_info')
+HUB, INFO = ('message_hub',), ('message_hub', 'runtime_info')
 
 
-@pytest.mark.parametrize(('place', 'value', 'said'), [
-    (('meta', 'seed'), 'text', "its meta.seed is 'text', but must be an integer from 0"),
-    (('meta', 'seed'), -1, 'its meta.seed is -1'),
-    (('meta', 'iter'), -1, 'its meta.iter is -1, but must be a count'),
-    ((*HUB, 'log_scalars'), 5, 'its message_hub.log_scalars is 5, but must be a dictionary with names'),
-    ((*HUB, 'runtime_info'), None, 'its message_hub.runtime_info is None'),
-    ((*HUB, 'resumed_keys', 'iter'), False, 'its message_hub.resumed_keys.iter is False'),
-    ((*INFO, 'best_score'), 'text', "its message_hub.runtime_info.best_score is 'text', but must be a number"),
-    ((*INFO, 'ema_history'), 5, 'its message_hub.runtime_info.ema_history is 5'),
-    ((*INFO, 'ema_history'), dict(metric='', metrics=[[0]], state=[]), 'but must be metric, metrics and state'),
-    ((*INFO, 'ema_history'), dict(metric='', metrics=[], state=[], further=dict(short=5)), 'must be metric, metrics'),
-    (('optimizer', 'param_groups'), 5, "the state of its optimizer or schedulers does not fit the config's"),
-    (('optimizer', 'state', 0), dict(step=torch.tensor(1.0)), "does not fit the config's: KeyError"),
-    (('optimizer', 'param_groups', 0, 'lr'), 'text', "does not fit the config's: TypeError"),
-    (('param_schedulers', ), 5, "the state of its optimizer or schedulers does not fit the config's: TypeError"),
-    (('param_schedulers', 0, 'step'), 5, 'step of a scheduler is 5 in the place of <bound method'),
-    (('param_schedulers', 0, 'last_step'), 'text', "last_step of a scheduler is 'text' in the place of"),
-])
+@pytest.mark.parametrize(
+    ('place', 'value', 'said'),
+    [
+        (('meta', 'seed'), 'text', "its meta.seed is 'text', but must be an integer from 0"),
+        (('meta', 'seed'), -1, 'its meta.seed is -1'),
+        (('meta', 'iter'), -1, 'its meta.iter is -1, but must be a count'),
+        ((*HUB, 'log_scalars'), 5, 'its message_hub.log_scalars is 5, but must be a dictionary with names'),
+        ((*HUB, 'runtime_info'), None, 'its message_hub.runtime_info is None'),
+        ((*HUB, 'resumed_keys', 'iter'), False, 'its message_hub.resumed_keys.iter is False'),
+        ((*INFO, 'best_score'), 'text', "its message_hub.runtime_info.best_score is 'text', but must be a number"),
+        ((*INFO, 'ema_history'), 5, 'its message_hub.runtime_info.ema_history is 5'),
+        ((*INFO, 'ema_history'), dict(metric='', metrics=[[0]], state=[]), 'but must be metric, metrics and state'),
+        (
+            (*INFO, 'ema_history'),
+            dict(metric='', metrics=[], state=[], further=dict(short=5)),
+            'must be metric, metrics',
+        ),
+        (('optimizer', 'param_groups'), 5, "the state of its optimizer or schedulers does not fit the config's"),
+        (('optimizer', 'state', 0), dict(step=torch.tensor(1.0)), "does not fit the config's: KeyError"),
+        (('optimizer', 'param_groups', 0, 'lr'), 'text', "does not fit the config's: TypeError"),
+        (('param_schedulers',), 5, "the state of its optimizer or schedulers does not fit the config's: TypeError"),
+        (('param_schedulers', 0, 'step'), 5, 'step of a scheduler is 5 in the place of <bound method'),
+        (('param_schedulers', 0, 'last_step'), 'text', "last_step of a scheduler is 'text' in the place of"),
+    ],
+)
 def test_checkpoint_that_a_run_cannot_go_on_from_is_refused(refused, config_file, checkpoint_file, place, value, said):
     content = part = checkpoint.read(checkpoint_file)
     for key in place[:-1]:

@@ -61,8 +61,10 @@ def check_compiler() -> str:
     """Returns torch's choice of C++ compiler, or stops with what is missing."""
     compiler = cpp_extension.get_cxx_compiler()
     if not compiler.strip() or shutil.which(compiler.split()[0]) is None:
-        sys.exit(f'no C++ compiler: {compiler!r} is not there. Install one (Debian: apt install g++) '
-                 'or name yours in the variable CXX.')
+        sys.exit(
+            f'no C++ compiler: {compiler!r} is not there. Install one (Debian: apt install g++) '
+            'or name yours in the variable CXX.'
+        )
     header = Path(sysconfig.get_path('include')) / 'Python.h'
     if not header.exists():
         sys.exit(f'no Python headers: {header} is not there. Install them (Debian: apt install python3-dev).')
@@ -110,13 +112,20 @@ def standard_library(compiler: str) -> list[str]:
 def build_environment(header: Path, architecture: str) -> dict[str, str]:
     """Returns the environment variables of a build, with CUDA operators if an architecture is named."""
     link = [*shlex.split(os.environ.get('LDFLAGS', '')), *standard_library(check_compiler())]
-    environment = dict(os.environ, CFLAGS=shlex.join([*OPTIMISATION, '-include', str(header)]), MMCV_WITH_OPS='1',
-                       LDFLAGS=shlex.join(link))
+    environment = dict(
+        os.environ,
+        CFLAGS=shlex.join([*OPTIMISATION, '-include', str(header)]),
+        MMCV_WITH_OPS='1',
+        LDFLAGS=shlex.join(link),
+    )
     environment.setdefault('MAX_JOBS', str(os.cpu_count() or 1))
     if architecture:
         add_missing_header(header.parent)
-        environment.update(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST=architecture,
-                           NVCC_PREPEND_FLAGS=f'-I{header.parent} -w {os.environ.get("NVCC_PREPEND_FLAGS", "")}')
+        environment.update(
+            FORCE_CUDA='1',
+            TORCH_CUDA_ARCH_LIST=architecture,
+            NVCC_PREPEND_FLAGS=f'-I{header.parent} -w {os.environ.get("NVCC_PREPEND_FLAGS", "")}',
+        )
     else:
         environment.update(FORCE_CUDA='0', CUDA_VISIBLE_DEVICES='')
     return environment
@@ -132,8 +141,19 @@ def build_wheel(requirement: str, architecture: str, source: list[str], folder: 
     header = precompile_header(check_compiler(), folder, log)
     name = requirement.split('==')[0]
     command = [
-        sys.executable, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir',
-        f'--no-binary={name}', *source, '--wheel-dir', str(folder), requirement
+        sys.executable,
+        '-m',
+        'pip',
+        'wheel',
+        '--verbose',
+        '--no-deps',
+        '--no-build-isolation',
+        '--no-cache-dir',
+        f'--no-binary={name}',
+        *source,
+        '--wheel-dir',
+        str(folder),
+        requirement,
     ]
     run(command, log, f'building {requirement}', env=build_environment(header, architecture))
     wheel = next(folder.glob('*.whl'))
@@ -192,9 +212,13 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('requirement', help='such as mmcv==2.1.0 or onedl-mmcv==2.3.6')
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda', 'quick'], default='auto',
-                        help='cuda: CUDA operators or nothing; auto: where they can be built; quick: where they have '
-                        'been built before (default: auto)')
+    parser.add_argument(
+        '--device',
+        choices=['auto', 'cpu', 'cuda', 'quick'],
+        default='auto',
+        help='cuda: CUDA operators or nothing; auto: where they can be built; quick: where they have '
+        'been built before (default: auto)',
+    )
     parser.add_argument('--wheels', type=Path, help='folder that mmcv comes from (default: the package index)')
     args = parser.parse_args()
     source = ['--no-index', '--find-links', str(args.wheels)] if args.wheels else []

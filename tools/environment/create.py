@@ -82,8 +82,12 @@ def create(args: argparse.Namespace) -> None:
     say(5, 'check that one family is there and its ops run', '20 s')
     print(call(python, HERE / 'verify.py'), end='')
     # The package is installed from where it is: make checks the path, in case the folder has moved.
-    operators = call(python, '-c', f'import sys; sys.path.insert(0, {str(HERE)!r})\n'
-                     'from device import has_cuda_operators; print("cuda" if has_cuda_operators() else "cpu")').strip()
+    operators = call(
+        python,
+        '-c',
+        f'import sys; sys.path.insert(0, {str(HERE)!r})\n'
+        'from device import has_cuda_operators; print("cuda" if has_cuda_operators() else "cpu")',
+    ).strip()
     (folder / 'ready').write_text(f'{ROOT} {operators}\n')
 
 
@@ -96,7 +100,8 @@ def see_packages_of_this_python(python: Path) -> None:
     folders = [path for path in sys.path if path.endswith(('site-packages', 'dist-packages'))]
     own = call(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip()
     Path(own, 'packages_of_the_python_it_was_made_with.pth').write_text(
-        ''.join(f'import site; site.addsitedir({folder!r})\n' for folder in folders))
+        ''.join(f'import site; site.addsitedir({folder!r})\n' for folder in folders)
+    )
 
 
 def installed_torch(python: Path) -> str:
@@ -105,8 +110,10 @@ def installed_torch(python: Path) -> str:
     asked = subprocess.run([str(python), '-c', program], capture_output=True, text=True)
     if asked.returncode != 0:
         reason = (asked.stderr.strip().splitlines() or ['no reason given'])[-1]
-        sys.exit(f'TORCH=installed: {sys.executable} cannot import torch ({reason}). Name the Python that can: '
-                 'make PYTHON=...')
+        sys.exit(
+            f'TORCH=installed: {sys.executable} cannot import torch ({reason}). Name the Python that can: '
+            'make PYTHON=...'
+        )
     return f'torch=={asked.stdout.strip()}'
 
 
@@ -133,19 +140,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('stack', choices=['onedl', 'openmmlab'])
     parser.add_argument('folder', type=Path)
-    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda', 'quick'], default='auto',
-                        help='what mmcv gets operators for; auto: a GPU, where there is one and a CUDA compiler; '
-                        'quick: a GPU, if they have been built before')
-    parser.add_argument('--torch', choices=['pinned', 'installed'], default='pinned',
-                        help='installed: that of the Python which runs this, and all its packages with it')
+    parser.add_argument(
+        '--device',
+        choices=['auto', 'cpu', 'cuda', 'quick'],
+        default='auto',
+        help='what mmcv gets operators for; auto: a GPU, where there is one and a CUDA compiler; '
+        'quick: a GPU, if they have been built before',
+    )
+    parser.add_argument(
+        '--torch',
+        choices=['pinned', 'installed'],
+        default='pinned',
+        help='installed: that of the Python which runs this, and all its packages with it',
+    )
     parser.add_argument('--wheels', type=Path, help='folder that everything comes from (default: the package index)')
     args = parser.parse_args()
     if sys.version_info < (3, 11):
-        sys.exit(f'Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. '
-                 'Name another with make PYTHON=python3.12.')
+        sys.exit(
+            f'Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. '
+            'Name another with make PYTHON=python3.12.'
+        )
     if args.wheels is not None and not any(args.wheels.glob('*.whl')):
-        sys.exit(f'WHEELS={args.wheels}: there are no wheels in this folder. Fill it with make wheels WHEELS=... on a '
-                 'machine with a network.')
+        sys.exit(
+            f'WHEELS={args.wheels}: there are no wheels in this folder. Fill it with make wheels WHEELS=... on a '
+            'machine with a network.'
+        )
     # Two makes at once would write to one environment: the second waits.
     fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)
     create(args)

@@ -16,9 +16,11 @@ from typing import NamedTuple
 import torch
 from torch.utils import cpp_extension
 
-WAYS = ('Validating a detector on a GPU needs mmcv with CUDA operators: install a CUDA compiler (nvcc) and run '
-        'make DEVICE=cuda, or install a prebuilt wheel (mim install mmcv; for the onedl family, PyPI has some, such as '
-        'onedl-mmcv-cu128-torch2-8)')
+WAYS = (
+    'Validating a detector on a GPU needs mmcv with CUDA operators: install a CUDA compiler (nvcc) and run '
+    'make DEVICE=cuda, or install a prebuilt wheel (mim install mmcv; for the onedl family, PyPI has some, such as '
+    'onedl-mmcv-cu128-torch2-8)'
+)
 
 
 class Machine(NamedTuple):
@@ -57,10 +59,14 @@ def choose(wanted: str, machine: Machine) -> tuple[str, str]:
     if not machine.gpu:
         return _unless(wanted == 'cuda', f'the CPU: torch {torch.__version__} sees no NVIDIA GPU')
     if not has_cuda_operators():
-        return _unless(wanted == 'cuda', f'the CPU, although torch {torch.__version__} sees {machine.gpu}: '
-                       f'training runs there, but mmcv has CPU operators only. {WAYS}')
-    return 'cuda', (f'{machine.gpu}, with torch {torch.__version__} and CUDA operators; '
-                    f'CUDA compiler: {machine.compiler or "none"}')
+        return _unless(
+            wanted == 'cuda',
+            f'the CPU, although torch {torch.__version__} sees {machine.gpu}: '
+            f'training runs there, but mmcv has CPU operators only. {WAYS}',
+        )
+    return 'cuda', (
+        f'{machine.gpu}, with torch {torch.__version__} and CUDA operators; CUDA compiler: {machine.compiler or "none"}'
+    )
 
 
 def _unless(refused: bool, line: str) -> tuple[str, str]:

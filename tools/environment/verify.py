@@ -14,6 +14,7 @@ def devices_with_operators() -> list[str]:
     """Returns the devices that mmcv has operators for, and that are here."""
     import torch
     from device import has_cuda_operators
+
     return ['cpu', 'cuda'] if has_cuda_operators() and torch.cuda.is_available() else ['cpu']
 
 
@@ -21,8 +22,9 @@ def check_nms(device: str) -> None:
     """Raises if an operator does not run, or computes something wrong."""
     import torch
     from mmcv.ops import nms
-    boxes = torch.tensor([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 20., 30., 30.]], device=device)
-    kept = nms(boxes, torch.tensor([.9, .8, .7], device=device), iou_threshold=.5)[1].tolist()
+
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]], device=device)
+    kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), iou_threshold=0.5)[1].tolist()
     if kept != [0, 2]:
         raise RuntimeError(f'nms on {device} kept the boxes {kept} instead of [0, 2]')
 
@@ -31,10 +33,13 @@ def main() -> None:
     found = [installed([*family.values()]) for family in FAMILIES.values()]
     if all(found):
         both = ' and '.join(', '.join(packages) for packages in found)
-        sys.exit(f'both package families present: {both}. They overwrite each other: delete the environment '
-                 '(make clean) and let make build it anew.')
+        sys.exit(
+            f'both package families present: {both}. They overwrite each other: delete the environment '
+            '(make clean) and let make build it anew.'
+        )
     try:
         import torch
+
         devices = devices_with_operators()
         for device in devices:
             check_nms(device)

@@ -18,9 +18,10 @@ pytestmark = pytest.mark.any_family
 ENVIRONMENT = Path(__file__).resolve().parents[3] / 'tools' / 'environment'
 WHEEL = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
 # The name of a GPU, its architecture, and the CUDA compiler.
-NO_GPU, GPU, GPU_WITHOUT_COMPILER = (SimpleNamespace(gpu=gpu, architecture=architecture, compiler=nvcc)
-                                     for gpu, architecture, nvcc in (('', '', ''), ('A GPU', '9.0', '/nvcc'),
-                                                                     ('A GPU', '9.0', '')))
+NO_GPU, GPU, GPU_WITHOUT_COMPILER = (
+    SimpleNamespace(gpu=gpu, architecture=architecture, compiler=nvcc)
+    for gpu, architecture, nvcc in (('', '', ''), ('A GPU', '9.0', '/nvcc'), ('A GPU', '9.0', ''))
+)
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +146,15 @@ def built(monkeypatch, build_mmcv, machine, *flags, works=lambda architecture: T
     return architectures
 
 
-@pytest.mark.parametrize(('machine', 'flags', 'expected'), [
-    (NO_GPU, (), ['']),
-    (GPU, (), ['9.0']),
-    (GPU, ('--device', 'cpu'), ['']),
-    (GPU, ('--device', 'quick'), ['']),
-])
+@pytest.mark.parametrize(
+    ('machine', 'flags', 'expected'),
+    [
+        (NO_GPU, (), ['']),
+        (GPU, (), ['9.0']),
+        (GPU, ('--device', 'cpu'), ['']),
+        (GPU, ('--device', 'quick'), ['']),
+    ],
+)
 def test_operators_are_built_for_the_gpu_that_is_there(monkeypatch, build_mmcv, machine, flags, expected):
     assert built(monkeypatch, build_mmcv, machine, *flags) == expected
 
@@ -175,8 +179,10 @@ def test_cuda_operators_that_cannot_be_built_leave_those_for_the_cpu(monkeypatch
     assert 'no such header\nCPU ops are built instead.' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('machine', 'reason'), [(NO_GPU, 'sees no NVIDIA GPU here'),
-                                                 (GPU_WITHOUT_COMPILER, 'there is no CUDA compiler for A GPU')])
+@pytest.mark.parametrize(
+    ('machine', 'reason'),
+    [(NO_GPU, 'sees no NVIDIA GPU here'), (GPU_WITHOUT_COMPILER, 'there is no CUDA compiler for A GPU')],
+)
 def test_cuda_that_cannot_be_had_stops_the_build(monkeypatch, build_mmcv, machine, reason):
     with pytest.raises(SystemExit, match=f'DEVICE=cuda: .*{reason}'):
         built(monkeypatch, build_mmcv, machine, '--device', 'cuda')
@@ -196,18 +202,23 @@ def test_operators_share_the_cpp_library_of_torch(build_mmcv, tmp_path):
     # As where a compiler prefers the static library: a stream in a second copy of it ends the process.
     source, library = tmp_path / 'stream.cpp', tmp_path / 'stream.so'
     source.write_text('#include <sstream>\nint digits(int n) { std::ostringstream s; s << n; return s.str().size(); }')
-    subprocess.run(['g++', '-shared', '-fPIC', *build_mmcv.standard_library('g++'), source, '-static-libstdc++', '-o',
-                    library], check=True)
+    subprocess.run(
+        ['g++', '-shared', '-fPIC', *build_mmcv.standard_library('g++'), source, '-static-libstdc++', '-o', library],
+        check=True,
+    )
     assert b'libstdc++.so.6' in library.read_bytes()
 
 
-@pytest.mark.parametrize(('wanted', 'machine', 'operators', 'expected'), [
-    ('auto', NO_GPU, False, ('cpu', 'the CPU: torch .* sees no NVIDIA GPU')),
-    ('cpu', GPU, True, ('cpu', 'the CPU, as DEVICE=cpu asks for')),
-    ('auto', GPU, True, ('cuda', 'A GPU, with torch .* and CUDA operators; CUDA compiler: /nvcc')),
-    ('cuda', GPU_WITHOUT_COMPILER, True, ('cuda', 'CUDA compiler: none')),
-    ('auto', GPU, False, ('cpu', r'training runs there, but mmcv has CPU operators only\. .*\(mim install mmcv')),
-])
+@pytest.mark.parametrize(
+    ('wanted', 'machine', 'operators', 'expected'),
+    [
+        ('auto', NO_GPU, False, ('cpu', 'the CPU: torch .* sees no NVIDIA GPU')),
+        ('cpu', GPU, True, ('cpu', 'the CPU, as DEVICE=cpu asks for')),
+        ('auto', GPU, True, ('cuda', 'A GPU, with torch .* and CUDA operators; CUDA compiler: /nvcc')),
+        ('cuda', GPU_WITHOUT_COMPILER, True, ('cuda', 'CUDA compiler: none')),
+        ('auto', GPU, False, ('cpu', r'training runs there, but mmcv has CPU operators only\. .*\(mim install mmcv')),
+    ],
+)
 def test_device_is_chosen_and_said_in_one_line(monkeypatch, wanted, machine, operators, expected):
     device = load_tool('environment/device')
     monkeypatch.setattr(device, 'has_cuda_operators', lambda: operators)
