@@ -16,17 +16,11 @@ from mmyolo_ema.posthoc import read_run
 from mmyolo_ema.posthoc.sweep import sweep
 from mmyolo_ema.schedules import Ramp, figures
 from tests.helpers import assert_equal
+from tests.hooks.toy import Bias, toy_hook
 
 STORED = Path(__file__).parent / 'data' / 'version_0_1'
 HOOKS = [
-    dict(
-        type='mmyolo_ema.EMAHook',
-        ema_type='mmyolo_ema.ExpMomentumEMA',
-        momentum=0.1,
-        gamma=2,
-        update_buffers=True,
-        priority=49,
-    ),
+    toy_hook(),
     dict(type='mmyolo_ema.SnapshotHook', interval='1epoch', second_horizon=4),
 ]
 
@@ -60,18 +54,6 @@ def test_other_averages_are_made_of_them(folder, tmp_path):
     own.write(tmp_path / 'own.pth')
     made, stored = (checkpoint.read(path)['state_dict'] for path in (tmp_path / 'own.pth', folder / 'epoch_3.pth'))
     assert_equal(dict(made), dict(stored))
-
-
-class Bias:
-    """Measures one number of the weights."""
-
-    config = 'a config'
-
-    def measure(self, weights, name):
-        return dict(bias=float(weights['out.bias']))
-
-    def exact(self, name, metric, measured):
-        return measured, None
 
 
 def test_second_average_goes_on_being_read(folder, tmp_path):

@@ -7,9 +7,8 @@ from mmengine.model import BaseAveragedModel
 from mmengine.runner import Runner
 
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
-from mmyolo_ema.hooks.run_length import updates_of_run, updates_per_epoch
+from mmyolo_ema.hooks.run_length import length_of
 from mmyolo_ema.models import schedule_of
-from mmyolo_ema.schedules import in_updates
 
 
 class Horizon:
@@ -25,12 +24,7 @@ class Horizon:
             ValueError: If the horizon is of another form, or no average of the class has it.
         """
         iterations, main = accumulative_counts(runner.optim_wrapper), hook.ema_model
-        try:
-            horizon = in_updates(
-                str(self._horizon), updates_of_run(runner, hook, iterations), updates_per_epoch(runner, iterations)
-            )
-        except ValueError as error:
-            raise ValueError(f'second_horizon={self._horizon!r} of the SnapshotHook: {error}') from error
+        horizon = length_of('second_horizon', self._horizon, runner, hook, iterations)
         if not hasattr(main, 'momentum') or horizon <= 1 or horizon == 1 / main.momentum:
             raise ValueError(
                 f'second_horizon={self._horizon!r} is {horizon:g} updates beside an average with the '

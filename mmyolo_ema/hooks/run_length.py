@@ -1,9 +1,11 @@
 """How long a run is for its average."""
 
-from typing import Optional
+from typing import Optional, Union
 
 from mmengine.hooks import EMAHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmyolo_ema.schedules import in_updates
 
 
 def updates_at_end(runner: Runner, hook: EMAHook, iterations: int) -> int:
@@ -26,6 +28,18 @@ def updates_of_run(runner: Runner, hook: EMAHook, iterations: int) -> int:
 def updates_per_epoch(runner: Runner, iterations: int) -> Optional[float]:
     """Returns how many updates an epoch makes, None for a run that counts iterations."""
     return len(runner.train_dataloader) / iterations if isinstance(runner.train_loop, EpochBasedTrainLoop) else None
+
+
+def length_of(option: str, value: Union[int, float, str], runner: Runner, hook: EMAHook, iterations: int) -> float:
+    """Returns how many updates the length is that an option of the SnapshotHook names.
+
+    Raises:
+        ValueError: If it is of another form.
+    """
+    try:
+        return in_updates(str(value), updates_of_run(runner, hook, iterations), updates_per_epoch(runner, iterations))
+    except ValueError as error:
+        raise ValueError(f'{option}={value!r} of the SnapshotHook: {error}') from error
 
 
 def _begin(runner: Runner, hook: EMAHook) -> int:

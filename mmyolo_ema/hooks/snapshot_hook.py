@@ -28,13 +28,12 @@ from mmyolo_ema.hooks.ema_hook import EMAHook
 from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
-from mmyolo_ema.hooks.run_length import updates_at_end, updates_of_run, updates_per_epoch
+from mmyolo_ema.hooks.run_length import length_of, updates_at_end, updates_per_epoch
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers, whole_state
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
-from mmyolo_ema.schedules import in_updates
 
 
 @HOOKS.register_module()
@@ -185,11 +184,7 @@ class SnapshotHook(Hook):
             )
         self._iterations = accumulative_counts(runner.optim_wrapper) if counts_steps else 1
         self._per_epoch = updates_per_epoch(runner, self._iterations)
-        in_all = updates_of_run(runner, self._ema, self._iterations)
-        try:
-            every = in_updates(str(self.interval), in_all, self._per_epoch)
-        except ValueError as error:
-            raise ValueError(f'interval={self.interval!r} of the SnapshotHook: {error}') from error
+        every = length_of('interval', self.interval, runner, self._ema, self._iterations)
         self._every, self._folder = max(round(every), 1), None
 
     def _count_from_average(self) -> None:

@@ -15,7 +15,7 @@ from mmyolo_ema.posthoc.sweep import sweep
 from mmyolo_ema.run_plan import plan_run
 from mmyolo_ema.schedules import Recorded, Schedule, figures
 from tests.helpers import assert_equal, change, weights_of
-from tests.hooks.toy import scalars
+from tests.hooks.toy import Bias, scalars
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,6 @@ class ByMethodEMA(ExpMomentumEMA):
 
     def momentum_at(self, step):
         return Falling(self.momentum).momentum_at(step)
-
-
-class Bias:
-    """Measures one number of the weights."""
-
-    config = 'a config'
-
-    def measure(self, weights, name):
-        return dict(bias=float(weights['out.bias']))
-
-    def exact(self, name, metric, measured):
-        return measured, None
 
 
 HOOK = dict(type='mmyolo_ema.EMAHook', ema_type='FallingEMA', momentum=0.25, update_buffers=True)
