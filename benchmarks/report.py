@@ -16,6 +16,7 @@ from benchmarks.sharing import SharingCost
 from benchmarks.steps import BARE, LIMIT, Cost, StepCosts
 from benchmarks.timing import Timing
 from benchmarks.training import RunCost, TrainingStepCost
+from mmyolo_ema.cli.tables import table_of
 
 _PACKAGES = ('mmyolo_ema', 'torch', 'mmengine', 'onedl-mmengine', 'mmdet', 'onedl-mmdetection', 'timm', 'ema-pytorch')
 
@@ -210,11 +211,7 @@ def _title(costs: StepCosts) -> str:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify='left')
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify='right')
-    return table
+    return table_of([first], others, title)
 
 
 def _ms(timing: Optional[Timing]) -> str:

@@ -201,6 +201,10 @@ def posthoc() -> argparse.Namespace:
         command.add_argument('work_dir', type=Path, metavar='WORK_DIR', help="folder with a run's checkpoints")
         return command
 
+    def add_horizon(command: argparse.ArgumentParser, default: str = '') -> None:
+        text = f'{HORIZON} (default: {default})' if default else HORIZON
+        command.add_argument('--horizon', '--horizons', required=not default, nargs='+', metavar='H', help=text)
+
     planned = add_command(
         commands,
         'plan',
@@ -208,33 +212,21 @@ def posthoc() -> argparse.Namespace:
         'plan configs/demo/rtmdet_nuclei.py',
     )
     planned.add_argument('config', help='config file of a training with an EMAHook')
-    planned.add_argument(
-        '--horizon',
-        '--horizons',
-        nargs='+',
-        metavar='H',
-        help=f"{HORIZON} (default: an eighth to eight times the run's)",
-    )
+    add_horizon(planned, "an eighth to eight times the run's")
     add_run_flags(planned)
     fitted = add_stored(
         'fit',
         'tell how well averages can be made of the checkpoints, without reading weights',
         'fit work_dirs/run --horizon 2epochs 500 4% last:10epochs',
     )
-    fitted.add_argument(
-        '--horizon',
-        '--horizons',
-        nargs='+',
-        metavar='H',
-        help=f"{HORIZON} (default: a quarter, half, twice and four times the run's)",
-    )
+    add_horizon(fitted, "a quarter, half, twice and four times the run's")
     fitted.add_argument('--coefficients', action='store_true', help='show how they are made of the checkpoints')
     built = add_stored(
         'build',
         'make averages of the checkpoints, and write each to a checkpoint of its own',
         'build work_dirs/run --horizon 2epochs -o half.pth',
     )
-    built.add_argument('--horizon', '--horizons', required=True, nargs='+', metavar='H', help=HORIZON)
+    add_horizon(built)
     built.add_argument(
         '-o', '--out', type=Path, required=True, nargs='+', help='file to write, .pth; one for each --horizon'
     )
@@ -253,13 +245,7 @@ def posthoc() -> argparse.Namespace:
         'sweep work_dirs/run configs/demo/rtmdet_nuclei.py',
     )
     swept.add_argument('config', help='config with the model and its validation')
-    swept.add_argument(
-        '--horizon',
-        '--horizons',
-        nargs='+',
-        metavar='H',
-        help=f"{HORIZON} (default: an eighth to eight times the run's, and then around the best)",
-    )
+    add_horizon(swept, "an eighth to eight times the run's, and then around the best")
     swept.add_argument('--metric', help="metric to choose by (default: the config's save_best, or the first)")
     swept.add_argument(
         '--resamples',
