@@ -1,15 +1,19 @@
 """What several averages of one model cost, and one that is kept in another dtype than the model's."""
 
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
+from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from torch import nn
 
-from benchmarks.contenders import NO_RAMP, OURS, Contender, averaged_pairs, bare_update, makers
+from benchmarks.contenders import NO_RAMP, averaged_pairs, bare_update
 from benchmarks.steps import BARE, MOMENTUM, training_step_of
 from benchmarks.timing import Timing, measured, pooled
 from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.exp_momentum_ema import update_together
 
 _ONE, _FOUR, _HALF = '1 average', '4 averages', 'float32 average of bfloat16'
 #: At most so many times what another step takes, by the name of a step: the other's name, and the number.
@@ -40,7 +44,8 @@ class AveragesCost:
 def measure_averages(detector: str, model: nn.Module, rounds: int, device: str = 'cpu') -> AveragesCost:
     """Measures steps of 1, 2 and 4 averages that follow one model, and of one in float32 that follows it in bfloat16.
 
-    As in :func:`benchmarks.steps.measure_steps`, the model's weights are changed before each, and all take turns.
+    As in :func:`benchmarks.steps.measure_steps`, the model's weights are changed before each, and all take turns. On a
+    CPU the time is the processor's.
 
     Args:
         detector: Name of the detector, for the report.
@@ -52,25 +57,25 @@ def measure_averages(detector: str, model: nn.Module, rounds: int, device: str =
     half = deepcopy(model).bfloat16()
     change, change_half = training_step_of(model), training_step_of(half)
     places = min(rounds, _PLACES)
+    clock = time.process_time if device == 'cpu' else time.perf_counter
     steps = pooled(
-        measured(_steps(model, half), -(-rounds // places), device, lambda: (change(), change_half()))
+        measured(_steps(model, half), -(-rounds // places), device, lambda: (change(), change_half()), clock=clock)
         for _ in range(places)
     )
     return AveragesCost(detector, sum(source.numel() for _, source in averaged_pairs(model, model, True)), steps)
 
 
 def _steps(model: nn.Module, half: nn.Module) -> dict[str, Callable[[], object]]:
-    averages, of_mmdet = ([makers(True)[name](model, MOMENTUM, True) for _ in range(4)] for name in (OURS, 'mmdet'))
+    averages, of_mmdet = (
+        [kind(model, MOMENTUM, NO_RAMP, update_buffers=True) for _ in range(4)]
+        for kind in (ExpMomentumEMA, MMDetExpMomentumEMA)
+    )
     wide = ExpMomentumEMA(half, MOMENTUM, NO_RAMP, update_buffers=True, dtype='float32')
     return {
         BARE: bare_update(averaged_pairs(deepcopy(model), model, True), MOMENTUM),
-        _ONE: averages[0].update,
-        '2 averages': _together(averages[:2]),
-        _FOUR: _together(averages),
-        "4 of mmdet's class": _together(of_mmdet),
+        _ONE: partial(averages[0].update_parameters, model),
+        '2 averages': partial(update_together, averages[:2], model),
+        _FOUR: partial(update_together, averages, model),
+        "4 of mmdet's class": partial(update_together, of_mmdet, model),
         _HALF: lambda: wide.update_parameters(half),
     }
-
-
-def _together(averages: list[Contender]) -> Callable[[], object]:
-    return lambda: [average.update() for average in averages]

@@ -27,7 +27,7 @@ from mmyolo_ema.hooks.average_picture import draw_average_curves
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.horizon import Horizon
-from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage
+from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage, update
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.own_files import forget_other_files
 from mmyolo_ema.hooks.refusals import check_run
@@ -278,8 +278,7 @@ class EMAHook(MMEngineEMAHook):
                 if max(self.begin_iter, self.begin_epoch) > 1 and not self._has_begun(runner):
                     _say(f'begins at iteration {runner.iter + 1}; until now the model stood for its average')
                 self._say_kept()
-                for kept in self._kept.values():
-                    kept.update(self.src_model, self.kept_buffers)
+                update(self._kept.values(), self.src_model, self.kept_buffers)
         if self._has_begun(runner) and self._log.is_due(runner, batch_idx):
             self._log.add_state(runner)
         if is_saved_after_iteration(runner):

@@ -1,5 +1,7 @@
-"""One average that a run keeps: its weights, the schedule that was wished for, and the record of what made them."""
+"""An average that a run keeps: its weights, the schedule that was wished for, and the record of what made them."""
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from typing import Any, Union
 
 from mmengine.hooks import EMAHook
@@ -15,6 +17,7 @@ from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_buffers import unchanged
 from mmyolo_ema.hooks.mean_age import MeanAge
+from mmyolo_ema.models.exp_momentum_ema import update_together
 
 #: The name of the average that stands for the model; the further ones have names that the config gives them.
 MAIN = 'ema'
@@ -61,12 +64,6 @@ class KeptAverage:
             self.ema_cfg.update(self.mean_age.choose(runner, hook, self.average))
             self.record.follow()
 
-    def update(self, model: nn.Module, kept_buffers: list[str]) -> None:
-        """Moves the average towards a model, but for some buffers."""
-        self.record.follow()
-        with unchanged(self.average.module, kept_buffers):
-            self.average.update_parameters(model)
-
     def go_on(self, runner: Runner, hook: EMAHook, checkpoint: dict[str, Any], resumes: bool) -> str:
         """Goes on with the schedule and the record of a checkpoint whose weights the average has.
 
@@ -93,3 +90,12 @@ class KeptAverage:
         if is_stored:
             return remark.replace('; ', f'; the average {self.name!r}: ', 1)
         return f'; the average {self.name!r} is new and starts as a copy of it' if resumes and updates else ''
+
+
+def update(averages: Collection[KeptAverage], model: nn.Module, kept_buffers: list[str]) -> None:
+    """Moves averages towards a model, but for some buffers."""
+    with ExitStack() as stack:
+        for kept in averages:
+            kept.record.follow()
+            stack.enter_context(unchanged(kept.average.module, kept_buffers))
+        update_together([kept.average for kept in averages], model)

@@ -1,8 +1,9 @@
 """Exponential moving average of a model's weights, with a momentum that ramps down."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Integral, Real
 from typing import Any, Optional, Union
 
@@ -10,6 +11,7 @@ import torch
 from mmdet.models.layers import ExpMomentumEMA as MMDetExpMomentumEMA
 from mmengine.dist import get_world_size
 from mmengine.logging import print_log
+from mmengine.model import BaseAveragedModel
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -168,20 +170,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             ValueError: If the names of their tensors or the shapes of parameters differ. The average is left as it
                 was.
         """
-        averaged, steps, plan = self.module, self.steps, self._plan
-        if plan is None or not plan.holds(averaged, model, self.update_buffers):
-            plan = self._make_plan(model)
-        step = int(steps)
-        momentum = self.schedule(step)
-        # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
-        with torch.inference_mode():
-            if momentum == 1:
-                plan.copy(plan.averages)
-            elif momentum:
-                plan.move(momentum)
-            plan.copy(plan.copies)
-            steps.add_(1)
-        plan.copy_extra_states()
+        _update([self], model)
 
     def share_out(self, model: nn.Module) -> None:
         """Leaves this process its part of the average if it is to be ``shard``; the next update would do so too.
@@ -204,6 +193,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     @property
     def _is_to_be_shared(self) -> bool:
         return self.shards is None and (self._is_cut or (self.shard and get_world_size() > 1))
+
+    def _current_plan(self, model: nn.Module) -> TensorPlan:
+        plan = self._plan
+        return plan if plan and plan.holds(self.module, model, self.update_buffers) else self._make_plan(model)
 
     def _make_plan(self, model: nn.Module) -> TensorPlan:
         if self._is_cut:
@@ -316,6 +309,42 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         """Leaves out what was found out: a copy or a pickle of it would follow tensors that nobody updates."""
         self._check_whole()
         return {key: value for key, value in super().__getstate__().items() if key != '_plan'}
+
+
+def update_together(averages: Iterable[BaseAveragedModel], model: nn.Module) -> None:
+    """Makes one update of several averages of a model.
+
+    On a CPU this is faster than an update of each: all move a part of their weights before the next part comes from
+    memory.
+
+    Args:
+        averages: The averages, of any class.
+        model: The model to follow, as for :meth:`ExpMomentumEMA.update_parameters`.
+    """
+    ours = []
+    for average in averages:
+        if type(average).update_parameters is ExpMomentumEMA.update_parameters:
+            ours.append(average)
+        else:
+            average.update_parameters(model)
+    _update(ours, model)
+
+
+def _update(averages: list[ExpMomentumEMA], model: nn.Module) -> None:
+    plans = [average._current_plan(model) for average in averages]
+    momenta = [average.schedule(int(average.steps)) for average in averages]
+    # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
+    with torch.inference_mode():
+        for groups in zip_longest(*(plan.averages for plan in plans)):
+            for group, momentum in zip(groups, momenta):
+                if group is not None:
+                    group.move(momentum)
+        for average, plan in zip(averages, plans):
+            for group in plan.copies:
+                group.move(1)
+            average.steps.add_(1)
+    for plan in plans:
+        plan.copy_extra_states()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ as an update of them. So they are found once, and before each update a glance
 tells whether what was found still holds.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
@@ -27,8 +28,10 @@ from mmyolo_ema.models.tensor_references import TensorReference, check_same_tens
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
 
-# At a time so many bytes are converted to another dtype or device, or one tensor.
+# Of what is on a GPU, so many bytes at a time are converted to another dtype or device, or one tensor.
 _CONVERTED_BYTES = 16 * 2**20
+# On a CPU so many bytes are updated at a time: what several averages follow then comes from memory once.
+_CACHED_BYTES = 4 * 2**20
 
 
 class Pair(NamedTuple):
@@ -50,12 +53,14 @@ class Group(NamedTuple):
     #: Tensors like the averaged ones, for sources of another device or dtype; None for those of the same.
     converted: Optional[list[Tensor]]
 
-    def converted_source(self) -> list[Tensor]:
-        """Returns the source tensors on the device and in the dtype of the average."""
-        if self.converted is None:
-            return self.source
-        copy_all(self.converted, self.source)
-        return self.converted
+    def move(self, momentum: float) -> None:
+        """Moves the averaged tensors towards the source, whose share becomes ``momentum``: 1 copies."""
+        if momentum == 1:
+            copy_all(self.averaged, self.source)
+        elif momentum:
+            if self.converted is not None:
+                copy_all(self.converted, self.source)
+            lerp_all(self.averaged, self.source if self.converted is None else self.converted, momentum)
 
 
 class TensorPlan:
@@ -146,16 +151,6 @@ class TensorPlan:
             and list(map(_SIZE, self._tensors)) == self._sizes
             and [local(tensor).data_ptr() for tensor in self._cut] == self._local_addresses
         )
-
-    def move(self, momentum: float) -> None:
-        """Moves what is averaged towards the model: its share becomes ``momentum``."""
-        for group in self.averages:
-            lerp_all(group.averaged, group.converted_source(), momentum)
-
-    def copy(self, groups: list[Group]) -> None:
-        """Makes tensors of the average equal to those of the model."""
-        for group in groups:
-            copy_all(group.averaged, group.source)
 
     def copy_extra_states(self) -> None:
         """Makes equal what modules keep in their state besides tensors."""
@@ -295,7 +290,8 @@ def _grouped(pairs: list[Pair]) -> list[Group]:
         groups[(*kind, (pair.source.device, pair.source.dtype) == kind)].append(pair)
     result = []
     for (device, dtype, is_same), group in groups.items():
-        parts = [group] if is_same else list(_parts(group))
+        converted_bytes = math.inf if is_same else _CONVERTED_BYTES
+        parts = list(_parts(group, _CACHED_BYTES if device.type == 'cpu' else converted_bytes))
         # All parts convert in the same memory, one after the other, so that a step allocates none.
         size = 0 if is_same else max(sum(pair.averaged.numel() for pair in part) for part in parts)
         memory = torch.empty(size, device=device, dtype=dtype)
@@ -307,11 +303,11 @@ def _grouped(pairs: list[Pair]) -> list[Group]:
     return result
 
 
-def _parts(pairs: list[Pair]) -> Iterator[list[Pair]]:
-    """Cuts a list where the averaged tensors have filled some memory."""
+def _parts(pairs: list[Pair], size: float) -> Iterator[list[Pair]]:
+    """Cuts a list where the averaged tensors have filled so many bytes."""
     part: list[Pair] = []
     for pair in pairs:
-        if part and sum(other.averaged.nbytes for other in part) + pair.averaged.nbytes > _CONVERTED_BYTES:
+        if part and sum(other.averaged.nbytes for other in part) + pair.averaged.nbytes > size:
             yield part
             part = []
         part.append(pair)
