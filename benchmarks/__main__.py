@@ -41,7 +41,7 @@ from benchmarks.sharing import PROCESSES, measure_sharing
 from benchmarks.steps import LIMIT, measure_steps
 from benchmarks.timing import Timing
 from benchmarks.training import measure_runs, measure_training_step
-from mmyolo_ema.cli.arguments import OneLineParser, check_new, check_writable
+from mmyolo_ema.cli.arguments import OneLineParser, check_new, check_writable, count
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.progress import Bar
 from mmyolo_ema.cli.tables import show
@@ -70,18 +70,18 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--rounds',
-        type=rounds,
+        type=count,
         help='how often each is measured (default: 100 steps, 10 training steps, 3 training runs)',
     )
     parser.add_argument(
         '--batch-sizes',
         nargs='+',
-        type=rounds,
+        type=count,
         metavar='N',
         default=[8, 32],
         help='images in a training step, for --hook (default: 8 32)',
     )
-    parser.add_argument('--image-size', type=rounds, default=640, help='pixels, for --hook (default: 640)')
+    parser.add_argument('--image-size', type=count, default=640, help='pixels, for --hook (default: 640)')
     parser.add_argument(
         '--seconds',
         type=float,
@@ -95,57 +95,17 @@ def parse_args() -> argparse.Namespace:
         help='write the numbers to this file, and the picture beside it (default: in work_dirs/)',
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        '--scale',
-        dest='mode',
-        action='store_const',
-        const='scale',
-        help='measure how a step grows with the number of tensors and of weights',
-    )
-    what.add_argument(
-        '--averages',
-        dest='mode',
-        action='store_const',
-        const='averages',
-        help='measure steps of several averages of one model, and of one in another dtype',
-    )
-    what.add_argument(
-        '--training-step',
-        dest='mode',
-        action='store_const',
-        const='training-step',
-        help='measure what an update adds to a training step of the first of the models',
-    )
-    what.add_argument(
-        '--hook',
-        dest='mode',
-        action='store_const',
-        const='hook',
-        help='measure what hooks add to the steps of a training of the models',
-    )
-    what.add_argument(
-        '--sharing',
-        dest='mode',
-        action='store_const',
-        const='sharing',
-        help='measure an average that processes on the CPU share out',
-    )
-    what.add_argument(
-        '--training-run',
-        dest='mode',
-        action='store_const',
-        const='training-run',
-        help="measure what the hook adds to the demo's whole training",
-    )
+    for mode, help_text in {
+        'scale': 'how a step grows with the number of tensors and of weights',
+        'averages': 'steps of several averages of one model, and of one in another dtype',
+        'training-step': 'what an update adds to a training step of the first of the models',
+        'hook': 'what hooks add to the steps of a training of the models',
+        'sharing': 'an average that processes on the CPU share out',
+        'training-run': "what the hook adds to the demo's whole training",
+    }.items():
+        what.add_argument(f'--{mode}', dest='mode', action='store_const', const=mode, help=f'measure {help_text}')
     what.set_defaults(mode='steps')
     return parser.parse_args()
-
-
-def rounds(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, but got {number}')
-    return number
 
 
 def check_files(numbers: Path, picture: Path) -> None:

@@ -37,7 +37,7 @@ from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.sharing import check_sharing, gather, share_out
-from mmyolo_ema.hooks.stored_average import copied_state, exchange, load, origin, store, synchronize_buffers, unfit
+from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.printing import printable
@@ -429,7 +429,7 @@ class EMAHook(MMEngineEMAHook):
             return
         # What is loaded next goes into the model's own tensors, not into the average's.
         self._swap_out()
-        said = origin(checkpoint, resumed)
+        said = beginning(checkpoint, resumed)
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
         found = load(self._averages(), self.src_model, checkpoint, resumes, updates or 0)

@@ -149,7 +149,7 @@ def exchange(checkpoint: dict[str, Any]) -> None:
             stored[PREFIX + name] = averaged
 
 
-def origin(checkpoint: dict[str, Any], resumes: bool) -> str:
+def beginning(checkpoint: dict[str, Any], resumes: bool) -> str:
     """Returns in words how an average goes on from a checkpoint.
 
     Args:

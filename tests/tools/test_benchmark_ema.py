@@ -58,8 +58,8 @@ def test_training_step(tool, config_file, tmp_path, monkeypatch):
     ('arguments', 'expected'),
     [
         (('--models', 'resnet'), 'resnet cannot be built: resnet is no config, and none of rtmdet-tiny'),
-        (('--rounds', '0'), 'argument --rounds: must be at least 1, but got 0'),
-        (('--rounds', 'many'), "invalid rounds value: 'many'"),
+        (('--rounds', '0'), 'argument --rounds: must be 1 to 20000000, but got 0'),
+        (('--rounds', 'many'), "invalid count value: 'many'"),
         (('--json', 'numbers.txt'), '--json must name a .json file, but got numbers.txt'),
         (('--scale', '--training-run'), 'not allowed with argument --scale'),
     ],
