@@ -35,6 +35,8 @@ class AverageRecord:
         self._segments: Segments = ((0, self.schedule),)
         self._age: Optional[float] = 0.0
         self._counted = 0
+        # Names that were excluded at first, and the update from which they are averaged.
+        self._averaged_from: dict[str, int] = {}
 
     def go_on(self, meta: dict[str, Any], updates: int) -> str:
         """Goes on from the average of a checkpoint.
@@ -51,7 +53,7 @@ class AverageRecord:
             past = stored_segments(meta)
         self._segments = continued(past, updates, self.schedule)
         self._age, self._counted = stored_age(meta, updates), updates
-        selection = self._changed_selection(meta) if updates else ''
+        selection = self._changed_selection(about_averages(meta), updates) if updates else ''
         if self._age is None:
             return f'; the file does not tell which schedule made it, so its mean age is not known{selection}'
         if len(self._segments) == 1 or self._segments[-1][0] != updates:
@@ -59,10 +61,12 @@ class AverageRecord:
         before = self._segments[-2][1] or 'another'
         return f'; its schedule was {before} and is {self.schedule} from here on{selection}'
 
-    def _changed_selection(self, meta: dict[str, Any]) -> str:
-        """Returns in words which weights are averaged now and were not in a checkpoint, and the other way round."""
-        stored, own = about_averages(meta).get('excluded'), set(self._excluded())
+    def _changed_selection(self, about: dict[str, Any], updates: int) -> str:
+        """Notes which weights are averaged now and were not in a checkpoint, and the other way round; in words too."""
+        stored, own, since = about.get('excluded'), set(self._excluded()), about.get('averaged_from')
         before = set(map(str, stored)) if isinstance(stored, list) else set()
+        since = {**(since if isinstance(since, dict) else {}), **dict.fromkeys(sorted(before), updates)}
+        self._averaged_from = {name: first for name, first in since.items() if name not in own}
         return listed('; averaged from here on: ', sorted(before - own)) + listed(
             '; not averaged from here on: ', sorted(own - before)
         )
@@ -105,4 +109,5 @@ class AverageRecord:
             update_buffers=average.update_buffers,
             averages_by_name=averages_by_name(average),
             **(dict(excluded=excluded) if excluded else {}),
+            **(dict(averaged_from=self._averaged_from) if self._averaged_from else {}),
         )

@@ -120,10 +120,16 @@ class _Averaging(NamedTuple):
     update_buffers: bool
     by_name: bool
     excluded: frozenset[str]
+    #: Excluded until a resume, so that the schedule is not theirs.
+    late: frozenset[str]
 
     def __str__(self) -> str:
         by_name = ', shared tensors once for each name' if self.by_name else ''
-        return f'update_buffers={self.update_buffers}{by_name}' + listed(', not averaged: ', sorted(self.excluded))
+        return (
+            f'update_buffers={self.update_buffers}{by_name}'
+            + listed(', not averaged: ', sorted(self.excluded))
+            + listed(', averaged from a resume on: ', sorted(self.late))
+        )
 
 
 class _Record(NamedTuple):
@@ -178,10 +184,18 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
         for kind in ('ema', *further_averages(content)):
             said = {**usual, **origin(content, kind)}
             averagings[kind] = _Averaging(
-                said['update_buffers'] is True, said['averages_by_name'] is True, frozenset(_names(said, 'excluded'))
+                said['update_buffers'] is True,
+                said['averages_by_name'] is True,
+                *(frozenset(_names(said, key)) for key in ('excluded', 'averaged_from')),
             )
             if averagings[kind] == averagings['ema']:
                 schedules[kind] = schedule_from(stored_segments(meta if kind == 'ema' else dict(mmyolo_ema=said)))
+        if averagings['ema'].late:
+            raise ValueError(
+                'no other average can be made of a file whose schedule is not that of all its tensors'
+                + listed('. Averaged from a resume on only: ', sorted(averagings['ema'].late))
+                + '. Move it away'
+            )
         buffers = _names(own, 'buffers')
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
@@ -215,7 +229,7 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
 
 def _names(said: dict[str, Any], key: str) -> list[str]:
     names = said.get(key) or []
-    if not isinstance(names, (list, tuple)):
+    if not isinstance(names, (list, tuple, dict)):
         raise ValueError(f'the names of its {key} must be a list, but are {names!r:.80}')
     return list(map(str, names))
 

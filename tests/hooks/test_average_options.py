@@ -67,6 +67,26 @@ def test_run_that_resumes_with_another_filter_says_so(toy, excluding, tmp_path, 
     assert f'EMA: resumed at update 12{said}' in map(str, messages)
 
 
+def test_weights_that_are_averaged_from_a_resume_on_only_are_listed_and_refused_after_the_training(
+    toy, excluding, tmp_path
+):
+    excluding('run')
+    for exclude in (['out.bias'], []):
+        last = max((tmp_path / 'run').glob('epoch_*.pth'))
+        epochs = int(last.stem[-1]) + 1
+        toy(
+            'run',
+            hook=toy_hook(exclude=exclude),
+            load_from=str(last),
+            resume=True,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000),
+        ).train()
+    about = checkpoint.read(tmp_path / 'run' / f'epoch_{epochs}.pth')['meta']['mmyolo_ema']
+    assert about['averaged_from'] == {'out.weight': 12, 'out.bias': 18}
+    with pytest.raises(ValueError, match=r'epoch_3\.pth: .* from a resume on only: out\.weight'):
+        read_run(tmp_path / 'run')
+
+
 def test_excluded_weights_of_another_average_are_those_of_the_newest_file(excluding, tmp_path):
     excluding('run')
     run = read_run(tmp_path / 'run')
