@@ -141,7 +141,7 @@ def benchmark_steps(args: argparse.Namespace) -> Results:
     panels = [
         StepTimes(
             f'{cost.detector}\nupdate_buffers={cost.update_buffers}',
-            {name: quartiles_ms(one.step) for name, one in cost.costs.items() if name != LIMIT},
+            {name: quartiles_ms(of_class.step) for name, of_class in cost.costs.items() if name != LIMIT},
             cost.costs[LIMIT].step.median * 1e3,
         )
         for cost in costs

@@ -54,13 +54,13 @@ def makers(update_buffers: bool) -> dict[str, Maker]:
         >>> bool(contender.module.weight == model.weight)
         True
     """
-    found: dict[str, Maker] = {OURS: _ours, 'mmdet': _mmdet, 'mmengine': _mmengine, 'torch': _torch}
+    result: dict[str, Maker] = {OURS: _ours, 'mmdet': _mmdet, 'mmengine': _mmengine, 'torch': _torch}
     if find_spec('timm') is not None:
-        found['timm'] = _timm
+        result['timm'] = _timm
     # It averages all floating buffers, always.
     if find_spec('ema_pytorch') is not None and update_buffers:
-        found['ema-pytorch'] = _ema_pytorch
-    return found
+        result['ema-pytorch'] = _ema_pytorch
+    return result
 
 
 def _ours(model: nn.Module, momentum: float, update_buffers: bool) -> Contender:

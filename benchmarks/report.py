@@ -28,7 +28,7 @@ def environment(device: str) -> dict[str, object]:
         processor=_processor(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _installed(name)) is not None},
+        packages={name: version for name in _PACKAGES if (version := _installed(name)) is not None},
     )
 
 

@@ -55,13 +55,13 @@ def step_tables(steps: list[dict[str, Any]]) -> list[str]:
         [
             f'{cost["detector"]}, update_buffers={cost["update_buffers"]}',
             name,
-            us(one['host']),
-            us(one['gpu']),
-            us(one['check']),
-            us(one['swap']),
+            us(costs['host']),
+            us(costs['gpu']),
+            us(costs['check']),
+            us(costs['swap']),
         ]
         for cost in steps
-        for name, one in cost['costs'].items()
+        for name, costs in cost['costs'].items()
     ]
     return [
         'A step, in microseconds: until the call returns (host), and of its work on the GPU.\n',
@@ -88,16 +88,16 @@ def hook_tables(hooks: list[dict[str, Any]]) -> list[str]:
 def step_aims(steps: list[dict[str, Any]]) -> Iterable[list[str]]:
     """Yields the aims for a step, with what was measured."""
     for cost in steps:
-        one = cost['costs']
+        costs = cost['costs']
         if cost['detector'] == 'rtmdet-l':
-            ratio = one[OURS]['gpu']['median'] / one[LIMIT]['gpu']['median']
+            ratio = costs[OURS]['gpu']['median'] / costs[LIMIT]['gpu']['median']
             yield [
                 f'rtmdet-l, update_buffers={cost["update_buffers"]}: GPU time at most 1.25 times the limit',
                 f'{ratio:.2f}',
                 verdict(ratio <= 1.25),
             ]
         if cost['detector'] == 'rtmdet-tiny':
-            theirs, ours = (one[name]['host']['median'] + one[name]['gpu']['median'] for name in ('mmdet', OURS))
+            theirs, ours = (costs[name]['host']['median'] + costs[name]['gpu']['median'] for name in ('mmdet', OURS))
             yield [
                 f"rtmdet-tiny, update_buffers={cost['update_buffers']}: 20 times faster than MMDetection's class, "
                 'host and GPU together',

@@ -97,13 +97,13 @@ def machine(python: Path) -> dict[str, Any]:
         'import json, torch; gpu = torch.cuda.is_available()\n'
         'print(json.dumps(dict(card=torch.cuda.get_device_name() if gpu else "", torch=torch.__version__)))'
     )
-    found = json.loads(subprocess.check_output([str(python), '-c', program], text=True))
+    host = json.loads(subprocess.check_output([str(python), '-c', program], text=True))
     driver = ''
-    if found['card']:
+    if host['card']:
         driver = subprocess.check_output(
             ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], text=True
         ).splitlines()[0]
-    return dict(found, driver=driver, cores=os.cpu_count(), date=time.strftime('%Y-%m-%d'))
+    return dict(host, driver=driver, cores=os.cpu_count(), date=time.strftime('%Y-%m-%d'))
 
 
 def set_up(args: argparse.Namespace, device: str) -> bool:
@@ -135,12 +135,12 @@ def check(args: argparse.Namespace) -> None:
     if not set_up(args, 'cpu' if args.device == 'cpu' else 'quick'):
         sys.exit(1)
     python = (ROOT / args.folder / 'bin' / 'python').absolute()
-    found = machine(python)
-    gpu = bool(found['card']) and args.device != 'cpu'
+    host = machine(python)
+    gpu = bool(host['card']) and args.device != 'cpu'
     if args.device == 'cuda' and not gpu:
-        sys.exit(f'DEVICE=cuda: torch {found["torch"]} sees no NVIDIA GPU here.')
+        sys.exit(f'DEVICE=cuda: torch {host["torch"]} sees no NVIDIA GPU here.')
     set_up_seconds = round(time.perf_counter() - start, 1)
-    content: dict[str, Any] = dict(found, card=found['card'] if gpu else '', set_up_seconds=set_up_seconds, parts={})
+    content: dict[str, Any] = dict(host, card=host['card'] if gpu else '', set_up_seconds=set_up_seconds, parts={})
     print(f'device: {content["card"] or "the CPU, at the size of a toy"}', flush=True)
     for name, part in parts(folder, gpu).items():
         # Compiling them takes minutes, and only the demo needs them.

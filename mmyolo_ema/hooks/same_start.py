@@ -14,14 +14,14 @@ from mmyolo_ema.models.fully_sharded import whole
 from mmyolo_ema.processes import whereabouts
 
 
-def check_same_start(told: dict[str, Any], weights: dict[str, Optional[nn.Module]]) -> None:
+def check_same_start(values: dict[str, Any], weights: dict[str, Optional[nn.Module]]) -> None:
     """Raises, in all processes alike, if they do not start a training from the same state.
 
     Where each looks at its own disk, one may go on from a checkpoint and another start from scratch, and the gradients
     of two models would be mixed from then on.
 
     Args:
-        told: What must be equal, such as the iteration, by what it is called in the message.
+        values: What must be equal, such as the iteration, by what it is called in the message.
         weights: Modules whose parameters must be equal; None stands for one that there is not.
 
     Raises:
@@ -29,7 +29,7 @@ def check_same_start(told: dict[str, Any], weights: dict[str, Optional[nn.Module
     """
     if get_world_size() == 1:
         return
-    own = {**told, **{name: 'none' if module is None else _checksum(module) for name, module in weights.items()}}
+    own = {**values, **{name: 'none' if module is None else _checksum(module) for name, module in weights.items()}}
     states: list[tuple[str, dict[str, Any]]] = all_gather_object((whereabouts(), own))
     names = [name for name in own if any(state[name] != states[0][1][name] for _, state in states)]
     if names:

@@ -202,19 +202,19 @@ class SnapshotHook(Hook):
 
     def _ema_hook(self, runner: Runner) -> MMEngineEMAHook:
         """Returns the hook of the average that is kept."""
-        found = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
+        hooks = [hook for hook in runner.hooks if isinstance(hook, MMEngineEMAHook)]
         own = [hook for hook in runner.hooks if isinstance(hook, SnapshotHook)]
-        if len(found) != 1 or len(own) != 1:
+        if len(hooks) != 1 or len(own) != 1:
             raise ValueError(
                 f'one SnapshotHook keeps snapshots of one EMAHook, but custom_hooks has {len(own)} and '
-                f'{len(found)} of them'
+                f'{len(hooks)} of them'
             )
-        if runner.hooks.index(self) < runner.hooks.index(found[0]):
+        if runner.hooks.index(self) < runner.hooks.index(hooks[0]):
             raise ValueError(
                 f'the SnapshotHook must come after the EMAHook, but its priority is {self.priority} and '
-                f"the EMAHook's is {found[0].priority}"
+                f"the EMAHook's is {hooks[0].priority}"
             )
-        return found[0]
+        return hooks[0]
 
     def _path(self, updates: int) -> Path:
         assert self._folder is not None

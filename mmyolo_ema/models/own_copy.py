@@ -31,10 +31,10 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:
     """Yields the modules and tensors that a model refers to and does not own."""
-    found = [value for module in model.modules() for name, value in vars(module).items() if name not in _CHILDREN]
+    pending = [value for module in model.modules() for name, value in vars(module).items() if name not in _CHILDREN]
     seen = set(own)
-    while found:
-        value = found.pop()
+    while pending:
+        value = pending.pop()
         if id(value) in seen or isinstance(value, _ATOMIC):
             continue
         seen.add(id(value))
@@ -44,4 +44,4 @@ def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:
         ):
             yield value
         else:
-            found += gc.get_referents(value)
+            pending += gc.get_referents(value)

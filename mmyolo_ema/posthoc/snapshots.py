@@ -175,27 +175,7 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
         return None
     meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
     try:
-        # For files that do not say it themselves.
-        hook = {} if 'averages_by_name' in own else stored_hook(meta)
-        if not (hook or 'averages_by_name' in own):
-            raise ValueError('it does not hold the config of its run, which has the schedule of the average')
-        usual = {'update_buffers': hook.get('update_buffers'), 'averages_by_name': averages_by_name(hook)}
-        averagings, schedules = {}, {}
-        for kind in ('ema', *further_averages(content)):
-            said = {**usual, **origin(content, kind)}
-            averagings[kind] = _Averaging(
-                said['update_buffers'] is True,
-                said['averages_by_name'] is True,
-                *(frozenset(_names(said, key)) for key in ('excluded', 'averaged_from')),
-            )
-            if averagings[kind] == averagings['ema']:
-                schedules[kind] = schedule_from(stored_segments(meta if kind == 'ema' else dict(mmyolo_ema=said)))
-        if averagings['ema'].late:
-            raise ValueError(
-                'no other average can be made of a file whose schedule is not that of all its tensors'
-                + listed('. Averaged from a resume on only: ', sorted(averagings['ema'].late))
-                + '. Move it away'
-            )
+        averagings, schedules = _averagings(content, meta)
         buffers = _names(own, 'buffers')
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
@@ -225,6 +205,33 @@ def _record(path: Path, content: dict[str, Any], is_slim: bool) -> Optional[_Rec
             [f'{kind} ({averaging})' for kind, averaging in averagings.items() if kind not in schedules],
         ),
     )
+
+
+def _averagings(content: dict[str, Any], meta: dict[str, Any]) -> tuple[dict[str, _Averaging], dict[str, Schedule]]:
+    """Returns how the averages of a file were averaged, and the schedules of those that were as the main one."""
+    own = origin(content)
+    # For files that do not say it themselves.
+    hook = {} if 'averages_by_name' in own else stored_hook(meta)
+    if not (hook or 'averages_by_name' in own):
+        raise ValueError('it does not hold the config of its run, which has the schedule of the average')
+    usual = {'update_buffers': hook.get('update_buffers'), 'averages_by_name': averages_by_name(hook)}
+    averagings, schedules = {}, {}
+    for kind in ('ema', *further_averages(content)):
+        said = {**usual, **origin(content, kind)}
+        averagings[kind] = _Averaging(
+            said['update_buffers'] is True,
+            said['averages_by_name'] is True,
+            *(frozenset(_names(said, key)) for key in ('excluded', 'averaged_from')),
+        )
+        if averagings[kind] == averagings['ema']:
+            schedules[kind] = schedule_from(stored_segments(meta if kind == 'ema' else dict(mmyolo_ema=said)))
+    if averagings['ema'].late:
+        raise ValueError(
+            'no other average can be made of a file whose schedule is not that of all its tensors'
+            + listed('. Averaged from a resume on only: ', sorted(averagings['ema'].late))
+            + '. Move it away'
+        )
+    return averagings, schedules
 
 
 def _names(said: dict[str, Any], key: str) -> list[str]:

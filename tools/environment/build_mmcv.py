@@ -104,8 +104,8 @@ def standard_library(compiler: str) -> list[str]:
     Where a compiler has the static one only, or is told to prefer it, the operators would hold a second copy of it
     beside torch's: the first stream that they use then ends the process.
     """
-    found = subprocess.run([*shlex.split(compiler), '-print-file-name=libstdc++.so.6'], capture_output=True, text=True)
-    path = found.stdout.strip()
+    done = subprocess.run([*shlex.split(compiler), '-print-file-name=libstdc++.so.6'], capture_output=True, text=True)
+    path = done.stdout.strip()
     return ['-Wl,--no-as-needed', path, '-Wl,--as-needed'] if os.path.isabs(path) else []
 
 

@@ -30,9 +30,9 @@ def check_nms(device: str) -> None:
 
 
 def main() -> None:
-    found = [installed([*family.values()]) for family in FAMILIES.values()]
-    if all(found):
-        both = ' and '.join(', '.join(packages) for packages in found)
+    families = [installed([*family.values()]) for family in FAMILIES.values()]
+    if all(families):
+        both = ' and '.join(', '.join(packages) for packages in families)
         sys.exit(
             f'both package families present: {both}. They overwrite each other: delete the environment '
             '(make clean) and let make build it anew.'
@@ -49,7 +49,7 @@ def main() -> None:
         import mmdet.models  # noqa: F401
     except ImportError as error:
         sys.exit(f'MMDetection cannot be imported: {error}')
-    family = next(filter(None, found))
+    family = next(filter(None, families))
     print(f'      ready: torch {torch.__version__}, {", ".join(family)}, ops for {" and ".join(devices)}')
 
 
