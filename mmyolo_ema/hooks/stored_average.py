@@ -195,8 +195,8 @@ def load(
     load_fitting(dict(own, steps=torch.tensor(updates)), ema_model)
     stored = further_averages(content) if goes_on else {}
     for name, average in zip([*averages][1:], further):
-        load_fitting(dict(steps=ema_model.steps), average)
         _copy_tensors(ema_model.module, average)
+        load_fitting(dict(steps=ema_model.steps), average)
         if name in stored:
             found.append(load_fitting(stored[name], average))
     return found

@@ -75,7 +75,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         shard (bool): Whether each of several processes that train one model, as under DistributedDataParallel, keeps
             and averages a part of the parameters only, of equal numbers of elements. ``module`` then reads as NaN
             between :meth:`share_out` and :meth:`gather`. Nothing changes for one process. The average of a model that
-            torch's ``fully_shard`` (FSDP2) has cut is always shared out, as the model is. Defaults to False.
+            torch's ``fully_shard`` (FSDP2) has cut is always shared out, as the model is, and from the start. Defaults
+            to False.
 
     Attributes:
         module (nn.Module): The averaged model.
@@ -157,6 +158,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         if device is not None:
             self.module.to(device)
         self._widen()
+        if self._is_cut:
+            self.shards = LocalParts(_cut_pairs(self.module, unwrap(model)), is_new=True)
         self._forget()
 
     def update_parameters(self, model: nn.Module) -> None:

@@ -53,10 +53,10 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def copied_whole(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Returns a copy of a bare model that nothing has cut, with whole tensors on the CPU.
+def uncut_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a copy of a bare model that nothing has cut. torch refuses to copy one that is.
 
-    All processes must call this, if the model is cut. torch refuses to copy such a model.
+    What is cut in the model has no values in the copy, which are the matter of :class:`LocalParts`.
 
     Args:
         model: The model.
@@ -70,7 +70,7 @@ def copied_whole(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo.update({id(state): state, id(module): original.__new__(original)})
     memo.update(
         {
-            id(parameter): nn.Parameter(whole(parameter), parameter.requires_grad)
+            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
             for parameter in model.parameters()
             if is_cut(parameter)
         }
@@ -122,11 +122,17 @@ class LocalParts:
 
     Args:
         pairs: Distinct whole tensors of the average, each with the tensor of the model that it follows.
+        is_new: Whether the average begins as a copy of the model. Otherwise it goes on from the whole tensors.
     """
 
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]], is_new: bool = False) -> None:
         self._parts: dict[int, tuple[Tensor, Tensor, Any]] = {
-            id(averaged): (averaged, part_of(averaged, source).clone(), source) for averaged, source in pairs
+            id(averaged): (
+                averaged,
+                (local(source) if is_new else part_of(averaged, source)).to(averaged.dtype, copy=True),
+                source,
+            )
+            for averaged, source in pairs
         }
         for averaged, _ in pairs:
             averaged.data = averaged.new_full((), math.nan).expand(averaged.shape)

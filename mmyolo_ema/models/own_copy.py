@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmyolo_ema.models.fully_sharded import copied_whole
+from mmyolo_ema.models.fully_sharded import uncut_copy
 
 _CHILDREN = ('_parameters', '_buffers', '_modules')
 # What deepcopy does not look into either.
@@ -18,7 +18,8 @@ def own_copy(model: nn.Module) -> nn.Module:
     """Returns a deep copy of a model that shares what is no child of it.
 
     That is what it reaches through plain attributes only: another module, such as the teacher of a distillation, a
-    tensor, and the process groups of SyncBatchNorm, which cannot be copied.
+    tensor, and the process groups of SyncBatchNorm, which cannot be copied. Parameters that ``fully_shard`` has cut are
+    whole in the copy, and have no values.
 
     Args:
         model: The bare model.
@@ -26,7 +27,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     own = {id(part) for parts in (model.modules(), model.parameters(), model.buffers()) for part in parts}
     groups = [vars(module).get('process_group') for module in model.modules()]
     shared = [*_referred(model, own), *(group for group in groups if group is not None)]
-    return copied_whole(model, {id(value): value for value in shared})
+    return uncut_copy(model, {id(value): value for value in shared})
 
 
 def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:

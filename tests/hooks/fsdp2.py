@@ -23,15 +23,16 @@ def cut(value, like):
 
 @STRATEGIES.register_module()
 class FSDP2Strategy(DDPStrategy):
-    def __init__(self, blocks=(), **options):
+    def __init__(self, blocks=(), sharding=None, **options):
         super().__init__(**options)
         self.blocks = blocks  # names of modules that are gathered by themselves, such as the stages of a backbone
+        self.sharding = sharding or {}  # more arguments of fully_shard, such as its policies
 
     def _wrap_model(self, model):
         model = self.convert_model(model.to(get_device()))
         for name in self.blocks:
-            fully_shard(model.get_submodule(name))
-        return fully_shard(model)
+            fully_shard(model.get_submodule(name), **self.sharding)
+        return fully_shard(model, **self.sharding)
 
     def model_state_dict(self):
         return apply_to(self.model.state_dict(), is_cut, lambda value: value.full_tensor().cpu())

@@ -194,6 +194,103 @@ for kind in strategies:
 finish()
 """
 
+# Other ways to cut and to train a toy, each beside a whole average and beside a run without validations. Some processes
+# have no elements of a tensor, and one of none.
+SET_UPS = """
+import sys
+from pathlib import Path
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import FlexibleRunner
+from torch import distributed
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.cli.runner import finish
+from mmyolo_ema.models.fully_sharded import whole
+
+sys.path.insert(0, sys.argv[1])
+import tests.conftest  # saves time
+from tests.helpers import assert_equal, forget_runs
+from tests.hooks import fsdp2
+from tests.hooks.toy import Toy, average_of, toy_hook, toy_runner
+
+distributed.init_process_group('gloo')
+rank = distributed.get_rank()
+
+
+@MODELS.register_module()
+class Smooth(Toy):
+    # BatchNorm does not go with weights in half precision.
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(4)
+
+
+@MODELS.register_module()
+class Failing(ExpMomentumEMA):
+
+    def __init__(self, *args, **options):
+        if rank == 1:
+            raise ValueError('no memory')
+        super().__init__(*args, **options)
+
+
+def whole_state(model):
+    return {name: whole(value) for name, value in model.state_dict().items()}
+
+
+class Witness(Hook):
+    # Averages whole copies of the model.
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.model = Smooth()
+        self.model.load_state_dict(whole_state(runner.model))
+        self.average = ExpMomentumEMA(self.model, momentum=0.1, gamma=2, update_buffers=True)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        average = average_of(runner).ema_model
+        if average.steps > self.average.steps:
+            self.model.load_state_dict(whole_state(runner.model))
+            self.average.update_parameters(self.model)
+        average.gather()
+        assert_equal(average.state_dict(), self.average.state_dict())
+
+
+def train(name, hook=(), hooks=(), sharding=None, val_interval=1, **options):
+    forget_runs()
+    runner = toy_runner(
+        Path(name),
+        model=dict(type='Smooth'),
+        launcher='pytorch',
+        kind=FlexibleRunner,
+        strategy=dict(type='FSDP2Strategy', blocks=['linear'], sharding=sharding),
+        custom_hooks=[dict(toy_hook(), **dict(hook)), *hooks],
+        train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=val_interval),
+        **options,
+    )
+    runner.train()
+    return whole_state(runner.model), int(average_of(runner).ema_model.steps)
+
+
+for name, options in dict(
+    accumulated=dict(optim_wrapper=dict(accumulative_counts=2)),
+    mixed=dict(sharding=dict(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))),
+    offloaded=dict(sharding=dict(offload_policy=CPUOffloadPolicy(pin_memory=False))),
+    kept=dict(sharding=dict(reshard_after_forward=False)),
+).items():
+    state, updates = train(name, hooks=[Witness()], **options)
+    assert updates == (2 if name == 'accumulated' else 4)
+    assert_equal(state, train(f'{name}_without', val_interval=9, **options)[0])
+
+with pytest.raises(ValueError, match='no memory'):
+    train('failing', hook=dict(ema_type='Failing'))
+finish()
+"""
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -241,6 +338,10 @@ def test_logs_are_those_of_whole_models(folder):
 def test_file_tests_in_one_process(folder):
     path = folder / 'rtmdet_shared' / 'epoch_1.pth'
     assert not call_tool('test', folder / 'detector.py', path, '--work-dir', folder / 'tested', '--launcher', 'none')
+
+
+def test_ways_to_cut_and_to_train(tmp_path):
+    launch(3, SET_UPS, tmp_path, str(ROOT))
 
 
 def test_strategy_is_that_of_the_documentation():
