@@ -6,13 +6,15 @@ documentation uses them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub
 from mmengine.runner import BaseLoop, Runner
-from torch import _weights_only_unpickler, nn
+from torch import Tensor, _weights_only_unpickler, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._runtime_utils import _reshard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 from torch.optim import Optimizer
@@ -32,6 +34,68 @@ BatchNorm = _BatchNorm
 # Under which name a module of torch.compile holds the module that it compiled; its class is private too, and slow to
 # import.
 COMPILED = '_orig_mod'
+
+# Under which name FullyShardedDataParallel, and what torch puts around a module for activation checkpointing, hold the
+# module that they wrap. A state has neither in its names.
+FSDP_WRAPPED, CHECKPOINT_WRAPPED = '_fsdp_wrapped_module', '_checkpoint_wrapped_module'
+
+
+class FlatRange(NamedTuple):
+    """Where FullyShardedDataParallel keeps a parameter, and which of its elements, ``start`` to ``stop``, are here."""
+
+    #: The modules that hold it, each with the name that it has there.
+    holders: list[tuple[nn.Module, str]]
+    shape: torch.Size
+    stride: tuple[int, ...]
+    #: Where the first of the elements is in the local shard.
+    offset: int
+    start: int
+    stop: int
+
+
+def _flat_wrappers(model: nn.Module) -> list[Any]:
+    modules = (module for module in model.modules() if isinstance(module, FullyShardedDataParallel))
+    return [module for module in modules if module._handle is not None]
+
+
+def flat_handles(model: nn.Module) -> list[Any]:
+    """Returns what FullyShardedDataParallel knows of each flat parameter of a model."""
+    # use_orig_params shows the parameters, but not which of their elements are here.
+    return [wrapper._handle for wrapper in _flat_wrappers(model)]
+
+
+def flat_ranges(handle: Any) -> list[FlatRange]:
+    """Returns what a flat parameter consists of."""
+    flat = handle.flat_param
+    shared = [(info[:2], info[3:5]) for info in flat._shared_param_infos]
+    return [
+        FlatRange(
+            [(module, key), *(holder[::-1] for holder, first in shared if first == (key, module))],
+            shape,
+            stride,
+            info.offset_in_shard or 0,
+            info.intra_param_start_idx or 0,
+            info.intra_param_end_idx + 1 if info.in_shard else 0,
+        )
+        for (key, module, _), shape, stride, info in zip(
+            flat._param_infos, flat._shapes, flat._strides, flat._shard_param_infos
+        )
+    ]
+
+
+def local_shard(handle: Any) -> Tensor:
+    """Returns what this process has of a flat parameter, in the same memory."""
+    # The first forward makes the attribute; later the parameter itself may be whole.
+    return getattr(handle.flat_param, '_local_shard', handle.flat_param).detach()
+
+
+def reshard_flat(model: nn.Module) -> None:
+    """Makes FullyShardedDataParallel forget the whole weights of the last forward."""
+    for wrapper in _flat_wrappers(model):
+        handle = wrapper._handle
+        # The outermost may show the parts and keep the whole for the next forward. Before the first there is none.
+        if handle.uses_sharded_strategy and hasattr(handle.flat_param, '_local_shard'):
+            _reshard(wrapper, handle, True)
 
 
 def has_training_loop(runner: Runner) -> bool:

@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import SGD
 from torch.serialization import safe_globals
 from torch.utils.data import DataLoader
@@ -110,6 +111,7 @@ def test_no_other_file_uses_a_private_name():
         'torch.nn.Module._save_to_state_dict',
         'torch._weights_only_unpickler._get_allowed_globals',
         'torch._weights_only_unpickler._get_user_allowed_globals',
+        'torch.distributed.fsdp._runtime_utils._reshard',
     ],
 )
 def test_name_is_there(name):
@@ -215,6 +217,19 @@ def test_extra_state_has_the_suffix():
 def test_compiled_module_is_under_its_name(net):
     compiled = torch.compile(net)
     assert compiled._modules.get(_upstream.COMPILED) is net, 'torch renamed OptimizedModule._orig_mod'
+
+
+@pytest.mark.parametrize('uses_own', [True, False])
+def test_flat_parameter_says_where_its_parts_are(net, process_group, uses_own):
+    weight = net.linear.weight.detach().clone()
+    wrapper = FullyShardedDataParallel(net, device_id=torch.device('cpu'), use_orig_params=uses_own)
+    assert wrapper.get_submodule(_upstream.FSDP_WRAPPED) is net
+    (handle,) = _upstream.flat_handles(wrapper)
+    place = next(place for place in _upstream.flat_ranges(handle) if place.holders == [(net.linear, 'weight')])
+    assert (place.shape, place.stride) == (weight.shape, weight.stride())
+    own = _upstream.local_shard(handle)[place.offset :][: place.stop - place.start]
+    assert torch.equal(own, weight.flatten()[place.start : place.stop])
+    _upstream.reshard_flat(wrapper)  # before the first forward
 
 
 def test_fused_calls_do_what_one_call_for_each_tensor_does():

@@ -101,7 +101,7 @@ class EMAHook(MMEngineEMAHook):
         TypeError: If a flag is not True or False, or a beginning is not an integer.
         ValueError: If ``mean_age`` is of another form, or momentum or gamma are given too. When a checkpoint does not
             fit and ``strict_load`` is set. At the start of a training, if there is another EMAHook, the model is
-            sharded (but by ``fully_shard``, with a strategy that saves all of it), a strategy saves without the hooks,
+            sharded (but by torch's FSDP, with a strategy that saves all of it), a strategy saves without the hooks,
             ``shard`` is set without DistributedDataParallel, or no momentum gives the mean age.
         AssertionError: If both or a negative begin are given, as MMEngine's hook does.
 
@@ -404,6 +404,8 @@ class EMAHook(MMEngineEMAHook):
         # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
         with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
+        if not is_main_process():
+            return  # a strategy that cuts models asks all, and the main process writes the file
         store(checkpoint, self._averages(), self._has_begun(runner))
         checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from mmyolo_ema.models.tensor_references import tensor_references
+
 
 @contextmanager
 def unchanged(averaged: nn.Module, names: list[str]) -> Iterator[None]:
@@ -14,8 +16,8 @@ def unchanged(averaged: nn.Module, names: list[str]) -> Iterator[None]:
         averaged: The module that holds the averaged tensors, of any class of averages.
         names: Names of the buffers; usually none.
     """
-    buffers = dict(averaged.named_buffers(remove_duplicate=False)) if names else {}
-    kept = [(buffers[name], buffers[name].clone()) for name in names]
+    references = dict(tensor_references(averaged)) if names else {}
+    kept = [(references[name].tensor, references[name].tensor.clone()) for name in names]
     yield
     for buffer, value in kept:
         buffer.copy_(value)

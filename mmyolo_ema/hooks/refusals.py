@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
+from mmyolo_ema._upstream import flat_handles
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.fully_sharded import is_fully_sharded
 
 # By names, so that no engine needs to be installed.
 _STRATEGIES = dict(DeepSpeedStrategy='DeepSpeed', ColossalAIStrategy='ColossalAI')
-_WRAPPERS = dict(FullyShardedDataParallel='FSDP (FullyShardedDataParallel)')
-_FSDP2 = 'FSDP2 (fully_shard)'
+
+_FULL = StateDictType.FULL_STATE_DICT
 
 
 def check_run(runner: Runner) -> None:
@@ -22,8 +24,8 @@ def check_run(runner: Runner) -> None:
         runner: The runner of a training, with the model that it trains.
 
     Raises:
-        ValueError: If it has two EMAHooks, its model is sharded otherwise than by fully_shard, or it does not save
-            all of it through hooks.
+        ValueError: If it has two EMAHooks, its model is sharded otherwise than by torch's FSDP, or it does not
+            save all of it through hooks.
     """
     hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     if len(hooks) > 1:
@@ -36,7 +38,8 @@ def check_run(runner: Runner) -> None:
             f'the EMAHook does not work with {engine}: {reason}. It works with the usual Runner, also '
             'with MMDistributedDataParallel, and with FlexibleRunner and SingleDeviceStrategy or '
             'DDPStrategy; in several processes, shard=True there leaves each a part of the average only; '
-            'and with fully_shard (FSDP2) by the strategy of docs/scale.md.'
+            "with FSDPStrategy and state_dict_cfg='full'; and with fully_shard (FSDP2) by the strategy of "
+            'docs/scale.md.'
         )
 
 
@@ -45,23 +48,24 @@ def _obstacles(runner: Runner) -> Iterator[tuple[str, str]]:
     for name in _base_names(getattr(runner, 'strategy', None)) & _STRATEGIES.keys():
         yield _STRATEGIES[name], 'its strategy saves and resumes without the hooks, so that the average would be lost'
     sharded = 'each process holds a part of the weights only'
-    for module in runner.model.modules():
-        for name in _base_names(module) & _WRAPPERS.keys():
-            yield _WRAPPERS[name], sharded
     for parameter in runner.model.parameters():
         if hasattr(parameter, 'ds_tensor'):
             yield 'DeepSpeed ZeRO-3', sharded
         if 'DTensor' in _base_names(parameter) and not is_fully_sharded(runner.model):
             yield 'DTensor', sharded
     if is_fully_sharded(runner.model):
-        yield from ((_FSDP2, reason) for reason in _obstacles_of_parts(runner))
+        yield from (('FSDP', reason) for reason in _obstacles_of_parts(runner))
 
 
 def _obstacles_of_parts(runner: Runner) -> Iterator[str]:
-    """Yields why the parts that fully_shard makes of a model cannot be averaged or saved."""
-    saver = type(getattr(runner, 'strategy', runner))
-    if saver.save_checkpoint.__module__.startswith('mmengine.'):
-        yield f'{saver.__name__} does not save all of the model. Use the strategy of docs/scale.md'
+    """Yields why the parts that torch makes of a model cannot be averaged or saved."""
+    is_flat = bool(flat_handles(runner.model))
+    if is_flat and FullyShardedDataParallel.get_state_dict_type(runner.model).state_dict_type is not _FULL:
+        yield "each file would hold one process's part of the weights only. Set state_dict_cfg='full'"
+    strategy = getattr(runner, 'strategy', runner)
+    saves_whole = is_flat and 'FSDPStrategy' in _base_names(strategy)
+    if type(strategy).save_checkpoint.__module__.startswith('mmengine.') and not saves_whole:
+        yield f'{type(strategy).__name__} does not save all of the model. Use a strategy of docs/scale.md'
     for kind in (hook.ema_cfg['type'] for hook in runner.hooks if isinstance(hook, EMAHook)):
         if not issubclass(MODELS.get(kind) if isinstance(kind, str) else kind, ExpMomentumEMA):
             yield f"{kind} averages whole tensors. Set ema_type='mmyolo_ema.ExpMomentumEMA'"

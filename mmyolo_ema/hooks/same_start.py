@@ -10,7 +10,8 @@ from torch import nn
 
 from mmyolo_ema.checkpoint.streaming import chunks
 from mmyolo_ema.checkpoint.weights import is_dense
-from mmyolo_ema.models.fully_sharded import whole
+from mmyolo_ema.models.fully_sharded import is_cut
+from mmyolo_ema.models.tensor_references import tensor_references
 from mmyolo_ema.processes import whereabouts
 
 
@@ -44,12 +45,16 @@ def check_same_start(values: dict[str, Any], weights: dict[str, Optional[nn.Modu
 
 
 def _checksum(module: nn.Module) -> str:
-    """Returns what tells the parameters of a module from others. Buffers may differ between processes."""
+    """Returns what tells the parameters of a module from others, but for those of which each process has a part.
+
+    Buffers may differ between processes.
+    """
     digest = hashlib.blake2b(digest_size=4)
-    for name, parameter in module.named_parameters():
-        digest.update(name.encode())
-        tensor = whole(parameter).detach()
-        if is_dense(tensor) and tensor.numel():
-            for (part,) in chunks(tensor.cpu()):
-                digest.update(part.contiguous().view(torch.uint8).numpy().data)
+    for name, reference in tensor_references(module):
+        tensor = reference.tensor.detach()
+        if reference.is_parameter and not is_cut(reference.tensor):
+            digest.update(name.encode())
+            if is_dense(tensor) and tensor.numel():
+                for (part,) in chunks(tensor.cpu()):
+                    digest.update(part.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmyolo_ema.models import ExpMomentumEMA
 from mmyolo_ema.models.fully_sharded import check_cut, is_fully_sharded
 from mmyolo_ema.models.shards import AnyShards
+from mmyolo_ema.models.tensor_references import tensor_references
 
 
 def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None:
@@ -64,8 +65,11 @@ def own_parameters(
     averaged: nn.Module, model: nn.Module, shards: Optional[AnyShards]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields averaged parameters, each with the model's: together, the processes yield each element once."""
-    sources = dict(model.named_parameters())
-    for name, parameter in averaged.named_parameters():
+    sources = {name: reference.tensor for name, reference in tensor_references(model)}
+    averages = {
+        id(place.tensor): (name, place.tensor) for name, place in tensor_references(averaged) if place.is_parameter
+    }
+    for name, parameter in averages.values():
         if shards is None or (parameter not in shards and is_main_process()):
             yield parameter, sources[name]
         elif parameter in shards and shards.has_part(parameter):

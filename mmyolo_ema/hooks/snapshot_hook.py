@@ -31,6 +31,7 @@ from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import length_of, updates_at_end, updates_per_epoch
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers, whole_state
 from mmyolo_ema.models import schedule_of
+from mmyolo_ema.models.tensor_references import tensor_references
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS
@@ -271,7 +272,11 @@ class SnapshotHook(Hook):
                     updates_per_epoch=self._per_epoch,
                     weights='ema',
                     updates=self._updates,
-                    buffers=[name for name, _ in self._ema.src_model.named_buffers()],
+                    buffers=[
+                        name
+                        for name, reference in tensor_references(self._ema.ema_model.module)
+                        if not reference.is_parameter
+                    ],
                 ),
             )
         )

@@ -1,7 +1,6 @@
 """Putting an average into a checkpoint, and taking it out again."""
 
 from copy import deepcopy
-from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from mmyolo_ema.checkpoint import (
 from mmyolo_ema.checkpoint.weights import FURTHER, further_averages, place_of
 from mmyolo_ema.hooks.sharing import gather
 from mmyolo_ema.models import ExpMomentumEMA
-from mmyolo_ema.models.fully_sharded import is_cut, whole
+from mmyolo_ema.models.fully_sharded import is_fully_sharded, whole
 from mmyolo_ema.models.tensor_references import tensor_references
 
 
@@ -101,18 +100,16 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
 def copied_state(model: nn.Module) -> dict[str, Any]:
     """Returns the state of a module in CPU copies, with the versions of its parts; names of one tensor share it.
 
-    All processes must call this for one that ``fully_shard`` has cut.
+    All processes must call this for one that torch has cut; FullyShardedDataParallel may leave the main process alone
+    with the state.
     """
     state = model.state_dict()
     first: dict[int, str] = {}
     first_name = {name: first.setdefault(id(reference.tensor), name) for name, reference in tensor_references(model)}
-    wholes: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if is_cut(value):
-            key = first_name.get(name, name)
-            if key not in wholes:
-                wholes[key] = whole(value)
-            state[name] = wholes[key]
+    if is_fully_sharded(model):
+        for name, value in state.items():
+            first_value: Any = state.get(first_name.get(name, name), value)
+            state[name] = whole(first_value)
     state.update(cpu_copies(state))
     return state
 
@@ -206,11 +203,11 @@ def _copy_tensors(source: nn.Module, average: BaseAveragedModel) -> None:
     """Copies parameters and buffers of one shape into an average; a state dictionary may not have them all."""
     if isinstance(average, ExpMomentumEMA):
         average.unshare()
-    own = dict(chain(average.module.named_parameters(), average.module.named_buffers()))
+    own = {name: reference.tensor for name, reference in tensor_references(average.module)}
     with torch.no_grad():
-        for name, value in chain(source.named_parameters(), source.named_buffers()):
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(whole(value))
+        for name, reference in tensor_references(source):
+            if name in own and own[name].shape == reference.tensor.shape:
+                own[name].copy_(whole(reference.tensor))
 
 
 def unfit(found: Mismatches) -> str:

@@ -75,8 +75,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         shard (bool): Whether each of several processes that train one model, as under DistributedDataParallel, keeps
             and averages a part of the parameters only, of equal numbers of elements. ``module`` then reads as NaN
             between :meth:`share_out` and :meth:`gather`. Nothing changes for one process. The average of a model that
-            torch's ``fully_shard`` (FSDP2) has cut is always shared out, as the model is, and from the start. Defaults
-            to False.
+            torch has cut, by ``fully_shard`` (FSDP2) or FullyShardedDataParallel, is always shared out, as the model
+            is, and from the start. Defaults to False.
 
     Attributes:
         module (nn.Module): The averaged model.
@@ -112,7 +112,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     save_dtype: Optional[torch.dtype] = None
     shard = False
     shards: Optional[AnyShards] = None
-    # Whether the model is cut by fully_shard.
+    # Whether the model is cut by FSDP.
     _is_cut = False
     # What was found out about the tensors, see _forget().
     _plan: Optional[TensorPlan]
@@ -146,7 +146,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         self._is_cut = is_fully_sharded(unwrap(model))
         if self._is_cut and device is not None:
             raise ValueError(
-                f'device={device!r} is not for a model that fully_shard has cut: its average is where the '
+                f'device={device!r} is not for a model that FSDP has cut: its average is where the '
                 'parts of the model are, and on the CPU while it is whole'
             )
         self.selection, self.shard = selection, shard or self._is_cut
@@ -218,7 +218,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def _check_whole(self) -> None:
         if self.shards is not None:
             raise RuntimeError(
-                'the average is shared out among the processes (by shard=True or fully_shard), and this '
+                'the average is shared out among the processes (by shard=True or FSDP), and this '
                 'one has its own part only: call gather() in all processes before it is used, copied '
                 'or stored. The EMAHook does so before a validation and before a CheckpointHook saves.'
             )

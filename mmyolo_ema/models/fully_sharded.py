@@ -1,42 +1,50 @@
-"""Models whose parameters torch's ``fully_shard`` (FSDP2) has cut, so that each process holds a part of each.
+"""Models whose parameters torch has cut, so that each process holds a part of each.
+
+``fully_shard`` (FSDP2) leaves DTensors in the model; FullyShardedDataParallel (FSDP1) ranges of elements, FlatParts.
 
 What is said of a tensor here is the tensor itself if nothing has cut it.
 """
 
 import math
 from copy import deepcopy
-from typing import Any
+from typing import Any, Union
 
 import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FlatParameter, FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+
+from mmyolo_ema._upstream import FSDP_WRAPPED, flat_handles, reshard_flat
+from mmyolo_ema.models.flat_parts import FlatPart, flat_parts
+from mmyolo_ema.models.tensor_references import tensor_references
 
 
 def is_cut(tensor: object) -> bool:
     """Whether something is a tensor of which the processes hold a part each."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, (DTensor, FlatPart))
 
 
 def is_fully_sharded(model: nn.Module) -> bool:
-    """Whether ``fully_shard`` has cut parameters of a bare model."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    """Whether torch has cut parameters of a model."""
+    return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
 
 
 def local(tensor: Tensor) -> Tensor:
     """Returns what this process holds of a tensor, in the same memory; it may have no elements."""
     with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local() if isinstance(tensor, (DTensor, FlatPart)) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns all of a tensor, on the CPU if it is cut. All processes must call this."""
-    return _joined(local(tensor), tensor) if isinstance(tensor, DTensor) else tensor
+    return _joined(local(tensor), tensor) if isinstance(tensor, (DTensor, FlatPart)) else tensor
 
 
 def part_of(tensor: Tensor, source: Tensor) -> Tensor:
     """Returns what a process that holds its part of the source would hold of a whole tensor. Does not communicate."""
+    if isinstance(source, FlatPart):
+        return source.part_of(tensor).to(local(source).device)
     if not isinstance(source, DTensor):
         return tensor
     placement: Any = source.placements[0]
@@ -51,6 +59,7 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    reshard_flat(model)
 
 
 def uncut_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -63,29 +72,39 @@ def uncut_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo: As for :func:`copy.deepcopy`: what the copy is to share, by its id.
     """
     reshard(model)
-    cut = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    cut: list[nn.Module] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in cut:
         state = fully_shard.state(module)  # type: ignore[attr-defined]
         original = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
         memo.update({id(state): state, id(module): original.__new__(original)})
-    memo.update(
-        {
-            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
-            for parameter in model.parameters()
-            if is_cut(parameter)
-        }
-    )
+    for wrapper in [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]:
+        module = wrapper.get_submodule(FSDP_WRAPPED)
+        memo[id(wrapper)] = memo[id(module)] = type(module).__new__(type(module))
+        cut.append(module)
+    memo.update({id(parameter): _without_values(parameter) for parameter in model.parameters() if is_cut(parameter)})
+    memo.update({id(handle.flat_param): handle.flat_param for handle in flat_handles(model)})
     for module in cut:
         vars(memo[id(module)]).update(deepcopy(vars(module), memo))
     copy = deepcopy(model, memo)
+    for module, parts in flat_parts(model).items():
+        for key, part in parts.items():
+            vars(memo[id(module)]).pop(key, None)  # a view of the flat parameter
+            memo[id(module)]._parameters[key] = memo.setdefault(id(part), _without_values(part))
     if cut:
         _remove_hooks(copy)
     return copy
 
 
+def _without_values(cut: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.empty(cut.shape, dtype=cut.dtype), cut.requires_grad)
+
+
 def _remove_hooks(copy: nn.Module) -> None:
-    """Removes what would still act on the model that a module was copied from."""
+    """Removes what still belongs to the model that a module was copied from, and would act on it."""
     for module in copy.modules():
+        for key, parameter in [*module._parameters.items()]:
+            if isinstance(parameter, FlatParameter):
+                del module._parameters[key]
         for name, value in [*vars(module).items()]:
             if name.startswith(('__composable_api', '_fsdp', '_is_fsdp')):
                 delattr(module, name)
@@ -97,14 +116,21 @@ def _remove_hooks(copy: nn.Module) -> None:
 
 def check_cut(model: nn.Module) -> None:
     """Raises ValueError if not all parameters of a fully sharded model are cut once, among all processes."""
-    for name, parameter in model.named_parameters():
-        if not isinstance(parameter, DTensor):
-            if parameter.requires_grad:
+    for handle in flat_handles(model):
+        if handle.world_size != get_world_size() or not (handle.uses_sharded_strategy or get_world_size() == 1):
+            raise ValueError(
+                'FullyShardedDataParallel does not cut the parameters once among all processes: set '
+                "sharding_strategy='FULL_SHARD' or 'SHARD_GRAD_OP', and no process_group"
+            )
+    for name, reference in tensor_references(model):
+        parameter = reference.tensor
+        if not is_cut(parameter):
+            if reference.is_parameter and parameter.requires_grad:
                 raise ValueError(
-                    f'fully_shard leaves out {name}, which is trained and would differ between the '
-                    'processes: call fully_shard on the whole model too'
+                    f'FSDP leaves out {name}, which is trained and would differ between the '
+                    'processes: call fully_shard on the whole model too, or set no ignored_modules'
                 )
-        elif (
+        elif isinstance(parameter, DTensor) and (
             parameter.device_mesh.size() != get_world_size()
             or parameter.device_mesh.ndim != 1
             or not isinstance(parameter.placements[0], Shard)
@@ -156,7 +182,9 @@ class LocalParts:
             averaged.data = tensor
 
 
-def _joined(part: Tensor, like: DTensor) -> Tensor:
+def _joined(part: Tensor, like: Union[DTensor, FlatPart]) -> Tensor:
+    if isinstance(like, FlatPart):
+        return like.joined(part).to('cpu', copy=True)
     mesh = like.device_mesh
     # Without shape and stride, parts of different sizes would wait for each other for ever.
     return (

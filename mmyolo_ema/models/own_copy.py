@@ -6,6 +6,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmyolo_ema.models.fully_sharded import uncut_copy
 
@@ -32,7 +33,8 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 def _referred(model: nn.Module, own: set[int]) -> Iterator[Any]:
     """Yields the modules and tensors that a model refers to and does not own."""
-    pending = [value for module in model.modules() for name, value in vars(module).items() if name not in _CHILDREN]
+    own_modules = [module for module in model.modules() if not isinstance(module, FullyShardedDataParallel)]
+    pending = [value for module in own_modules for name, value in vars(module).items() if name not in _CHILDREN]
     seen = set(own)
     while pending:
         value = pending.pop()

@@ -23,7 +23,13 @@ from mmyolo_ema.models.precision import widen
 from mmyolo_ema.models.selection import Selection
 from mmyolo_ema.models.shards import AnyShards, can_be_cut
 from mmyolo_ema.models.shared_memory import SharedMemory
-from mmyolo_ema.models.tensor_references import TensorReference, check_same_tensors, tensor_references, unwrap
+from mmyolo_ema.models.tensor_references import (
+    TensorReference,
+    check_same_tensors,
+    named_modules,
+    tensor_references,
+    unwrap,
+)
 
 # In bytes, so that it tells another dtype too.
 _SIZE = attrgetter('nbytes')
@@ -325,7 +331,7 @@ def _placed(tensors: list[Tensor], memory: Tensor) -> list[Tensor]:
 
 def _extra_states(average: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Returns the modules, paired by name, that can give and take a state beside their tensors."""
-    sources = dict(source.named_modules(remove_duplicate=False))
+    sources = dict(named_modules(source))
     return [
         (module, sources[name])
         for name, module in average.named_modules()

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+from torch.distributed.fsdp import FlatParameter, FullyShardedDataParallel
 
-from mmyolo_ema._upstream import COMPILED, is_persistent
+from mmyolo_ema._upstream import CHECKPOINT_WRAPPED, COMPILED, FSDP_WRAPPED, is_persistent
+from mmyolo_ema.models.flat_parts import flat_parts
 
 
 class TensorReference(NamedTuple):
@@ -30,11 +32,13 @@ class TensorReference(NamedTuple):
 
 def tensor_references(model: nn.Module) -> Iterator[tuple[str, TensorReference]]:
     """Yields the name and the place of each tensor; a shared tensor comes once for each of its names."""
-    for path, module in model.named_modules(remove_duplicate=False):
+    cut = flat_parts(model)
+    for path, module in named_modules(model):
         prefix = f'{path}.' if path else ''
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                yield prefix + key, TensorReference(module._parameters, key, True, True)
+        parameters = module._parameters if module not in cut else {**module._parameters, **cut[module]}
+        for key, parameter in parameters.items():
+            if parameter is not None and not isinstance(parameter, FlatParameter):
+                yield prefix + key, TensorReference(parameters, key, True, True)
         is_quantizer = hasattr(type(module), 'calculate_qparams')  # of torch's observers, wherever they move
         for key, buffer in module._buffers.items():
             if buffer is not None:
@@ -42,12 +46,21 @@ def tensor_references(model: nn.Module) -> Iterator[tuple[str, TensorReference]]
                 yield prefix + key, TensorReference(module._buffers, key, False, stored, is_quantizer)
 
 
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the modules of a model, each with all names that its state would have: without those of wrappers."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        yield '.'.join(part for part in path.split('.') if part not in (FSDP_WRAPPED, CHECKPOINT_WRAPPED)), module
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model inside wrappers for distributed training and ``torch.compile``."""
+    """Returns the model inside wrappers for distributed training and ``torch.compile``.
+
+    FullyShardedDataParallel is left on, because it alone knows where the parameters are.
+    """
     while True:
         if COMPILED in model._modules:
             model = model.get_submodule(COMPILED)
-        elif is_model_wrapper(model):
+        elif is_model_wrapper(model) and not isinstance(model, FullyShardedDataParallel):
             model = model.get_submodule('module')
         else:
             return model

@@ -1,9 +1,12 @@
-"""Averages of models that ``fully_shard`` cuts: runs, logs and files are those of the same runs under DDP."""
+"""Averages of models that FSDP cuts: runs, logs and files are those of the same runs under DDP."""
+
+import inspect
 
 import pytest
 
 from mmyolo_ema import checkpoint
 from tests.helpers import ROOT, call_tool, launch, small_config
+from tests.hooks.fsdp import ResumingFSDPStrategy
 from tests.hooks.test_sharing import assert_same_file, assert_same_log
 from tests.hooks.toy import toy_hook, toy_runner
 
@@ -20,7 +23,9 @@ SEVERAL = dict(
 # An average by itself; then a toy in several set-ups, each under DDP and cut; then a detector.
 PROGRAM = """
 import copy
+import itertools
 import sys
+from functools import partial
 from pathlib import Path
 import pytest
 import torch
@@ -28,17 +33,19 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from mmdet.models import CSPNeXt
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.cli.runner import finish
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.fully_sharded import local, part_of, whole
-from mmyolo_ema.models.tensor_references import unwrap
+from mmyolo_ema.models.tensor_references import tensor_references, unwrap
 
 sys.path.insert(0, sys.argv[1])
 import tests.conftest  # saves time
 from tests.helpers import assert_equal, change, forget_runs
-from tests.hooks import fsdp2
+from tests.hooks.fsdp import fsdp1, fsdp2, is_last
 from tests.hooks.test_fully_sharded import SEVERAL as several
 from tests.hooks.toy import average_of, toy_hook, toy_runner
 
@@ -46,29 +53,45 @@ distributed.init_process_group('gloo')
 rank = distributed.get_rank()
 
 
+def tensors(model):
+    return {name: reference.tensor for name, reference in sorted(tensor_references(unwrap(model)))}
+
+
 def whole_state(model):
-    return {name: whole(value).clone() for name, value in model.state_dict().items()}
+    return {name: whole(value).clone() for name, value in tensors(model).items()}
 
 
 def follow(plain, cut):
     # Gives a cut model what a whole one has.
     with torch.no_grad():
-        for one, other in zip(cut.parameters(), plain.parameters()):
-            local(one).copy_(part_of(other, one))
-        for one, other in zip(cut.buffers(), plain.buffers()):
-            one.copy_(other)
+        for value, other in zip(tensors(cut).values(), tensors(plain).values()):
+            local(value).copy_(part_of(other, value))
 
 
+class Net(nn.Sequential):
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 1))
+        self[3].weight = self[2].weight
+        self[4].requires_grad_(False)
+
+
+def cut_2(model):
+    fully_shard(model[0])
+    return fully_shard(model)
+
+
+def cut_1(model, **options):
+    return FullyShardedDataParallel(model, device_id=torch.device('cpu'), auto_wrap_policy=is_last, **options)
+
+
+ways = [cut_2, partial(cut_1, use_orig_params=True), partial(cut_1, use_orig_params=False)]
 torch.manual_seed(1)
-plain = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 1))
-plain[3].weight = plain[2].weight
-plain[4].requires_grad_(False)
+plain = Net()
 inputs = torch.rand(4, 3)
-for options in ({}, dict(update_buffers=True, exclude=['0.bias'], dtype='float64')):
+for way, options in itertools.product(ways, ({}, dict(update_buffers=True, exclude=['0.bias'], dtype='float64'))):
     model = copy.deepcopy(plain)
-    cut = copy.deepcopy(plain)
-    fully_shard(cut[0])
-    fully_shard(cut)
+    cut = way(copy.deepcopy(plain))
     pair = [ExpMomentumEMA(module, momentum=0.3, gamma=2, **options) for module in (model, cut)]
 
     def update(is_whole=False):
@@ -79,17 +102,17 @@ for options in ({}, dict(update_buffers=True, exclude=['0.bias'], dtype='float64
         follow(model, cut)
         if is_whole:
             cut.eval()(inputs)  # leaves the root whole
-            cut[0].unshard()
+            getattr(cut[0], 'unshard', lambda: None)()
         for average, module in zip(pair, (model, cut)):
             average.update_parameters(module)
 
     def check():
         pair[1].gather()
         # What is frozen has the average's dtype, if it is cut.
-        assert_equal(*({name: value.double() for name, value in average.state_dict().items()} for average in pair))
+        assert_equal(*({name: value.double() for name, value in tensors(average).items()} for average in pair))
         assert pair[1].module[3].weight is pair[1].module[2].weight
 
-    assert type(pair[1].module) is nn.Sequential
+    assert type(pair[1].module) is Net
     check()
     for _ in range(3):
         update()
@@ -123,7 +146,7 @@ class Trouble(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == 3 and rank == 1:
-            self.bias = local(unwrap(runner.model).linear.bias)
+            self.bias = local(tensors(runner.model)['linear.bias'])
             self.before = self.bias.detach().clone()
             self.bias.data.fill_(float('nan'))
 
@@ -151,15 +174,17 @@ saving = dict(logger=dict(type='LoggerHook', interval=1),
               checkpoint=dict(type='CheckpointHook', interval=1, save_best='mean_short', rule='less'))
 strategies = dict(whole=dict(type='DDPStrategy', model_wrapper=dict(
     type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)),
-    shared=dict(type='FSDP2Strategy', blocks=['linear']))
+    shared=fsdp2(),
+    flat=fsdp1(), flattened=dict(fsdp1(use_orig_params=False), activation_checkpointing=dict(
+        check_fn=lambda module: isinstance(module, nn.Linear))))
 
 
 def make(name, kind, hooks=(), hook=several, **options):
     forget_runs()
     return toy_runner(Path(f'{name}_{kind}'), launcher='pytorch', kind=FlexibleRunner, strategy=dict(strategies[kind]),
                       custom_hooks=[toy_hook(**hook), *hooks],
-                      optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
-                      **{**dict(default_hooks=saving), **options})
+                      **{**dict(default_hooks=saving, optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1))),
+                         **options})
 
 
 three = dict(train_cfg=dict(by_epoch=True, max_epochs=3))
@@ -168,28 +193,34 @@ for kind in strategies:
     snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=4, second_horizon=5)
     runner = make('toy', kind, [trouble, Mend(trouble), snapshots], **three)
     runner.train()
-    make('resumed', kind, load_from=f'toy_{kind}/epoch_1.pth', resume=True, **three).train()
-    make('from_one', kind, load_from=f'{sys.argv[2]}/epoch_1.pth', resume=True, **three).train()
-    # Saved by iterations; begun late from other weights; and no validation swaps anything.
-    runner = make('raw', kind, hook=dict(evaluate=['raw'], begin_iter=3), load_from='toy_whole/epoch_1.pth',
-                  default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)),
-                  by_epoch=False, train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2))
+    if kind in ('whole', 'shared'):  # FSDP stores an optimizer in a form of its own, and AdamW's wrongly on a CPU
+        make('resumed', kind, load_from=f'toy_{kind}/epoch_1.pth', resume=True, **three).train()
+        make('from_one', kind, load_from=f'{sys.argv[2]}/epoch_1.pth', resume=True, **three).train()
+    if kind == 'flattened':
+        continue
+    # Saved by iterations, and resumed; begun late from other weights; and no validation swaps anything.
+    raw = dict(hook=dict(several, evaluate=['raw'], begin_iter=3), by_epoch=False,
+               train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2),
+               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+               default_hooks=dict(saving, checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)))
+    make('raw', kind, load_from='toy_whole/epoch_1.pth', **raw).train()
+    runner = make('raw_resumed', kind, load_from=f'raw_{kind}/iter_3.pth', resume=True, **raw)
     runner.train()
+    assert runner.val()['mean'] == runner.test()['mean']
+    raw = whole_state(runner.model)
+    runner.register_hook(Interrupt())
+    average_of(runner).evaluate_on_ema = True
+    with pytest.raises(KeyboardInterrupt):
+        runner.val()
+    assert_equal(whole_state(runner.model), raw)
 
-runner = make('tested', 'shared')
-runner.train()
-assert runner.val()['mean'] == runner.test()['mean']
-raw = whole_state(runner.model)
-runner.register_hook(Interrupt())
-with pytest.raises(KeyboardInterrupt):
-    runner.val()
-assert_equal(whole_state(runner.model), raw)
-
-for kind in strategies:
+strategies['shared'].update(blocks=['backbone'])
+strategies['flat']['model_wrapper'].update(auto_wrap_policy=ModuleWrapPolicy({CSPNeXt}))
+for kind in ('whole', 'shared', 'flat'):
     forget_runs()
     cfg = Config.fromfile(sys.argv[3])
     cfg.merge_from_dict(dict(work_dir=f'rtmdet_{kind}', experiment_name=f'rtmdet_{kind}'))
-    cfg.strategy = dict(strategies[kind], **(dict(blocks=['backbone']) if kind == 'shared' else {}))
+    cfg.strategy = strategies[kind]
     FlexibleRunner.from_cfg(cfg).train()
 finish()
 """
@@ -197,6 +228,7 @@ finish()
 # Other ways to cut and to train a toy, each beside a whole average and beside a run without validations. Some processes
 # have no elements of a tensor, and one of none.
 SET_UPS = """
+import copy
 import sys
 from pathlib import Path
 import pytest
@@ -209,11 +241,12 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.cli.runner import finish
 from mmyolo_ema.models.fully_sharded import whole
+from mmyolo_ema.models.tensor_references import tensor_references
 
 sys.path.insert(0, sys.argv[1])
 import tests.conftest  # saves time
 from tests.helpers import assert_equal, forget_runs
-from tests.hooks import fsdp2
+from tests.hooks.fsdp import fsdp1, fsdp2
 from tests.hooks.toy import Toy, average_of, toy_hook, toy_runner
 
 distributed.init_process_group('gloo')
@@ -239,7 +272,7 @@ class Failing(ExpMomentumEMA):
 
 
 def whole_state(model):
-    return {name: whole(value) for name, value in model.state_dict().items()}
+    return {name: whole(reference.tensor) for name, reference in tensor_references(model)}
 
 
 class Witness(Hook):
@@ -260,14 +293,14 @@ class Witness(Hook):
         assert_equal(average.state_dict(), self.average.state_dict())
 
 
-def train(name, hook=(), hooks=(), sharding=None, val_interval=1, **options):
+def train(name, strategy, hook=(), hooks=(), val_interval=1, **options):
     forget_runs()
     runner = toy_runner(
         Path(name),
         model=dict(type='Smooth'),
         launcher='pytorch',
         kind=FlexibleRunner,
-        strategy=dict(type='FSDP2Strategy', blocks=['linear'], sharding=sharding),
+        strategy=copy.deepcopy(strategy),
         custom_hooks=[dict(toy_hook(), **dict(hook)), *hooks],
         train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=val_interval),
         **options,
@@ -276,18 +309,23 @@ def train(name, hook=(), hooks=(), sharding=None, val_interval=1, **options):
     return whole_state(runner.model), int(average_of(runner).ema_model.steps)
 
 
-for name, options in dict(
-    accumulated=dict(optim_wrapper=dict(accumulative_counts=2)),
-    mixed=dict(sharding=dict(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))),
-    offloaded=dict(sharding=dict(offload_policy=CPUOffloadPolicy(pin_memory=False))),
-    kept=dict(sharding=dict(reshard_after_forward=False)),
+accumulates = dict(optim_wrapper=dict(accumulative_counts=2))
+for name, (strategy, options) in dict(
+    accumulated=(fsdp2(), accumulates),
+    mixed=(fsdp2(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)), {}),
+    offloaded=(fsdp2(offload_policy=CPUOffloadPolicy(pin_memory=False)), {}),
+    kept=(fsdp2(reshard_after_forward=False), {}),
+    flat_accumulated=(fsdp1(use_orig_params=False), accumulates),
+    flat_mixed=(fsdp1(mixed_precision=dict(param_dtype='bfloat16')), {}),
+    flat_kept=(fsdp1(sharding_strategy='SHARD_GRAD_OP', use_orig_params=False), {}),
 ).items():
-    state, updates = train(name, hooks=[Witness()], **options)
-    assert updates == (2 if name == 'accumulated' else 4)
-    assert_equal(state, train(f'{name}_without', val_interval=9, **options)[0])
+    print(rank, name, flush=True)
+    state, updates = train(name, strategy, hooks=[Witness()], **options)
+    assert updates == (2 if options else 4)
+    assert_equal(state, train(f'{name}_without', strategy, val_interval=9, **options)[0])
 
 with pytest.raises(ValueError, match='no memory'):
-    train('failing', hook=dict(ema_type='Failing'))
+    train('failing', fsdp2(), hook=dict(ema_type='Failing'))
 finish()
 """
 
@@ -314,29 +352,31 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_files_are_those_of_whole_models(folder):
-    for run, names in dict(
-        toy=('epoch_1.pth', 'epoch_3.pth', 'best_mean_short_*.pth', 'snapshots/update_*.pth'),
-        resumed=('epoch_3.pth',),
-        from_one=('epoch_3.pth',),
-        raw=('iter_3.pth', 'iter_6.pth'),
-        rtmdet=('epoch_1.pth',),
-    ).items():
+@pytest.mark.parametrize('kind', ['shared', 'flat', 'flattened'])
+def test_files_are_those_of_whole_models(folder, kind):
+    runs = dict(toy=('epoch_1.pth', 'epoch_3.pth', 'best_mean_short_*.pth', 'snapshots/update_*.pth'))
+    if kind == 'shared':
+        runs.update(resumed=('epoch_3.pth',), from_one=('epoch_3.pth',))
+    if kind != 'flattened':
+        runs.update(raw=('iter_3.pth', 'iter_6.pth'), raw_resumed=('iter_6.pth',), rtmdet=('epoch_1.pth',))
+    for run, names in runs.items():
         for name in names:
-            content = assert_same_file(folder, run, name)
-        assert run == 'toy' or content['ema_state_dict']['steps'] > 0
-    raw = checkpoint.read(folder / 'rtmdet_shared' / 'epoch_1.pth')['ema_state_dict']
-    shared = [f'module.bbox_head.cls_convs.{level}.0.conv.weight' for level in range(2)]
-    assert raw[shared[0]].data_ptr() == raw[shared[1]].data_ptr(), 'stored once'
+            content = assert_same_file(folder, run, name, kind)
+            assert run == 'toy' or content['ema_state_dict']['steps'] > 0
+    if kind != 'flattened':
+        raw = checkpoint.read(folder / f'rtmdet_{kind}' / 'epoch_1.pth')['ema_state_dict']
+        shared = [f'module.bbox_head.cls_convs.{level}.0.conv.weight' for level in range(2)]
+        assert raw[shared[0]].data_ptr() == raw[shared[1]].data_ptr(), 'stored once'
 
 
 def test_logs_are_those_of_whole_models(folder):
-    for run in ('resumed', 'from_one'):
-        assert_same_log(folder, run)
+    for run, kind in dict(resumed='shared', from_one='shared', raw_resumed='flat').items():
+        assert_same_log(folder, run, kind)
 
 
-def test_file_tests_in_one_process(folder):
-    path = folder / 'rtmdet_shared' / 'epoch_1.pth'
+@pytest.mark.parametrize('kind', ['shared', 'flat'])
+def test_file_tests_in_one_process(folder, kind):
+    path = folder / f'rtmdet_{kind}' / 'epoch_1.pth'
     assert not call_tool('test', folder / 'detector.py', path, '--work-dir', folder / 'tested', '--launcher', 'none')
 
 
@@ -344,6 +384,8 @@ def test_ways_to_cut_and_to_train(tmp_path):
     launch(3, SET_UPS, tmp_path, str(ROOT))
 
 
-def test_strategy_is_that_of_the_documentation():
+def test_strategies_are_those_of_the_documentation():
+    documentation = (ROOT / 'docs' / 'scale.md').read_text()
     program = (ROOT / 'tests' / 'hooks' / 'fsdp2.py').read_text().partition('\n\n')[2]
-    assert f'```python\n{program}```' in (ROOT / 'docs' / 'scale.md').read_text()
+    assert f'```python\n{program}```' in documentation
+    assert f'{inspect.getsource(ResumingFSDPStrategy)}```' in documentation

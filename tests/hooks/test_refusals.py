@@ -1,11 +1,13 @@
 """Runs that are refused at their start, because their weights would silently become wrong or lost."""
 
+from functools import partial
+
 import pytest
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine.registry import MODELS, STRATEGIES
 from mmengine.runner import FlexibleRunner, Runner
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 
 from tests.hooks.toy import toy_hook
 
@@ -31,30 +33,31 @@ def test_two_averages_do_not_matter_to_a_test(toy):
     assert toy(custom_hooks=[toy_hook(), toy_hook()]).test() == toy().test()
 
 
-def fsdp1():
-    model = Toy()
-    model.linear = FullyShardedDataParallel(model.linear, device_id='cpu')
-    return model
-
-
 def zero3():
     model = Toy()
     model.out.weight.ds_tensor = model.out.weight.detach().flatten()
     return model
 
 
-@pytest.mark.parametrize(
-    ('model', 'engine'),
-    [
-        (fsdp1, r'FSDP \(FullyShardedDataParallel\)'),
-        (zero3, 'DeepSpeed ZeRO-3'),
-    ],
-    ids=['FSDP1', 'ZeRO-3'],
-)
-def test_sharded_model_is_refused(toy, process_group, model, engine):
-    runner = toy(model=model())
-    with pytest.raises(ValueError, match=f'does not work with {engine}: each process holds a part.* DDPStrategy'):
+def test_zero3_is_refused(toy, process_group):
+    runner = toy(model=zero3())
+    with pytest.raises(
+        ValueError, match=r'does not work with DeepSpeed ZeRO-3: each process holds a part.* DDPStrategy'
+    ):
         runner.train()
+
+
+def flat(state_dict_type=None):
+    model = FullyShardedDataParallel(Toy(), device_id='cpu')
+    if state_dict_type is not None:
+        FullyShardedDataParallel.set_state_dict_type(model, state_dict_type)
+    return model
+
+
+def whole_by_itself():
+    model = Toy()
+    model.linear = FullyShardedDataParallel(model.linear, device_id='cpu')
+    return model
 
 
 def whole_in_parts(**options):
@@ -74,21 +77,29 @@ def part_only():
             Runner,
             whole_in_parts,
             {},
-            r'FSDP2 \(fully_shard\): Runner does not save all of the model. Use the strategy of',
+            'with FSDP: Runner does not save all of the model. Use a strategy of',
         ),
+        (Runner, flat, {}, 'with FSDP: Runner does not save all of the model. Use a strategy of'),
+        (
+            Saving,
+            partial(flat, StateDictType.LOCAL_STATE_DICT),
+            {},
+            "one process's part of the weights only. Set state_dict_cfg='full'",
+        ),
+        (Saving, whole_by_itself, {}, 'FSDP leaves out norm.weight, which is trained'),
         (Saving, whole_in_parts, dict(ema_type='ExponentialMovingAverage'), 'averages whole tensors. Set ema_type='),
-        (Saving, part_only, {}, 'fully_shard leaves out norm.weight, which is trained'),
+        (Saving, part_only, {}, 'FSDP leaves out norm.weight, which is trained'),
         (
             Saving,
             lambda: whole_in_parts(mesh=init_device_mesh('cpu', (1, 1), mesh_dim_names=('a', 'b'))),
             {},
             'linear.weight is placed as .*Replicate.* on a mesh of one dimension',
         ),
-        (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that fully_shard has cut"),
+        (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that FSDP has cut"),
     ],
-    ids=['runner', 'class', 'part', 'HSDP', 'device'],
+    ids=['runner', 'FSDP1', 'local', 'FSDP1 part', 'class', 'part', 'HSDP', 'device'],
 )
-def test_what_fully_shard_cannot_do_is_refused(toy, process_group, kind, model, hook, said):
+def test_what_no_strategy_of_parts_can_do_is_refused(toy, process_group, kind, model, hook, said):
     runner = toy(model=model(), kind=kind, custom_hooks=[dict(toy_hook(), **hook)])
     with pytest.raises(ValueError, match=said):
         runner.train()
