@@ -193,6 +193,7 @@ def test_every_iteration_counts_for_an_optimizer_that_does_not_step_what_it_wrap
 
 
 def test_nothing_is_left_after_the_training_or_an_error(toy):
+    gc.collect()  # what earlier tests left
     before = len(optimizer._global_optimizer_post_hooks)
     runner = toy()
     runner.train()
