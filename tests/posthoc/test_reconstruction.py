@@ -1,33 +1,9 @@
-from math import exp
-
 import pytest
 import torch
 
 from mmyolo_ema import posthoc
 from mmyolo_ema.posthoc import Target, read_run
 from mmyolo_ema.schedules import Ramp
-
-HOOK = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A run of 100 updates, 20 in an epoch, whose weight is the number of the update."""
-    average = 0.0
-    for update in range(1, 101):
-        momentum = 0.9 * exp(-update / 5) + 0.1 if update > 1 else 1.0
-        average += momentum * (update - average)
-        if update % 4 == 0:
-            raw = {'steps': torch.tensor(update), 'module.w': torch.tensor([float(update)])}
-            torch.save(
-                dict(
-                    meta=dict(cfg=f'custom_hooks = [{HOOK}]', mmyolo_ema=dict(updates_per_epoch=20)),
-                    ema_state_dict=raw,
-                    state_dict=dict(w=torch.tensor([average])),
-                ),
-                tmp_path / f'{update}.pth',
-            )
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -41,8 +17,8 @@ def folder(tmp_path):
         (Target('mine', Ramp(0.05, 5)), 'mine'),
     ],
 )
-def test_average_is_asked_for_by_text_number_or_target(folder, wanted, name):
-    run = read_run(folder)
+def test_average_is_asked_for_by_text_number_or_target(counting, wanted, name):
+    run = read_run(counting)
     average = run.average(wanted)
     assert average.target == Target(name, Ramp(0.05, 5))
     fit = posthoc.fit(run.snapshots(), Ramp(0.05, 5), 100)
@@ -52,13 +28,13 @@ def test_average_is_asked_for_by_text_number_or_target(folder, wanted, name):
 
 
 @pytest.mark.parametrize('wanted', [None, 0, -3, float('nan'), True, '2 weeks'])
-def test_other_forms_are_refused_with_their_value(folder, wanted):
+def test_other_forms_are_refused_with_their_value(counting, wanted):
     with pytest.raises(ValueError, match=str(wanted)):
-        read_run(folder).average(wanted)
+        read_run(counting).average(wanted)
 
 
-def test_several_averages_are_written_in_one_pass(folder, tmp_path):
-    run, passes = read_run(folder), []
+def test_several_averages_are_written_in_one_pass(counting, tmp_path):
+    run, passes = read_run(counting), []
     averages = {tmp_path / 'out' / f'{horizon}.pth': run.average(horizon) for horizon in (20, 40)}
     posthoc.write(averages, progress=lambda files: passes.append(len(files)) or files)
     assert passes == [25]
@@ -72,14 +48,14 @@ def test_several_averages_are_written_in_one_pass(folder, tmp_path):
         average.write(path)
 
 
-def test_what_cannot_be_written_is_refused(folder, tmp_path):
-    run = read_run(folder)
+def test_what_cannot_be_written_is_refused(counting, tmp_path):
+    run = read_run(counting)
     short = run.average('last:2')
     with pytest.raises(ValueError, match=r'cannot be made of these checkpoints: last:2 .* leave it out to write 20'):
         posthoc.write({tmp_path / 'a': short, tmp_path / 'b': run.average(20)})
     with pytest.raises(ValueError, match='bn_batches=3 needs the config of the training: pass cfg'):
         run.average(20).write(tmp_path / 'a', bn_batches=3)
-    (folder / '4.pth').unlink()
+    (counting / '4.pth').unlink()
     with pytest.raises(ValueError, match=r'several runs .*: 20 of .*100\.pth, 20 of'):
-        posthoc.write({tmp_path / 'a': run.average(20), tmp_path / 'b': read_run(folder).average(20)})
+        posthoc.write({tmp_path / 'a': run.average(20), tmp_path / 'b': read_run(counting).average(20)})
     assert not (tmp_path / 'a').exists()

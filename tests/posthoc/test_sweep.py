@@ -2,7 +2,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 from mmyolo_ema.cli.posthoc_picture import draw_horizons
 from mmyolo_ema.cli.posthoc_tables import sweep_table, verdict
@@ -11,27 +10,10 @@ from mmyolo_ema.posthoc.bootstrap import Comparison
 from mmyolo_ema.posthoc.reconstruction import USUAL_ERROR
 from mmyolo_ema.posthoc.sweep import sweep
 
-HOOK = "dict(type='EMAHook', ema_type='mmyolo_ema.ExpMomentumEMA', momentum=0.1, gamma=5, update_buffers=True)"
-
 
 @pytest.fixture
-def run(tmp_path):
-    """A run of one number that grows by one an update: it is the update's own, and an average is its mean time."""
-    average = 0.0
-    for updates in range(1, 101):
-        momentum = 0.9 * 2.718281828459045 ** (-updates / 5) + 0.1 if updates > 1 else 1.0
-        average += momentum * (updates - average)
-        if updates % 4 == 0:
-            stored = {'steps': torch.tensor(updates), 'module.w': torch.tensor([float(updates)])}
-            torch.save(
-                dict(
-                    meta=dict(cfg=f'custom_hooks = [{HOOK}]', iter=updates),
-                    ema_state_dict=stored,
-                    state_dict=dict(w=torch.tensor([average])),
-                ),
-                tmp_path / f'{updates:03d}.pth',
-            )
-    return read_run(tmp_path)
+def run(counting):
+    return read_run(counting)
 
 
 class Nearness:
