@@ -131,20 +131,9 @@ def main() -> None:
     saved = last_checkpoint(folder / 'train')
     predictions, picture = folder / 'predictions.pkl', folder / 'detections.png'
     say(f'Testing what is in {os.path.relpath(saved)}: the averaged weights, then the raw ones.')
-    run(
-        log,
-        'test.py',
-        CONFIG,
-        saved,
-        '--weights',
-        'ema',
-        '--work-dir',
-        folder / 'test_ema',
-        '--out',
-        predictions,
-        *overrides,
-    )
-    run(log, 'test.py', CONFIG, saved, '--weights', 'raw', '--work-dir', folder / 'test_raw', *overrides)
+    for kind, wanted in (('ema', ['--out', predictions]), ('raw', [])):
+        flags = ['--weights', kind, '--work-dir', folder / f'test_{kind}', *wanted]
+        run(log, 'test.py', CONFIG, saved, *flags, *overrides)
     draw_detections(
         held_out_detections(predictions),
         f'Held-out nuclei: averaged weights, boxes with a score above {MIN_SCORE}',
