@@ -25,14 +25,11 @@ def explained() -> Iterator[None]:
 
 
 def check_torch() -> None:
-    """Raises ImportError if this torch lacks the fused calls that an average is updated with."""
+    """Raises ImportError if this torch is older than the oldest that is tested."""
     import torch  # which takes a second, and only what averages needs it
 
-    lacking = [name for name in ('_foreach_lerp_', '_foreach_copy_') if not hasattr(torch, name)]
-    if lacking:
-        raise ImportError(
-            f'torch {torch.__version__} is too old: it has no torch.{lacking[0]}. Install torch 2.6 or newer.'
-        )
+    if torch.__version__ < '2.6.dev0':  # also what a container calls 2.6.0a0 is 2.6
+        raise ImportError(f'torch {torch.__version__} is too old: install torch 2.6 or newer')
 
 
 def remedy(error: ImportError) -> str:
@@ -60,7 +57,7 @@ def remedy(error: ImportError) -> str:
 def _install_mmcv() -> str:
     # Without these an isolated build finds no torch, and silently leaves the ops out.
     return (
-        'pip install "setuptools<81" wheel ninja psutil packaging numpy && MMCV_WITH_OPS=1 pip install '
+        'pip install "setuptools>=77,<81" wheel ninja psutil packaging numpy && MMCV_WITH_OPS=1 pip install '
         f'--no-build-isolation --no-cache-dir {_family()["mmcv"]}'
     )
 

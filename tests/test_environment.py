@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from torch.torch_version import TorchVersion
 
 from mmyolo_ema import environment
 
@@ -31,10 +32,16 @@ def test_other_error_keeps_its_own_words():
     assert environment.remedy(ImportError('cannot import name x', name='numpy')) == 'cannot import name x'
 
 
-def test_torch_without_the_fused_calls_is_named(monkeypatch):
-    monkeypatch.delattr('torch._foreach_copy_')
-    with pytest.raises(ImportError, match=r'torch .* is too old: it has no torch\._foreach_copy_'):
+def test_torch_that_is_too_old_is_refused(monkeypatch):
+    monkeypatch.setattr('torch.__version__', TorchVersion('2.5.1'))
+    with pytest.raises(ImportError, match=r'torch 2\.5\.1 is too old: install torch 2\.6 or newer'):
         environment.check_torch()
+
+
+@pytest.mark.parametrize('version', ['2.6.0a0+ecf3bae40a.nv25.01', '2.6.0+cu124', '2.10.0'])
+def test_oldest_torch_and_newer_are_taken(monkeypatch, version):
+    monkeypatch.setattr('torch.__version__', TorchVersion(version))
+    environment.check_torch()
 
 
 OF_CONFIG = "from mmengine.registry import HOOKS; HOOKS.build(dict(type='mmyolo_ema.EMAHook'))"

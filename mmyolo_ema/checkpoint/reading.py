@@ -167,7 +167,7 @@ def _download(address: str) -> Path:
 
 def _load(path: Union[str, Path], map_location: Any, mmap: bool = False) -> Any:
     """Returns what a file of ``torch.save`` holds; raises as :func:`read` says."""
-    if not hasattr(torch.serialization, 'safe_globals'):
+    if torch.__version__ < '2.6.dev0':
         raise RuntimeError(f'reading checkpoints safely needs torch 2.6 or newer, but this is {torch.__version__}')
     _warn_of_old_torch(torch.__version__)
     path = Path(path).expanduser()

@@ -106,7 +106,8 @@ def see_packages_of_this_python(python: Path) -> None:
 
 def installed_torch(python: Path) -> str:
     """Returns the requirement that keeps the torch that an environment sees; stops if it sees none."""
-    program = 'import torch; print(torch.__version__)'
+    # What pip calls it: the 2.6.0 of PyPI calls itself 2.6.0+cu124.
+    program = 'import torch; from importlib.metadata import version; print(version("torch"))'
     asked = subprocess.run([str(python), '-c', program], capture_output=True, text=True)
     if asked.returncode != 0:
         reason = (asked.stderr.strip().splitlines() or ['no reason given'])[-1]

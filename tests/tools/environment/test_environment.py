@@ -245,6 +245,16 @@ def test_environment_sees_the_packages_of_the_python_that_made_it(tmp_path):
     assert create.installed_torch(python) == f'torch=={metadata.version("torch")}'
 
 
+def test_torch_that_is_kept_goes_by_the_version_that_pip_knows(tmp_path):
+    create = load_tool('environment/create')
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
+    packages = next(tmp_path.glob('lib/python*/site-packages'))
+    (packages / 'torch.py').write_text("__version__ = '2.6.0+cu124'")  # as PyPI's build calls itself
+    (packages / 'torch-2.6.0.dist-info').mkdir()
+    (packages / 'torch-2.6.0.dist-info' / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.6.0\n')
+    assert create.installed_torch(tmp_path / 'bin' / 'python') == 'torch==2.6.0'
+
+
 def test_python_without_torch_is_refused_as_one_to_take_it_from(tmp_path):
     create = load_tool('environment/create')
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
