@@ -225,7 +225,8 @@ class EMAHook(MMEngineEMAHook):
         )
         schedule.pop('device', None)  # that of the process
         has_begun = self._has_begun(runner)
-        gather(self._averages().values())
+        if has_begun:
+            gather(self._averages().values())
         check_same_start(
             dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
             {
