@@ -15,6 +15,8 @@ from mmyolo_ema.checkpoint.program import BYTES_OF_STEP, NotPlain, check_program
 # The records at the end of an archive: of the format before and after files of 4 GB, and what points to the latter.
 _END, _LOCATOR, _END_64 = struct.Struct('<4s4H2IH'), struct.Struct('<4sIQI'), struct.Struct('<4sQ2H2I4Q')
 
+_LONGEST_COMMENT = 2**16 - 1
+
 # Before torch 1.6 a file was five pickles one after the other; the last is a list of names.
 _OLDER_PICKLES = 4
 _NAME = '( (BINUNICODE|SHORT_BINSTRING)( (LONG_)?BINPUT)?)'
@@ -134,11 +136,14 @@ def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:
     zipfile takes the one that ends where the record of the end begins, torch the one that this record points to.
     """
     with path.open('rb') as file:
-        file.seek(-min(path.stat().st_size, _END.size + _LOCATOR.size), os.SEEK_END)
-        locator, end = file.read(_LOCATOR.size), file.read()
-        if len(end) != _END.size or not end.startswith(b'PK\5\6'):
+        file.seek(-min(path.stat().st_size, _LOCATOR.size + _END.size + _LONGEST_COMMENT), os.SEEK_END)
+        tail = file.read()
+        # The last one that is whole, as torch looks for it; a comment may follow.
+        start = tail.rfind(b'PK\5\6', 0, len(tail) - _END.size + 4)
+        *_, offset, comment = _END.unpack_from(tail, start) if start >= 0 else (0, -1)
+        if start + _END.size + comment != len(tail):
             raise zipfile.BadZipFile('the archive does not end with its directory')
-        offset = _END.unpack(end)[6]
+        locator = tail[max(start - _LOCATOR.size, 0) : start]
         if locator.startswith(b'PK\6\7'):
             file.seek(_LOCATOR.unpack(locator)[2])
             offset_64 = _END_64.unpack(file.read(_END_64.size))[9]

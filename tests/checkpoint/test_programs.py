@@ -259,6 +259,17 @@ def test_archive_with_two_directories_is_refused(tmp_path):
         checkpoint.verify(both)
 
 
+def test_archive_with_a_comment_is_read(tmp_path):
+    path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.comment = b'who made it'
+    assert torch.equal(checkpoint.read(path)['state_dict']['w'], torch.load(path)['state_dict']['w'])
+    checkpoint.verify(path)
+    path.write_bytes(path.read_bytes() + b'more')
+    with pytest.raises(ValueError, match='does not end with its directory'):
+        checkpoint.read(path)
+
+
 def test_array_without_content_counts_as_the_list_that_it_makes(tmp_path):
     torch.save(dict(meta=dict(a=np.zeros((20000, 20000, 0))), state_dict={}), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='far more than its size'):
