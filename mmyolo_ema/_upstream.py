@@ -6,7 +6,7 @@ documentation uses them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from mmengine.hooks import EMAHook
@@ -114,6 +114,12 @@ def is_made_to_resume(runner: Runner) -> bool:
     """Whether a runner was made with ``resume=True``."""
     # The runner has no public attribute for it, and its config may differ.
     return bool(runner._resume)
+
+
+def start_of(runner: Runner) -> Optional[str]:
+    """Returns the checkpoint that a runner was made to start from, if it was named."""
+    # The runner has no public attribute for it, and its config may differ.
+    return runner._load_from
 
 
 def averaging_has_begun(hook: EMAHook, runner: Runner) -> bool:

@@ -9,6 +9,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmyolo_ema.checkpoint import use_safe_loader
+from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.selection import Selection
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -25,11 +27,15 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_average(options: dict[str, Any]) -> BaseAveragedModel:
-    """Returns an average of nothing, to be asked for its schedule."""
+    """Returns an average of nothing, to be asked for its schedule; raises what its class raises for the options."""
     use_safe_loader()
     # Which tensors it has is no matter, and an expression that finds none is an error.
-    options = {name: value for name, value in options.items() if name not in ('include', 'exclude')}
-    return MODELS.build(options, default_args=dict(model=nn.Module()))
+    filters = {name: options[name] for name in ('include', 'exclude') if name in options}
+    others = {name: value for name, value in options.items() if name not in filters}
+    average = MODELS.build(others, default_args=dict(model=nn.Module()))
+    if isinstance(average, ExpMomentumEMA):
+        Selection(**filters)
+    return average
 
 
 def scope_of(cfg: Config) -> str:

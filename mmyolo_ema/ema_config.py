@@ -9,6 +9,9 @@ from mmyolo_ema.schedules.classes import schedule_of_class
 #: Names that no further average can have: those of other weights, and what ends metrics of COCO.
 TAKEN_NAMES = ('ema', 'raw', 'only', 'origin', 's', 'm', 'l')
 
+#: The name of the average that the ``second_horizon`` of a SnapshotHook asks for.
+SECOND_HORIZON = 'second'
+
 # A longer text takes far more memory than its size; a config has a hundredth of that.
 _LONGEST = 10**6
 # Larger integers are no floats, which schedules reckon with.

@@ -20,7 +20,7 @@ ARROWS = {
     'ema_options': {'ema_config', 'schedules'},
     'models': {'registry', 'schedules'},
     'checkpoint': {'ema_config', 'files', 'schedules'},
-    'building': {'checkpoint'},
+    'building': {'checkpoint', 'models'},
     'run_plan': {'building', 'ema_config', 'ema_options', 'models', 'schedules'},
     'hooks': {
         'checkpoint',

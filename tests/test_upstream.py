@@ -118,7 +118,7 @@ def test_name_is_there(name):
     assert attrgetter(name.removeprefix('torch.'))(torch) is not None
 
 
-@pytest.mark.parametrize('name', ['_train_loop', '_val_loop', '_test_loop', '_resume'])
+@pytest.mark.parametrize('name', ['_train_loop', '_val_loop', '_test_loop', '_resume', '_load_from'])
 def test_runner_has_the_attribute(runner, name):
     assert name in vars(runner), f'MMEngine renamed Runner.{name}'
 

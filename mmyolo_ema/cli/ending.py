@@ -10,18 +10,29 @@ from typing import NoReturn, Optional, Union
 from mmyolo_ema.printing import escape_log, printable
 
 
+class Stopped(SystemExit):
+    """The end of a program that has said why, with exit status 2."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(2)
+        self.line = line
+
+    def __str__(self) -> str:
+        return self.line
+
+
 def stop(message: Union[str, Exception], *files: Path) -> NoReturn:
     """Ends the program with one line on standard error and exit status 2."""
-    report_error(message, *files)
-    sys.exit(2)
+    raise Stopped(report_error(message, *files))
 
 
-def report_error(message: Union[str, Exception], *files: Path) -> None:
+def report_error(message: Union[str, Exception], *files: Path) -> str:
     """Prints one line on standard error, with the names of the files that it is about if it has none of them."""
     line = ' '.join(str(message).split())
     if files and not any(str(file) in line for file in files):
         line = f'{" or ".join(map(str, files))}: {line}'
     print('error: ' + printable(line), file=sys.stderr)
+    return line
 
 
 def run(main: Callable[[], Optional[int]]) -> NoReturn:

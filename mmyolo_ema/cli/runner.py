@@ -3,6 +3,9 @@
 import atexit
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -12,6 +15,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
+
+from mmyolo_ema.cli.ending import stop
+from mmyolo_ema.hooks import EMAHook, SnapshotHook
+from mmyolo_ema.hooks.loading_errors import share_loading_errors
+from mmyolo_ema.processes import raised_by_all
 
 
 def join_processes(cfg: Config, local_rank: int) -> None:
@@ -25,6 +33,19 @@ def join_processes(cfg: Config, local_rank: int) -> None:
         options = cfg.get('env_cfg') or {}
         set_multi_processing(**options.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **options.get('dist_cfg', {}))
+
+
+@contextmanager
+def stopped_by_all() -> Iterator[None]:
+    """Stops all processes of a run with one line each if one of them is stopped or raises ValueError.
+
+    All of them must come here. Within, they must not wait for each other.
+    """
+    try:
+        with raised_by_all():
+            yield
+    except ValueError as error:
+        stop(error)
 
 
 def _joins_by_gloo(cfg: Config) -> bool:
@@ -43,7 +64,26 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
             dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)),
         )
         cfg.model_wrapper_cfg.device_ids = None
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    share_loading_errors(runner)
+    runner.load_or_resume = _stopping(runner.load_or_resume)
+    for hook in runner.hooks:
+        if isinstance(hook, (EMAHook, SnapshotHook)):
+            for point in ('before_run', 'before_train'):
+                setattr(hook, point, _stopping(getattr(hook, point)))
+    return runner
+
+
+def _stopping(call: Callable[..., None]) -> Callable[..., None]:
+    """Returns a function that stops in one line where a hook refuses what the config or a checkpoint says."""
+
+    def call_or_stop(*args: Any, **kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            stop(error)
+
+    return call_or_stop
 
 
 def finish() -> None:

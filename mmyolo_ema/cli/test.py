@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
 from mmyolo_ema import checkpoint
@@ -14,7 +15,7 @@ from mmyolo_ema.checkpoint.weights import kind_taken
 from mmyolo_ema.cli.arguments import check_new, check_writable
 from mmyolo_ema.cli.config import build_model, load_config
 from mmyolo_ema.cli.ending import stop
-from mmyolo_ema.cli.runner import build_runner, finish
+from mmyolo_ema.cli.runner import build_runner, finish, join_processes, stopped_by_all
 from mmyolo_ema.cli.visualization import draw_predictions
 from mmyolo_ema.hooks import StoredWeightsHook
 from mmyolo_ema.printing import say
@@ -97,14 +98,16 @@ def innermost_dataset(cfg: Config) -> Config:
 def main(args: argparse.Namespace) -> None:
     checkpoint.use_safe_loader()
     cfg = load_config(args, needs=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
-    if args.out is not None:
-        check_out(args.out)
-    what = check_checkpoint(args, cfg)
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    if args.show or args.show_dir:
-        set_visualization(cfg, args)
-    if args.tta:
-        set_tta(cfg)
+    join_processes(cfg, args.local_rank)
+    with stopped_by_all():
+        if args.out is not None and is_main_process():
+            check_out(args.out)
+        what = check_checkpoint(args, cfg)
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        if args.show or args.show_dir:
+            set_visualization(cfg, args)
+        if args.tta:
+            set_tta(cfg)
     runner = build_runner(cfg, args.local_rank)
     runner.logger.info(f'testing: {what}')
     # For the file of metrics.

@@ -10,17 +10,19 @@ from mmengine.device import is_cuda_available, is_musa_available, is_npu_availab
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 
 from mmyolo_ema import checkpoint
+from mmyolo_ema.building import build_average
 from mmyolo_ema.cli.config import load_config
 from mmyolo_ema.cli.ending import stop
 from mmyolo_ema.cli.resumption import check_resumable
-from mmyolo_ema.cli.runner import build_runner, finish, join_processes
-from mmyolo_ema.ema_config import hooks_named
-from mmyolo_ema.ema_options import check_class, check_options
+from mmyolo_ema.cli.runner import build_runner, finish, join_processes, stopped_by_all
+from mmyolo_ema.ema_config import class_name, ema_type_of, hooks_named, package_of
+from mmyolo_ema.ema_options import check_class, check_options, of_average
 from mmyolo_ema.files import use_whole_files
 from mmyolo_ema.hooks.own_files import OwnFilesOnly
 from mmyolo_ema.printing import printable, say
 from mmyolo_ema.processes import raised_by_all
 from mmyolo_ema.registry import HOOKS, MODELS
+from mmyolo_ema.schedules.classes import SCHEDULES
 
 
 def check_hooks(cfg: Config) -> None:
@@ -38,8 +40,19 @@ def check_hooks(cfg: Config) -> None:
         for hook in ema_hooks:
             check_class(hook.get('ema_type'), MODELS)
             check_options(hook)
-    except (TypeError, ValueError) as error:
+            check_forms(hook)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         stop(f'the config cannot be trained: {error}')
+
+
+def check_forms(hook: dict[str, Any]) -> None:
+    """Raises what an EMAHook and its averages would raise for an option of a wrong form, whatever the model."""
+    if package_of(hook['type']) == 'mmyolo_ema':
+        HOOKS.build({name: value for name, value in hook.items() if name != 'priority'})
+    ema_type = ema_type_of(hook)
+    if package_of(ema_type) in ('mmengine', 'mmyolo_ema') and class_name(ema_type) in SCHEDULES:
+        for own in ({}, *(hook.get('averages') or {}).values()):
+            build_average(of_average({**hook, **own, 'ema_type': ema_type}))
 
 
 def set_amp(cfg: Config) -> None:
@@ -127,14 +140,15 @@ def main(args: argparse.Namespace) -> None:
     checkpoint.use_safe_loader()
     use_whole_files()
     cfg = load_config(args, needs=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
-    check_hooks(cfg)
-    if args.amp:
-        set_amp(cfg)
-    if args.auto_scale_lr:
-        set_auto_scale_lr(cfg)
+    join_processes(cfg, args.local_rank)
+    with stopped_by_all():
+        check_hooks(cfg)
+        if args.amp:
+            set_amp(cfg)
+        if args.auto_scale_lr:
+            set_auto_scale_lr(cfg)
     if args.resume is not None:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
-    join_processes(cfg, args.local_rank)
     try:
         note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
         check_checkpoint(cfg)

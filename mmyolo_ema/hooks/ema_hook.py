@@ -3,7 +3,7 @@
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -19,7 +19,7 @@ from torch import nn
 from mmyolo_ema._upstream import averaging_has_begun, evaluation_loops, has_training_loop
 from mmyolo_ema.checkpoint import check_no_program, has_ema, updates_in
 from mmyolo_ema.checkpoint.weights import further_averages
-from mmyolo_ema.ema_config import ema_type_of
+from mmyolo_ema.ema_config import SECOND_HORIZON, ema_type_of
 from mmyolo_ema.ema_options import check_averages, kinds_to_evaluate
 from mmyolo_ema.files import replace
 from mmyolo_ema.hooks.average_log import AverageLog
@@ -28,6 +28,7 @@ from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage, update
+from mmyolo_ema.hooks.loading_errors import share_loading_errors
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.own_files import forget_other_files
 from mmyolo_ema.hooks.refusals import check_run
@@ -39,6 +40,7 @@ from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.sharing import check_sharing, gather, share_out
 from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
+from mmyolo_ema.models.fully_sharded import is_fully_sharded
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
@@ -200,8 +202,11 @@ class EMAHook(MMEngineEMAHook):
         Args:
             runner (Runner): The runner of the training, validation or test.
         """
-        with raised_by_all() if has_training_loop(runner) else nullcontext():
-            self._serve(runner, trains=has_training_loop(runner))
+        share_loading_errors(runner)
+        if has_training_loop(runner):
+            self._serve_alike(runner)
+        else:
+            self._serve(runner, trains=False)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that all processes start alike, and starts to listen to the optimizer.
@@ -213,7 +218,7 @@ class EMAHook(MMEngineEMAHook):
         """
         with raised_by_all():
             super().before_train(runner)
-            self._serve(runner, trains=True)
+        self._serve_alike(runner)
         for name, kept in self._kept.items():
             if kept.mean_age is not None:
                 _say(_of(name) + kept.mean_age.settle(kept.average))
@@ -240,13 +245,9 @@ class EMAHook(MMEngineEMAHook):
         self._optimizer_steps = OptimizerSteps(self.src_model)
         if self.skip_nonfinite:
             self._finite = FiniteCheck(self.src_model, self.ema_model.module if has_begun else self.src_model)
-        for kind in ('raw', *self.averages):
-            wanted = _metrics_to_save_by(runner, kind)
-            if wanted and kind not in self._own_passes:
-                _say(
-                    f"save_best names {', '.join(wanted)}, which is measured with evaluate=['ema', {kind!r}] only",
-                    logging.WARNING,
-                )
+        for _, key, kind in _saved_by(runner, ('raw', *self.averages)):
+            if kind not in self._own_passes:
+                _say(f"save_best names {key}, which is measured with evaluate=['ema', {kind!r}] only", logging.WARNING)
         self._advise(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -362,16 +363,12 @@ class EMAHook(MMEngineEMAHook):
             # The hook that hands metrics to the log has been called already.
             if isinstance(hook, RuntimeInfoHook):
                 hook.after_val_epoch(runner, added)
-        # A detection metric is missing if nothing was detected. A CheckpointHook passes over a validation without
-        # metrics, and over a metric that is None, but not over one that is missing.
+        # A CheckpointHook passes over a validation without metrics.
         if metrics:
-            missing = [
-                key
-                for kind in own
-                for key in _metrics_to_save_by(runner, kind)
-                if key.removesuffix(_suffix(kind)) in metrics
-            ]
-            metrics.update({**dict.fromkeys(missing), **added})
+            metrics.update(added)
+            for hook, key, kind in _saved_by(runner, own):
+                if key not in metrics and key.removesuffix(_suffix(kind)) in metrics:
+                    _pass_over(hook, key)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Swaps in the weights of the average, if it was trained in this run.
@@ -457,6 +454,20 @@ class EMAHook(MMEngineEMAHook):
         said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
         _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
 
+    def _serve_alike(self, runner: Runner) -> None:
+        """Does so for a training, in all processes: what one of them raises all raise."""
+        # To make the average of a model that is cut, the processes wait for each other.
+        is_cut = is_fully_sharded(runner.model)
+        with raised_by_all():
+            if is_cut:
+                check_run(runner)
+                for kept in self._kept.values():
+                    kept.check()
+            else:
+                self._serve(runner, trains=True)
+        if is_cut:
+            self._serve(runner, trains=True)
+
     def _serve(self, runner: Runner, trains: bool) -> None:
         """Belongs to a runner from now on; makes its averages if it trains, and sees to its loops."""
         current = self._runner()
@@ -503,6 +514,8 @@ class EMAHook(MMEngineEMAHook):
                     'second_horizon asks for: give it another name, or leave second_horizon out'
                 )
             self._kept[name] = KeptAverage(name, dict(self.ema_cfg), horizon)
+        if SECOND_HORIZON in self._own_passes and SECOND_HORIZON not in self._kept:
+            raise ValueError(f'evaluate has {SECOND_HORIZON!r}, but no SnapshotHook of the run has a second_horizon')
 
     def _advise(self, runner: Runner) -> None:
         """Warns if a schedule does not suit the run, or the averages' class the model."""
@@ -605,10 +618,30 @@ def _suffix(kind: str) -> str:
     return _ORIGIN if kind == 'raw' else f'_{kind}'
 
 
-def _metrics_to_save_by(runner: Runner, kind: str) -> list[str]:
-    """Returns the metrics of a kind of weights that a CheckpointHook chooses the best checkpoint by."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    return [key for hook in hooks for key in hook.save_best or [] if key.endswith(_suffix(kind))]
+def _saved_by(runner: Runner, kinds: Iterable[str]) -> Iterator[tuple[CheckpointHook, str, str]]:
+    """Yields the metrics of kinds of weights that a CheckpointHook chooses the best checkpoint by, and those kinds."""
+    # The name of an average may end as that of another does.
+    longest_first = sorted(kinds, key=lambda kind: -len(_suffix(kind)))
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook):
+            for key in hook.save_best or []:
+                kind = next((kind for kind in longest_first if key.endswith(_suffix(kind))), None)
+                if kind is not None:
+                    yield hook, key, kind
+
+
+def _pass_over(hook: CheckpointHook, key: str) -> None:
+    """Makes a CheckpointHook pass over a metric that the validation under way lacks, as when nothing was detected.
+
+    It raises for one that is missing, but not for None. Hooks that stop early do so for None.
+    """
+    after_val_epoch = hook.after_val_epoch
+
+    def after_this_val_epoch(runner: Runner, metrics: dict[str, Any]) -> None:
+        hook.after_val_epoch = after_val_epoch
+        after_val_epoch(runner, {**metrics, key: metrics.get(key)})
+
+    hook.after_val_epoch = after_this_val_epoch
 
 
 def is_saved_after_iteration(runner: Runner) -> bool:

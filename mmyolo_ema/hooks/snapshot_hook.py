@@ -22,6 +22,7 @@ from torch import Tensor
 from mmyolo_ema._upstream import has_training_loop, is_made_to_resume
 from mmyolo_ema.checkpoint.publication import plain, save
 from mmyolo_ema.checkpoint.weights import FURTHER, SNAPSHOTS, single_precision_bytes, updates_in
+from mmyolo_ema.ema_config import SECOND_HORIZON
 from mmyolo_ema.files import write_new
 from mmyolo_ema.hooks.average_record import AverageRecord
 from mmyolo_ema.hooks.ema_hook import EMAHook
@@ -74,7 +75,7 @@ class SnapshotHook(Hook):
     ) -> None:
         self.interval, self.second_horizon = interval, second_horizon
         #: The further averages that the EMAHook makes for this hook, by name.
-        self.further_horizons = {} if second_horizon is None else dict(second=Horizon(second_horizon))
+        self.further_horizons = {} if second_horizon is None else {SECOND_HORIZON: Horizon(second_horizon)}
         # What MMEngine's hook does not say of its average.
         self._own_record: Optional[AverageRecord] = None
         self._folder: Optional[Path] = None

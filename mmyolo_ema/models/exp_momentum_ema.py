@@ -90,7 +90,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
         TypeError: If an argument has a wrong type or is not known, such as ``decay``.
         ValueError: If ``interval`` is below 1 or ``gamma`` is infinite. If a regular expression is none or matches no
             name, or no parameter is left to average. If a dtype is another one, or ``save_dtype`` comes without
-            ``dtype``.
+            ``dtype``. If there is no such device.
         AssertionError: If ``momentum`` is not in (0, 1) or ``gamma`` is not above 0, as MMDetection's class does.
 
     Example:
@@ -156,7 +156,10 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             raise ValueError(f'save_dtype={save_dtype!r} is for an average that is kept in another dtype: set that too')
         self.module = own_copy(unwrap(model)).requires_grad_(False)
         if device is not None:
-            self.module.to(device)
+            try:
+                self.module.to(device)
+            except (AssertionError, RuntimeError, TypeError) as error:  # what torch raises where it has none such
+                raise ValueError(f'device={device!r} cannot hold the average: {error}') from error
         self._widen()
         if self._is_cut:
             self.shards = LocalParts(_cut_pairs(self.module, unwrap(model)), is_new=True)

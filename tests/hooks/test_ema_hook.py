@@ -152,7 +152,7 @@ def test_one_kind_of_weights_may_have_no_metrics(toy, key, empty):
         ),
         custom_hooks=[
             toy_hook(evaluate_on_origin=True),
-            dict(type='EarlyStoppingHook', monitor='mean', rule='less', patience=9),
+            dict(type='EarlyStoppingHook', monitor=key.replace('auto', 'mean'), rule='less', patience=9),
         ],
     )
     measured = validated(runner)

@@ -132,6 +132,13 @@ def test_each_average_is_validated_and_in_the_log(toy, tmp_path, figures):
     }
 
 
+def test_names_that_end_alike_are_told_apart(toy, messages):
+    saving = dict(type='CheckpointHook', save_best='mean_very_long', rule='less')
+    hook = several(averages=dict(AVERAGES, very_long=LONG), evaluate=['ema', 'very_long'])
+    toy(hook=hook, default_hooks=dict(checkpoint=saving)).train()
+    assert not [message for message in map(str, messages) if 'save_best' in message]
+
+
 def test_run_resumes_bit_for_bit(toy, tmp_path, messages):
     train(toy, 'whole', several())
     runner = train(toy, 'resumed', several(), load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)

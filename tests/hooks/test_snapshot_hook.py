@@ -88,6 +88,19 @@ def test_second_average_is_that_of_its_own_horizon(run, tmp_path):
     assert (file.updates, kind, exact.error) == (12, 'second', 0)
 
 
+def test_second_average_is_validated_if_it_is_named(run, tmp_path):
+    hook = toy_hook(evaluate=['ema', 'second'])
+    runner = run(average=hook, second_horizon=5)
+    runner.train()
+    weights = checkpoint.weights_of(checkpoint.read(tmp_path / 'run' / 'epoch_2.pth'), 'second')
+    validated = runner.message_hub.get_scalar('val/mean_second').current()
+    runner.model.load_state_dict(weights)
+    average_of(runner).evaluate_on_ema = False
+    assert runner.test()['mean'] == validated
+    with pytest.raises(ValueError, match="evaluate has 'second', but no SnapshotHook of the run has a second_horizon"):
+        run(average=hook).train()
+
+
 @pytest.mark.parametrize('options', [{}, dict(second_horizon=5)])
 def test_snapshot_holds_all_averages_as_a_checkpoint_does(run, tmp_path, options):
     runner = run(average=toy_hook(averages=AVERAGES), interval=4, **options)

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmyolo_ema import checkpoint
 
@@ -133,6 +134,46 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     (tmp_path / 'stopping.py').write_text('raise SystemExit(0)')
     (tmp_path / 'empty.py').write_text('')
     assert said in refused('train', *arguments)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (dict(exclude=5), 'exclude must be a list of regular expressions'),
+        (dict(include=['(']), "include: '(' is no regular expression"),
+        (dict(dtype='int8'), "dtype must be one of 'float32', 'float64', but got 'int8'"),
+        (dict(device='nowhere'), "device='nowhere' cannot hold the average: "),
+        (dict(update_buffers=5), 'update_buffers must be True or False, but got 5'),
+        (dict(strict_load=5), 'strict_load must be True or False, but got 5'),
+        (dict(averages=dict(short=dict(mean_age='much'))), "mean_age='much' of the EMAHook: "),
+        (dict(averages=dict(short=dict(momentum=0.1, exclude=5))), 'exclude must be a list of regular expressions'),
+    ],
+    ids=str,
+)
+def test_option_of_a_wrong_form_gets_one_line(refused, config_file, options, said):
+    cfg = Config.fromfile(config_file)
+    cfg.custom_hooks[0].update(options)
+    cfg.dump(config_file)
+    assert refused('train', config_file).startswith(f'error: the config cannot be trained: {said}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (['custom_hooks.0.exclude=[nothing]'], "exclude=['nothing']: 'nothing' matches no tensor of the model"),
+        (
+            ['custom_hooks.0.strict_load=True', 'load_from=epoch_9.pth', 'model.bbox_head.num_classes=3'],
+            'strict_load is set, but the checkpoint does not fit the model',
+        ),
+    ],
+)
+def test_what_a_hook_refuses_for_the_model_gets_one_line(tool, config_file, checkpoint_file, capsys, options, said):
+    with pytest.raises(SystemExit) as stopped:
+        tool('train', config_file, '--cfg-options', *options)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    assert stopped.value.code == 2
+    assert said in line
 
 
 @pytest.mark.slow
