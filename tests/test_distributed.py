@@ -284,15 +284,26 @@ def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path):
 ONE_DIFFERS = """
 import shutil
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import distributed
+from torch.distributed.fsdp import fully_shard
 from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.runner import finish
 
 sys.path.insert(0, sys.argv[1])
+from tests.helpers import call_tool
 from tests.hooks.toy import toy_hook, toy_runner
+
+class Cutting(Runner):
+    def wrap_model(self, model_wrapper_cfg, model):
+        return fully_shard(model)
+
+    def save_checkpoint(self, *args, **kwargs):
+        pass
 
 distributed.init_process_group('gloo')
 rank = distributed.get_rank()
@@ -308,7 +319,20 @@ run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
 run('option', hook=toy_hook(**(dict(no_such=1) if rank else {})))
 run('schedule', hook=toy_hook(begin_iter=rank * 5))
 run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
+run('missing', load_from=f'own/epoch_{1 + 9 * rank}.pth')
+run('cut', kind=Cutting, hook=toy_hook(**(dict(no_such=1) if rank else {})))
 run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
+
+parts = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'test_dataloader', 'test_cfg', 'test_evaluator')
+for tool, rest in (('train', []), ('test', ['own/epoch_10.pth' if rank else 'own/epoch_1.pth'])):
+    hook = dict(toy_hook(), dtype='int8' if rank else None)
+    cfg = dict(dict.fromkeys(parts, {}), default_scope='mmengine', model=dict(type='Toy'), custom_hooks=[hook])
+    Config(cfg).dump(f'of_{rank}.py')
+    with open(f'{sys.argv[2]}_{tool}_{rank}.txt', 'w') as said, redirect_stderr(said):
+        try:
+            call_tool(tool, f'of_{rank}.py', *rest, '--launcher', 'pytorch')
+        except SystemExit as ended:
+            said.write(str(ended.code))
 
 # Rank 1 alone has a checkpoint, and then rank 0 alone.
 from mmyolo_ema.cli.train import set_latest_checkpoint
@@ -351,6 +375,18 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     assert one == other
     assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: ')
     assert 'EMAHook has no option no_such' in one
+    one, other = said('missing')
+    assert one == other
+    assert one.startswith(f'ValueError: rank 1 on host {host}: FileNotFoundError: ')
+    one, other = said('cut')
+    assert one == other
+    assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: EMAHook has no option no_such')
+    refusals = dict(
+        train="the config cannot be trained: dtype must be one of 'float32', 'float64', but got 'int8'\n2",
+        test='there is no checkpoint own/epoch_10.pth\n2',
+    )
+    for tool, refusal in refusals.items():
+        assert said(tool) == (f'error: rank 1 on host {host}: Stopped: {refusal}', f'error: {refusal}')
     one, other = said('schedule')
     assert one == other
     assert one.startswith('ValueError: the processes do not start from the same state: rank 0 on host')
