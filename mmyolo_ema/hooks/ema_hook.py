@@ -93,9 +93,9 @@ class EMAHook(MMEngineEMAHook):
         averages (dict[str, dict], optional): Further averages by name, such as ``dict(short=dict(mean_age='1%'))``: a
             ``mean_age`` or ``momentum``, and options of the average's class that differ from the main one's. Each takes
             the memory of one more model. Defaults to None: there are none.
-        evaluate (list[str], optional): Which weights are validated: ``'ema'``, ``'raw'`` and names of ``averages``
-            (``'second'`` is that of a SnapshotHook's ``second_horizon``), each in a pass of its own. Metrics of the further ones end in ``_`` and the name. Defaults to None: what
-            ``evaluate_on_ema`` and ``evaluate_on_origin`` say.
+        evaluate (list[str], optional): Which weights are validated: ``'ema'``, ``'raw'``, names of ``averages``, and
+            ``'second'`` for a SnapshotHook's ``second_horizon``, each in a pass of its own. Metrics of the further ones
+            end in ``_`` and the name. Defaults to None: what ``evaluate_on_ema`` and ``evaluate_on_origin`` say.
         **kwargs: For the class of the average: momentum, gamma, interval, update_buffers; and for this package's
             include, exclude, dtype, save_dtype, and shard, which shares the average out among processes.
 
