@@ -52,12 +52,14 @@ def write_new(path: Path, write: Callable[[Path], object], by_content: bool = Fa
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Makes the folder of a file, and removes it again if nothing is written."""
+    """Makes the folder of a file, and removes it again if nothing is written; an error then names the file."""
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk
+            error.filename = str(path)
         with suppress(OSError):  # somebody else uses it
             for folder in new:
                 folder.rmdir()

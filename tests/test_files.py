@@ -1,3 +1,4 @@
+import os
 from functools import partial
 from pathlib import Path
 
@@ -125,6 +126,12 @@ def test_failed_save_leaves_the_file_that_was_there(whole_files, tmp_path, monke
         save_checkpoint(dict(epoch=2), str(path))
     assert torch.load(path) == dict(epoch=1)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_told_with_the_file(whole_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, 'write_bytes', lambda path, content: os.write(os.open('/dev/full', os.O_WRONLY), content))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/epoch_1\.pth'"):
+        save_checkpoint(dict(epoch=1), str(tmp_path / 'epoch_1.pth'))
 
 
 def test_text_is_written_whole_too(whole_files, tmp_path):

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmyolo_ema import checkpoint
+from tests.helpers import assert_equal
 from tests.hooks.toy import average_of, toy_hook
 
 Toy = MODELS.get('Toy')
@@ -91,3 +94,27 @@ def test_model_is_left_in_evaluation_after_a_test(toy):
     runner.test()
     assert not runner.model.training
     assert runner.model.linear.merged
+
+
+class InHalfPrecision(Hook):
+    """Converts the model for a validation, and back."""
+
+    def before_val_epoch(self, runner):
+        runner.model.half()
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        data_batch['inputs'] = [image.half() for image in data_batch['inputs']]
+
+    def after_val_epoch(self, runner, metrics=None):
+        runner.model.float()
+
+
+def test_validation_in_half_precision_changes_no_weights(toy, tmp_path):
+    for name in ('usual', 'half'):
+        runner = toy(name)
+        if name == 'half':
+            runner.register_hook(InHalfPrecision())
+        runner.train()
+    one, other = (checkpoint.read(tmp_path / name / 'epoch_2.pth') for name in ('usual', 'half'))
+    for part in ('state_dict', 'ema_state_dict'):
+        assert_equal(one[part], other[part], part)

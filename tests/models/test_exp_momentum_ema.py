@@ -179,6 +179,7 @@ def test_training_continues_through_an_update(net):
         (dict(gamma=None), TypeError, 'gamma must be a number, but got None'),
         (dict(interval=0), ValueError, 'interval must be at least 1, but got 0'),
         (dict(interval=1.5), TypeError, 'interval must be an integer, but got 1.5'),
+        (dict(device='nowhere'), ValueError, "device='nowhere' cannot hold the average: "),
         (dict(update_buffers='False'), TypeError, "update_buffers must be True or False, but got 'False'"),
     ],
 )
