@@ -284,7 +284,7 @@ def test_strategy_for_several_processes_is_like_the_usual_runner(tmp_path):
 ONE_DIFFERS = """
 import shutil
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -293,6 +293,7 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.runner import finish
+from mmyolo_ema.processes import raised_by_all
 
 sys.path.insert(0, sys.argv[1])
 from tests.helpers import call_tool
@@ -333,6 +334,18 @@ for tool, rest in (('train', []), ('test', ['own/epoch_10.pth' if rank else 'own
             call_tool(tool, f'of_{rank}.py', *rest, '--launcher', 'pytorch')
         except SystemExit as ended:
             said.write(str(ended.code))
+
+# What a signal ends waits for nobody.
+if rank:
+    with suppress(SystemExit), raised_by_all():
+        sys.exit(128 + 15)
+
+# A bug is no input that is refused.
+try:
+    with raised_by_all():
+        {}[rank] if rank else None
+except RuntimeError as error:
+    Path(f'{sys.argv[2]}_bug_{rank}.txt').write_text(str(error))
 
 # Rank 1 alone has a checkpoint, and then rank 0 alone.
 from mmyolo_ema.cli.train import set_latest_checkpoint
@@ -381,6 +394,7 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     one, other = said('cut')
     assert one == other
     assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: EMAHook has no option no_such')
+    assert said('bug') == (f'rank 1 on host {host}: KeyError: 1',) * 2
     refusals = dict(
         train="the config cannot be trained: dtype must be one of 'float32', 'float64', but got 'int8'\n2",
         test='there is no checkpoint own/epoch_10.pth\n2',
