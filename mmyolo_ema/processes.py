@@ -25,7 +25,7 @@ def raised_by_all() -> Iterator[None]:
     Raises:
         ValueError: With the message of the first process that raised something, if others raised nothing or something
             else. A process whose error all of them have raises it as it is; so does one that ends with exit status 2.
-        RuntimeError: The same, if that was none of OSError, TypeError and ValueError.
+        RuntimeError: The same, if that was none of AssertionError, OSError, TypeError and ValueError.
 
     Example:
         >>> with raised_by_all():
@@ -40,7 +40,9 @@ def raised_by_all() -> Iterator[None]:
             raise
         error = caught
     # What the user did is told from a bug by its class.
-    kind = ValueError if isinstance(error, (OSError, SystemExit, TypeError, ValueError)) else RuntimeError
+    kind = (
+        ValueError if isinstance(error, (AssertionError, OSError, SystemExit, TypeError, ValueError)) else RuntimeError
+    )
     told = None if error is None else (kind, f'{type(error).__name__}: {error}')
     all_told = all_gather_object((whereabouts(), told)) if get_world_size() > 1 else [('', told)]
     if isinstance(error, SystemExit) or (error is not None and all(other == told for _, other in all_told)):

@@ -33,22 +33,23 @@ def check_hooks(cfg: Config) -> None:
             'the config has two EMAHooks in custom_hooks, and would save the average of one as the raw weights of '
             'the other. Leave out that of the base config.'
         )
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, dict)]
     try:
-        for hook in cfg.get('custom_hooks') or []:
-            if isinstance(hook, dict):
-                check_class(hook.get('type'), HOOKS)
+        for hook in hooks:
+            check_class(hook.get('type'), HOOKS)
         for hook in ema_hooks:
             check_class(hook.get('ema_type'), MODELS)
             check_options(hook)
-            check_forms(hook)
+            check_averages_of(hook)
+        for hook in hooks:
+            if package_of(hook.get('type')) == 'mmyolo_ema':
+                HOOKS.build({name: value for name, value in hook.items() if name != 'priority'})
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         stop(f'the config cannot be trained: {error}')
 
 
-def check_forms(hook: dict[str, Any]) -> None:
-    """Raises what an EMAHook and its averages would raise for an option of a wrong form, whatever the model."""
-    if package_of(hook['type']) == 'mmyolo_ema':
-        HOOKS.build({name: value for name, value in hook.items() if name != 'priority'})
+def check_averages_of(hook: dict[str, Any]) -> None:
+    """Raises what the averages of an EMAHook would raise for an option of a wrong form, whatever the model."""
     ema_type = ema_type_of(hook)
     if package_of(ema_type) in ('mmengine', 'mmyolo_ema') and class_name(ema_type) in SCHEDULES:
         for own in ({}, *(hook.get('averages') or {}).values()):

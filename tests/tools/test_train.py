@@ -121,6 +121,10 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
         (['empty.py'], 'the config empty.py defines no model'),
         (['small.py', '--cfg-options', 'train_dataloader=None'], 'the config small.py defines no train_dataloader'),
         (['two.py'], 'the config has two EMAHooks in custom_hooks'),
+        (
+            ['snapshots.py'],
+            "the config cannot be trained: SnapshotHook.__init__() got an unexpected keyword argument 'ever'",
+        ),
         (['cut.pth'], 'the config cut.pth cannot be read'),
         (['small.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr={}'], '--auto-scale-lr needs the batch size'),
     ],
@@ -131,6 +135,8 @@ def test_bad_input_gets_one_line(refused, config_file, checkpoint_file, tmp_path
     (tmp_path / 'broken.py').write_text('ema = dict(momentum=momentum)')
     (tmp_path / 'unparsable.py').write_text('model = dict(')
     (tmp_path / 'two.py').write_text("_base_ = 'small.py'\ncustom_hooks = _base_.custom_hooks * 2")
+    snapshots = "custom_hooks = [*_base_.custom_hooks, dict(type='mmyolo_ema.SnapshotHook', ever=5)]"
+    (tmp_path / 'snapshots.py').write_text(f"_base_ = 'small.py'\n{snapshots}")
     (tmp_path / 'stopping.py').write_text('raise SystemExit(0)')
     (tmp_path / 'empty.py').write_text('')
     assert said in refused('train', *arguments)
@@ -166,6 +172,7 @@ def test_option_of_a_wrong_form_gets_one_line(refused, config_file, options, sai
             ['custom_hooks.0.strict_load=True', 'load_from=epoch_9.pth', 'model.bbox_head.num_classes=3'],
             'strict_load is set, but the checkpoint does not fit the model',
         ),
+        (['custom_hooks.0.begin_epoch=7'], 'self.begin_epoch should be smaller'),
     ],
 )
 def test_what_a_hook_refuses_for_the_model_gets_one_line(tool, config_file, checkpoint_file, capsys, options, said):
