@@ -287,10 +287,8 @@ import sys
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from mmengine.config import Config
-from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import distributed
-from torch.distributed.fsdp import fully_shard
 from mmyolo_ema import checkpoint
 from mmyolo_ema.cli.runner import finish
 from mmyolo_ema.processes import raised_by_all
@@ -298,13 +296,6 @@ from mmyolo_ema.processes import raised_by_all
 sys.path.insert(0, sys.argv[1])
 from tests.helpers import call_tool
 from tests.hooks.toy import toy_hook, toy_runner
-
-class Cutting(Runner):
-    def wrap_model(self, model_wrapper_cfg, model):
-        return fully_shard(model)
-
-    def save_checkpoint(self, *args, **kwargs):
-        pass
 
 distributed.init_process_group('gloo')
 rank = distributed.get_rank()
@@ -321,7 +312,6 @@ run('option', hook=toy_hook(**(dict(no_such=1) if rank else {})))
 run('schedule', hook=toy_hook(begin_iter=rank * 5))
 run('own', custom_hooks=[toy_hook(), dict(type='mmyolo_ema.SnapshotHook')])
 run('missing', load_from=f'own/epoch_{1 + 9 * rank}.pth')
-run('cut', kind=Cutting, hook=toy_hook(**(dict(no_such=1) if rank else {})))
 run(f'resumed{rank}', **({} if rank else dict(load_from='own/epoch_1.pth', resume=True)))
 
 parts = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'test_dataloader', 'test_cfg', 'test_evaluator')
@@ -391,9 +381,6 @@ def test_what_differs_in_one_process_is_raised_by_all(tmp_path, monkeypatch):
     one, other = said('missing')
     assert one == other
     assert one.startswith(f'ValueError: rank 1 on host {host}: FileNotFoundError: ')
-    one, other = said('cut')
-    assert one == other
-    assert one.startswith(f'ValueError: rank 1 on host {host}: TypeError: EMAHook has no option no_such')
     assert said('bug') == (f'rank 1 on host {host}: KeyError: 1',) * 2
     refusals = dict(
         train="the config cannot be trained: dtype must be one of 'float32', 'float64', but got 'int8'\n2",

@@ -40,7 +40,6 @@ from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.sharing import check_sharing, gather, share_out
 from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
-from mmyolo_ema.models.fully_sharded import is_fully_sharded
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
@@ -203,10 +202,8 @@ class EMAHook(MMEngineEMAHook):
             runner (Runner): The runner of the training, validation or test.
         """
         share_loading_errors(runner)
-        if has_training_loop(runner):
-            self._serve_alike(runner)
-        else:
-            self._serve(runner, trains=False)
+        with raised_by_all() if has_training_loop(runner) else nullcontext():
+            self._serve(runner, trains=has_training_loop(runner))
 
     def before_train(self, runner: Runner) -> None:
         """Checks that all processes start alike, and starts to listen to the optimizer.
@@ -218,7 +215,7 @@ class EMAHook(MMEngineEMAHook):
         """
         with raised_by_all():
             super().before_train(runner)
-        self._serve_alike(runner)
+            self._serve(runner, trains=True)
         for name, kept in self._kept.items():
             if kept.mean_age is not None:
                 _say(_of(name) + kept.mean_age.settle(kept.average))
@@ -454,20 +451,6 @@ class EMAHook(MMEngineEMAHook):
         said += (f'; {found[0].remark}' if found[0].remark else '') + (mismatches or hint)
         _say(said, logging.WARNING if mismatches or (resumed and not resumes) else logging.INFO)
 
-    def _serve_alike(self, runner: Runner) -> None:
-        """Does so for a training, in all processes: what one of them raises all raise."""
-        # To make the average of a model that is cut, the processes wait for each other.
-        is_cut = is_fully_sharded(runner.model)
-        with raised_by_all():
-            if is_cut:
-                check_run(runner)
-                for kept in self._kept.values():
-                    kept.check()
-            else:
-                self._serve(runner, trains=True)
-        if is_cut:
-            self._serve(runner, trains=True)
-
     def _serve(self, runner: Runner, trains: bool) -> None:
         """Belongs to a runner from now on; makes its averages if it trains, and sees to its loops."""
         current = self._runner()
@@ -633,7 +616,7 @@ def _saved_by(runner: Runner, kinds: Iterable[str]) -> Iterator[tuple[Checkpoint
 def _pass_over(hook: CheckpointHook, key: str) -> None:
     """Makes a CheckpointHook pass over a metric that the validation under way lacks, as when nothing was detected.
 
-    It raises for one that is missing, but not for None. Hooks that stop early do so for None.
+    It raises for one that is missing, but not for None; hooks that stop early raise for None.
     """
     after_val_epoch = hook.after_val_epoch
 

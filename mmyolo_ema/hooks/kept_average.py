@@ -46,16 +46,13 @@ class KeptAverage:
         self.name, self.ema_cfg = name, ema_cfg
         self.mean_age = mean_age if mean_age is None or isinstance(mean_age, Horizon) else MeanAge(mean_age, ema_cfg)
 
-    def check(self) -> None:
-        """Raises if the class of the average does not take its options; what the hook does not know is among them."""
-        check_options(dict(self.ema_cfg, type='mmyolo_ema.EMAHook', ema_type=self.ema_cfg['type']))
-
     def make(self, model: nn.Module) -> None:
         """Makes the average of a bare model for a run that starts anew."""
         try:
             self.average = MODELS.build(self.ema_cfg, default_args=dict(model=model))
         except TypeError:
-            self.check()  # it says more
+            # What the hook does not know goes to the average, which says less about it.
+            check_options(dict(self.ema_cfg, type='mmyolo_ema.EMAHook', ema_type=self.ema_cfg['type']))
             raise
         self.record = AverageRecord(self.average)
         if self.mean_age is not None:

@@ -12,8 +12,7 @@ from mmyolo_ema.processes import raised_by_all
 def share_loading_errors(runner: Runner) -> None:
     """Makes all processes raise what one of them raises when their runners load a checkpoint, or resume from it.
 
-    Not where the loading itself makes them wait for each other: from an address, and for a model that ``fully_shard``
-    has cut.
+    Not where the loading itself makes them wait for each other: from an address, and for a model that FSDP has cut.
 
     Args:
         runner: A runner that has loaded nothing yet. One of strategies loads before its hooks hear of the run.
