@@ -200,7 +200,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     def _is_to_be_shared(self) -> bool:
         return self.shards is None and (self._is_cut or (self.shard and get_world_size() > 1))
 
-    def _current_plan(self, model: nn.Module) -> TensorPlan:
+    def current_plan(self, model: nn.Module) -> TensorPlan:
+        """Returns which tensor of the average follows which of a model, found anew if that has changed."""
         plan = self._plan
         return plan if plan and plan.holds(self.module, model, self.update_buffers) else self._make_plan(model)
 
@@ -337,7 +338,7 @@ def update_together(averages: Iterable[BaseAveragedModel], model: nn.Module) -> 
 
 
 def _update(averages: list[ExpMomentumEMA], model: nn.Module) -> None:
-    plans = [average._current_plan(model) for average in averages]
+    plans = [average.current_plan(model) for average in averages]
     momenta = [average.schedule(int(average.steps)) for average in averages]
     # no_grad() would do, but torch still looks at each tensor then, whether it needs gradients.
     with torch.inference_mode():

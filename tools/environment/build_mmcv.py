@@ -86,7 +86,7 @@ def precompile_header(compiler: str, folder: Path, log: Path) -> Path:
     header.write_text('#include <torch/types.h>\n')
     includes = [*cpp_extension.include_paths(), sysconfig.get_path('include')]
     # Older torches name the form of the C++ library's strings that they were built with.
-    strings = getattr(cpp_extension, '_get_glibcxx_abi_build_flags', list)()
+    strings: list[str] = getattr(cpp_extension, '_get_glibcxx_abi_build_flags', list)()
     flags = [*OPTIMISATION, *ADDED_BY_TORCH, *strings, *(f'-I{path}' for path in includes)]
     command = [*shlex.split(compiler), *flags, '-x', 'c++-header', str(header), '-o', f'{header}.gch']
     run(command, log, "precompiling torch's header")
