@@ -80,7 +80,7 @@ def _stopping(call: Callable[..., None]) -> Callable[..., None]:
     def call_or_stop(*args: Any, **kwargs: Any) -> None:
         try:
             call(*args, **kwargs)
-        except (AssertionError, TypeError, ValueError) as error:  # the first is how MMEngine's hook refuses
+        except (AssertionError, ValueError) as error:  # the first is how MMEngine's hook refuses
             stop(error)
 
     return call_or_stop
