@@ -28,7 +28,8 @@ def main() -> None:
     """Runs the command that the first argument names: what ``mmyolo-ema`` is."""
     name, *arguments = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'):
-        say('usage: mmyolo-ema COMMAND ...', '', *(f'  {command:12}{text}' for command, text in COMMANDS.items()))
+        commands = (f'  {command:12}{text}' for command, text in COMMANDS.items())
+        say('usage: mmyolo-ema COMMAND ...', '', *commands, '', 'mmyolo-ema COMMAND --help tells what it takes.')
     elif name in COMMANDS:
         run_command(name, [f'mmyolo-ema {name}', *arguments])
     else:

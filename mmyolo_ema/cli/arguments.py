@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from inspect import cleandoc
 from pathlib import Path
@@ -17,12 +18,11 @@ SET_BY_LAUNCHER = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORL
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line; shows its description as it is written."""
+    """Reports wrong arguments in one line; shows its description as it is written, with the command as it was called."""
 
     def __init__(self, description: Optional[str], **kwargs: Any) -> None:
-        super().__init__(
-            description=cleandoc(description or ''), formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
-        )
+        description = re.sub(r'python tools/\w+\.py', _called(), cleandoc(description or ''))
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         stop(f'{message} (see {self.prog} --help)')
@@ -52,10 +52,13 @@ class Parser(OneLineParser):
 
 def add_command(commands: Any, name: str, help_text: str, example: str) -> argparse.ArgumentParser:
     """Adds a command to those of a tool; the example is what follows the tool's name."""
-    called = sys.argv[0] if sys.argv[0].startswith('mmyolo-ema ') else f'python tools/{Path(sys.argv[0]).name}'
-    return commands.add_parser(
-        name, help=help_text, description=f'{help_text[0].upper()}{help_text[1:]}.\n\nExample:\n    {called} {example}'
-    )
+    description = f'{help_text[0].upper()}{help_text[1:]}.\n\nExample:\n    {_called()} {example}'
+    return commands.add_parser(name, help=help_text, description=description)
+
+
+def _called() -> str:
+    """Returns what the user types for this command: the tool of a clone, or the installed command."""
+    return sys.argv[0] if sys.argv[0].startswith('mmyolo-ema ') else f'python tools/{Path(sys.argv[0]).name}'
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ def test_command_is_the_tool_of_that_name(tool, config_file, monkeypatch, capsys
         (['--help'], None, 'usage: mmyolo-ema COMMAND'),
         (['draw'], 2, 'error: there is no command draw: mmyolo-ema has train, test, schedule, checkpoint, posthoc\n'),
         (['checkpoint', 'inspect', '--help'], 0, '    mmyolo-ema checkpoint inspect work_dirs/run/epoch_*.pth'),
+        (['train', '--help'], 0, '    mmyolo-ema train configs/demo/rtmdet_nuclei.py'),
     ],
 )
 def test_commands_are_listed_and_helped(monkeypatch, capsys, arguments, status, said):
