@@ -18,7 +18,7 @@ SET_BY_LAUNCHER = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORL
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line; shows its description as it is written, with the command as it was called."""
+    """Reports wrong arguments in one line; shows its description as written, with the command as it was called."""
 
     def __init__(self, description: Optional[str], **kwargs: Any) -> None:
         description = re.sub(r'python tools/\w+\.py', _called(), cleandoc(description or ''))
