@@ -237,10 +237,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner
 from torch import distributed
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, ShardingStrategy
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.cli.runner import finish
-from mmyolo_ema.models.fully_sharded import whole
+from mmyolo_ema.models.fully_sharded import check_cut, whole
 from mmyolo_ema.models.tensor_references import tensor_references
 
 sys.path.insert(0, sys.argv[1])
@@ -326,6 +327,12 @@ for name, (strategy, options) in dict(
 
 with pytest.raises(ValueError, match='no memory'):
     train('failing', fsdp2(), hook=dict(ema_type='Failing'))
+with pytest.raises(ValueError, match="set sharding_strategy='FULL_SHARD'"):
+    train('replicated', fsdp1(sharding_strategy='NO_SHARD'))
+with pytest.raises(ValueError, match="set sharding_strategy='FULL_SHARD'"):
+    check_cut(FullyShardedDataParallel(
+        Smooth(), device_id=torch.device('cpu'), sharding_strategy=ShardingStrategy.HYBRID_SHARD,
+        device_mesh=init_device_mesh('cpu', (3, 1))))
 finish()
 """
 
