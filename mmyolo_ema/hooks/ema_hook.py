@@ -37,7 +37,7 @@ from mmyolo_ema.hooks.run_length import updates_at_end
 from mmyolo_ema.hooks.same_start import check_same_start
 from mmyolo_ema.hooks.second_pass import validate_once_more
 from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
-from mmyolo_ema.hooks.sharing import check_sharing, gather, share_out
+from mmyolo_ema.hooks.sharing import check_sharing, gather, shards_of, share_out, whole_on_main
 from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.tensor_references import unwrap
@@ -228,7 +228,7 @@ class EMAHook(MMEngineEMAHook):
         schedule.pop('device', None)  # that of the process
         has_begun = self._has_begun(runner)
         if has_begun:
-            gather(self._averages().values())
+            gather(self._averages().values(), also_cut=True)
         check_same_start(
             dict(iteration=runner.iter, updates=int(self.ema_model.steps), schedule=str(schedule)),
             {
@@ -399,10 +399,10 @@ class EMAHook(MMEngineEMAHook):
         # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
         with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
-        if not is_main_process():
-            return  # a strategy that cuts models asks all, and the main process writes the file
-        store(checkpoint, self._averages(), self._has_begun(runner))
-        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
+        with whole_on_main(self._averages().values()):
+            if is_main_process():  # a strategy that cuts models asks all, and the main process writes the file
+                store(checkpoint, self._averages(), self._has_begun(runner))
+                checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.
@@ -526,7 +526,7 @@ class EMAHook(MMEngineEMAHook):
 
     def _swap_in(self, average: BaseAveragedModel) -> None:
         try:
-            self._swap = WeightSwap(average.module, self.src_model)
+            self._swap = WeightSwap(average.module, self.src_model, shards_of(average))
         except ValueError as error:
             raise ValueError(
                 f'the averaged weights cannot be put into the model: {error} A hook that rebuilds the '
@@ -557,7 +557,7 @@ class EMAHook(MMEngineEMAHook):
         loop.run = run_and_swap_out
 
     def _synchronize_buffers(self, runner: Runner) -> None:
-        """Makes the averages whole and their floating buffers equal on all processes."""
+        """Makes the averages whole, if ``shard`` is set, and their floating buffers equal on all processes."""
         if self._averages_for(runner):
             gather(self._averages().values())
         if self._has_begun(runner):

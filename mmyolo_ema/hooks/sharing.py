@@ -1,6 +1,7 @@
 """Averages that are shared out among processes (``shard=True``): when they are whole, and with whom they cannot be."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Optional
 
 from mmengine.dist import get_world_size, is_main_process
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmyolo_ema.models import ExpMomentumEMA
-from mmyolo_ema.models.fully_sharded import check_cut, is_fully_sharded
-from mmyolo_ema.models.shards import AnyShards
+from mmyolo_ema.models.fully_sharded import LocalParts, check_cut, is_fully_sharded
+from mmyolo_ema.models.shards import AnyShards, Shards
 from mmyolo_ema.models.tensor_references import tensor_references
 
 
@@ -49,11 +50,29 @@ def share_out(averages: Iterable[BaseAveragedModel], model: nn.Module) -> None:
             average.share_out(model)
 
 
-def gather(averages: Iterable[BaseAveragedModel]) -> None:
-    """Makes averages that are shared out whole on all processes, which must all call this."""
+def gather(averages: Iterable[BaseAveragedModel], also_cut: bool = False) -> None:
+    """Makes averages that are shared out whole on all processes, which must all call this.
+
+    Those of a model that FSDP cuts are left as they are without ``also_cut``: a validation needs their parts only.
+    """
     for average in averages:
-        if _is_shared(average):
+        if _is_shared(average) and (also_cut or isinstance(average.shards, Shards)):
             average.gather()
+
+
+@contextmanager
+def whole_on_main(averages: Iterable[BaseAveragedModel]) -> Iterator[None]:
+    """Makes averages of a model that FSDP cuts whole in the main process, for a file. All processes must call this."""
+    cut = [(average, parts) for average in averages if isinstance(parts := shards_of(average), LocalParts)]
+    try:
+        for average, parts in cut:
+            parts.gather(is_main_process())
+            average.shards = None if is_main_process() else parts
+        yield
+    finally:
+        for average, parts in cut:
+            average.shards = parts
+            parts.drop()
 
 
 def shards_of(average: BaseAveragedModel) -> Optional[AnyShards]:

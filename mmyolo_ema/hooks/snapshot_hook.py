@@ -30,6 +30,7 @@ from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.optimizer_steps import accumulative_counts
 from mmyolo_ema.hooks.resumption import is_resumed
 from mmyolo_ema.hooks.run_length import length_of, updates_at_end, updates_per_epoch
+from mmyolo_ema.hooks.sharing import whole_on_main
 from mmyolo_ema.hooks.stored_average import cpu_copies, synchronize_buffers, whole_state
 from mmyolo_ema.models import schedule_of
 from mmyolo_ema.models.tensor_references import tensor_references
@@ -242,14 +243,16 @@ class SnapshotHook(Hook):
 
     def _write(self, runner: Runner, iteration: int) -> None:
         """Writes a snapshot, from the main process. A full disk ends no training."""
-        for average in (self._ema.ema_model, *self._further.values()):
+        averages = self._ema.ema_model, *self._further.values()
+        for average in averages:
             synchronize_buffers(average)
         self._written = self._updates
-        if not is_main_process():
-            return
-        content = dict(meta=self._meta(runner, iteration), state_dict=_slim(self._ema.ema_model.module.state_dict()))
-        if self._further:
-            content[FURTHER] = {name: _slim(whole_state(average)) for name, average in self._further.items()}
+        with whole_on_main(averages):
+            if not is_main_process():
+                return
+            state = _slim(self._ema.ema_model.module.state_dict())
+            further = {name: _slim(whole_state(average)) for name, average in self._further.items()}
+        content = dict(meta=self._meta(runner, iteration), state_dict=state, **({FURTHER: further} if further else {}))
         try:
             write_new(self._path(self._updates), partial(save, content))
         except OSError as error:

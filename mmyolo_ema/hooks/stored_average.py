@@ -79,7 +79,7 @@ def synchronize_buffers(ema_model: BaseAveragedModel) -> None:
     Those that have no mean stay as they are: the scale of an observer for quantization, which belongs to its zero
     point, and what has another shape in another process, as a table may that follows the size of the images.
 
-    An average that is shared out among the processes is whole afterwards.
+    An average that ``shard`` shares out among the processes is whole afterwards.
     """
     gather([ema_model])
     buffers = {

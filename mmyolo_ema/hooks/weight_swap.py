@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 from mmyolo_ema.hooks.structure import Structure, in_mode
 from mmyolo_ema.models.fully_sharded import is_cut, local, part_of, reshard
+from mmyolo_ema.models.shards import AnyShards
 from mmyolo_ema.models.tensor_references import check_same_tensors, tensor_references, unwrap
 
 
@@ -31,6 +33,7 @@ class WeightSwap:
     Args:
         averaged: The module that holds the averaged tensors.
         model: The model, bare or wrapped.
+        shards: What this process has of an average of a model that is cut, if that is not whole.
 
     Raises:
         ValueError: If the names of their tensors or the shapes of parameters differ.
@@ -47,11 +50,11 @@ class WeightSwap:
         False
     """
 
-    def __init__(self, averaged: nn.Module, model: nn.Module) -> None:
+    def __init__(self, averaged: nn.Module, model: nn.Module, shards: Optional[AnyShards] = None) -> None:
         reshard(unwrap(model))
         averages, raw = dict(tensor_references(unwrap(averaged))), dict(tensor_references(unwrap(model)))
         check_same_tensors(averages, raw)
-        self._model = unwrap(model)
+        self._model, self._shards = unwrap(model), shards
         self._structure = Structure(self._model)
         self._training = self._model.training
         self._pairs = [
@@ -65,7 +68,8 @@ class WeightSwap:
         reshard(self._model)
         for reference, tensor, raw, averaged in self._pairs:
             if is_cut(tensor):
-                local(tensor).copy_(part_of(averaged, tensor))
+                part = self._shards.own_part(averaged, tensor)[0] if self._shards else part_of(averaged, tensor)
+                local(tensor).copy_(part)
                 continue
             copied = not reference.is_parameter or _share_memory(averaged, raw)
             tensor.data = averaged.data.to(raw.device, raw.dtype, copy=copied)

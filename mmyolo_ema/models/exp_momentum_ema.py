@@ -224,7 +224,7 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             raise RuntimeError(
                 'the average is shared out among the processes (by shard=True or FSDP), and this '
                 'one has its own part only: call gather() in all processes before it is used, copied '
-                'or stored. The EMAHook does so before a validation and before a CheckpointHook saves.'
+                'or stored. The EMAHook does so where a validation or a CheckpointHook needs it.'
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -160,8 +160,7 @@ class LocalParts:
             )
             for averaged, source in pairs
         }
-        for averaged, _ in pairs:
-            averaged.data = averaged.new_full((), math.nan).expand(averaged.shape)
+        self.drop()
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._parts
@@ -174,12 +173,17 @@ class LocalParts:
         """Returns the part of a tensor that this process keeps, and that of its source."""
         return self._parts[id(averaged)][1], local(source)
 
-    def gather(self) -> None:
-        """Makes the tensors whole on all processes, on the CPU. All must call this."""
+    def gather(self, is_kept: bool = True) -> None:
+        """Makes the tensors whole, on the CPU, in the processes that keep them. All must call this."""
+        wholes = ((averaged, _joined(part, source)) for averaged, part, source in self._parts.values())
         # No tensor changes until all are there, so that an interruption loses nothing.
-        wholes = [_joined(part, source) for _, part, source in self._parts.values()]
-        for (averaged, *_), tensor in zip(self._parts.values(), wholes):
+        for averaged, tensor in [pair for pair in wholes if is_kept]:
             averaged.data = tensor
+
+    def drop(self) -> None:
+        """Leaves only the parts."""
+        for averaged, *_ in self._parts.values():
+            averaged.data = averaged.new_full((), math.nan).expand(averaged.shape)
 
 
 def _joined(part: Tensor, like: Union[DTensor, FlatPart]) -> Tensor:

@@ -124,14 +124,17 @@ for way, options in itertools.product(ways, ({}, dict(update_buffers=True, exclu
     # A forward with the average and a training step, beside those of the whole model.
     for module in (model, cut):
         module.eval()
-    swap = WeightSwap(pair[1].module, cut)
-    raw = cut(inputs)
-    swap.swap_in()
-    assert torch.equal(cut(inputs), pair[0].module.to(inputs.dtype).eval()(inputs))
-    with swap.paused():
-        assert torch.equal(cut(inputs), raw)
-    cut(inputs)
-    swap.swap_out()
+    for gather in (pair[1].gather, partial(pair[1].share_out, cut)):
+        gather()
+        swap = WeightSwap(pair[1].module, cut, pair[1].shards)
+        raw = cut(inputs)
+        swap.swap_in()
+        assert torch.equal(cut(inputs), pair[0].module.to(inputs.dtype).eval()(inputs))
+        with swap.paused():
+            assert torch.equal(cut(inputs), raw)
+        cut(inputs)
+        swap.swap_out()
+    pair[1].gather()
     for module in (model, cut):
         module.train()
         module(inputs).sum().backward()
@@ -213,6 +216,8 @@ for kind in strategies:
     with pytest.raises(KeyboardInterrupt):
         runner.val()
     assert_equal(whole_state(runner.model), raw)
+    average_of(runner).before_train(runner)  # as where it goes on
+    assert average_of(runner)._finite._ignored == set()
 
 strategies['shared'].update(blocks=['backbone'])
 strategies['flat']['model_wrapper'].update(auto_wrap_policy=ModuleWrapPolicy({CSPNeXt}))
@@ -241,6 +246,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, ShardingStrategy
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.cli.runner import finish
+from mmyolo_ema.hooks.sharing import whole_on_main
 from mmyolo_ema.models.fully_sharded import check_cut, whole
 from mmyolo_ema.models.tensor_references import tensor_references
 
@@ -290,8 +296,15 @@ class Witness(Hook):
         if average.steps > self.average.steps:
             self.model.load_state_dict(whole_state(runner.model))
             self.average.update_parameters(self.model)
-        average.gather()
-        assert_equal(average.state_dict(), self.average.state_dict())
+        with whole_on_main([average]):
+            if rank == 0:
+                assert_equal(average.state_dict(), self.average.state_dict())
+            else:
+                assert average.module.linear.weight.isnan().all()
+
+    def before_val_epoch(self, runner):
+        assert average_of(runner).ema_model.shards is not None
+        assert_equal(whole_state(runner.model), whole_state(self.average.module))
 
 
 def train(name, strategy, hook=(), hooks=(), val_interval=1, **options):
