@@ -58,7 +58,7 @@ def _folder(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # a full disk
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk
             error.filename = str(path)
         with suppress(OSError):  # somebody else uses it
             for folder in new:

@@ -7,6 +7,7 @@ import torch
 from mmengine.fileio import io
 from mmengine.fileio.backends import registry_utils
 from mmengine.runner import save_checkpoint
+from PIL import Image
 
 from mmyolo_ema.checkpoint.publication import save
 from mmyolo_ema.files import locked, replace, use_whole_files, write_new
@@ -132,6 +133,11 @@ def test_full_disk_is_told_with_the_file(whole_files, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, 'write_bytes', lambda path, content: os.write(os.open('/dev/full', os.O_WRONLY), content))
     with pytest.raises(OSError, match=r"No space left on device: '.*/epoch_1\.pth'"):
         save_checkpoint(dict(epoch=1), str(tmp_path / 'epoch_1.pth'))
+
+
+def test_error_without_a_number_keeps_what_it_says(tmp_path):
+    with pytest.raises(OSError, match='cannot write mode RGBA as JPEG'):
+        replace(tmp_path / 'a.jpg', lambda path: Image.new('RGBA', (1, 1)).save(path))
 
 
 def test_text_is_written_whole_too(whole_files, tmp_path):

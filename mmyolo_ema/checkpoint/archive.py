@@ -146,8 +146,8 @@ def _check_one_directory(path: Path, archive: zipfile.ZipFile) -> None:
         locator = tail[max(start - _LOCATOR.size, 0) : start]
         if locator.startswith(b'PK\6\7'):
             file.seek(_LOCATOR.unpack(locator)[2])
-            offset_64 = _END_64.unpack(file.read(_END_64.size))[9]
-            if offset not in (offset_64, 2**32 - 1):
+            mark, *_, offset_64 = _END_64.unpack(file.read(_END_64.size))
+            if mark != b'PK\6\6' or offset not in (offset_64, 2**32 - 1):  # without the mark torch takes the other
                 raise zipfile.BadZipFile('the archive has two directories')
             offset = offset_64
     if offset != archive.start_dir:

@@ -87,7 +87,8 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
             schedule overrides this property.
 
     Raises:
-        TypeError: If an argument has a wrong type or is not known, such as ``decay``.
+        TypeError: If an argument has a wrong type or is not known, such as ``decay``. If a subclass overrides
+            ``avg_func`` and not ``update_parameters``, which does not call it.
         ValueError: If ``interval`` is below 1 or ``gamma`` is infinite. If a regular expression is none or matches no
             name, or no parameter is left to average. If a dtype is another one, or ``save_dtype`` comes without
             ``dtype``. If there is no such device.
@@ -135,6 +136,12 @@ class ExpMomentumEMA(MMDetExpMomentumEMA):
     ) -> None:
         if other:
             raise TypeError(_unexpected(*next(iter(other.items()))))
+        kind = type(self)
+        if kind.avg_func is not ExpMomentumEMA.avg_func and kind.update_parameters is ExpMomentumEMA.update_parameters:
+            raise TypeError(
+                f'{kind.__name__} overrides avg_func, which an update does not call: override schedule, or '
+                'update_parameters too'
+            )
         _check_arguments(model, momentum, gamma, interval, update_buffers, shard)
         selection = Selection(include, exclude)
         selection.check(unwrap(model))
@@ -330,7 +337,8 @@ def update_together(averages: Iterable[BaseAveragedModel], model: nn.Module) -> 
     """
     ours = []
     for average in averages:
-        if type(average).update_parameters is ExpMomentumEMA.update_parameters:
+        # Neither its class nor somebody who put a function into it has another.
+        if getattr(average.update_parameters, '__func__', None) is ExpMomentumEMA.update_parameters:
             ours.append(average)
         else:
             average.update_parameters(model)

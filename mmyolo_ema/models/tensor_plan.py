@@ -312,10 +312,12 @@ def _grouped(pairs: list[Pair]) -> list[Group]:
 def _parts(pairs: list[Pair], size: float) -> Iterator[list[Pair]]:
     """Cuts a list where the averaged tensors have filled so many bytes."""
     part: list[Pair] = []
+    filled = 0
     for pair in pairs:
-        if part and sum(other.averaged.nbytes for other in part) + pair.averaged.nbytes > size:
+        filled += pair.averaged.nbytes
+        if part and filled > size:
             yield part
-            part = []
+            part, filled = [], pair.averaged.nbytes
         part.append(pair)
     yield part
 

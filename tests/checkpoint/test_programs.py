@@ -259,6 +259,19 @@ def test_archive_with_two_directories_is_refused(tmp_path):
         checkpoint.verify(both)
 
 
+def test_end_of_a_large_archive_that_torch_would_not_take_is_refused(tmp_path):
+    path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
+    content, end = path.read_bytes()[:-22], path.read_bytes()[-22:]
+    count, size, offset = struct.unpack_from('<HII', end, 10)
+    numbers = struct.pack('<Q2H2I4Q', 44, 45, 45, 0, 0, count, count, size, offset)
+    # zipfile takes the end before this record, torch the one that it points to: in the comment, and without its mark.
+    locator = struct.pack('<4sIQI', b'PK\6\7', 0, len(content) + 60 + 16 + 22, 1)
+    end = end[:16] + struct.pack('<IH', 2**32 - 1, 56)
+    path.write_bytes(content + b'PK\6\6' + numbers + locator + end + b'none' + numbers)
+    with pytest.raises(ValueError, match='two directories'):
+        checkpoint.verify(path)
+
+
 def test_archive_with_a_comment_is_read(tmp_path):
     path = write(tmp_path / 'a.pth', b'}' + text('w') + tensor(4) + b's')
     with zipfile.ZipFile(path, 'a') as archive:

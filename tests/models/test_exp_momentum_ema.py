@@ -35,6 +35,16 @@ def test_average_is_the_closed_form_sum_over_all_steps(net, interval, update_buf
         torch.testing.assert_close(averaged.module.state_dict()[name], expected, rtol=0, atol=1e-12)
 
 
+class WithRuleOfItsOwn(ExpMomentumEMA):
+    def avg_func(self, averaged_param, source_param, steps):
+        averaged_param.copy_(source_param)
+
+
+def test_rule_that_no_update_would_follow_is_refused(net):
+    with pytest.raises(TypeError, match='WithRuleOfItsOwn overrides avg_func, which an update does not call'):
+        WithRuleOfItsOwn(net)
+
+
 def test_constant_model_stays_constant(net):
     averaged = ExpMomentumEMA(net, momentum=0.3, gamma=5, update_buffers=True)
     for _ in range(10):

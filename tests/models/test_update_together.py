@@ -6,6 +6,7 @@ from mmengine.model import StochasticWeightAverage
 from mmyolo_ema import ExpMomentumEMA
 from mmyolo_ema.models import tensor_plan
 from mmyolo_ema.models.exp_momentum_ema import update_together
+from mmyolo_ema.models.tensor_plan import Pair
 from tests.helpers import assert_equal, change
 
 
@@ -39,6 +40,13 @@ def test_each_average_is_as_if_it_were_updated_alone(net, monkeypatch):
         assert_equal(one.state_dict(), other.state_dict())
 
 
+def test_update_that_somebody_put_into_an_average_is_called(net):
+    average, calls = ExpMomentumEMA(net), []
+    average.update_parameters = calls.append
+    update_together([average], net)
+    assert calls == [net]
+
+
 def test_all_averages_move_a_part_before_the_next(net, monkeypatch):
     monkeypatch.setattr(tensor_plan, '_CACHED_BYTES', 1)
     averages = [ExpMomentumEMA(net, 0.1) for _ in range(2)]
@@ -48,3 +56,14 @@ def test_all_averages_move_a_part_before_the_next(net, monkeypatch):
     update_together(averages, net)
     assert moved[::2] == moved[1::2]
     assert len(set(moved)) == len(list(net.parameters()))
+
+
+def test_tensors_are_cut_into_parts_in_one_pass():
+    looks = []
+
+    class OfOneByte:
+        nbytes = property(lambda self: looks.append(self) or 1)
+
+    pairs = [Pair(OfOneByte(), None, None, []) for _ in range(100)]
+    assert [len(part) for part in tensor_plan._parts(pairs, 30)] == [30, 30, 30, 10]
+    assert len(looks) <= 2 * len(pairs)
