@@ -8,8 +8,10 @@ from mmengine.model import BaseAveragedModel
 
 from mmyolo_ema.checkpoint import listed
 from mmyolo_ema.checkpoint.stored_schedule import about_averages, stored_age, stored_segments
+from mmyolo_ema.ema_config import stored_hook
 from mmyolo_ema.hooks.shared_tensors import averages_by_name
 from mmyolo_ema.models import ExpMomentumEMA, schedule_of
+from mmyolo_ema.models.tensor_references import tensor_references
 from mmyolo_ema.schedules import aged
 from mmyolo_ema.schedules.history import Segments, as_data, continued
 
@@ -35,7 +37,7 @@ class AverageRecord:
         self._segments: Segments = ((0, self.schedule),)
         self._age: Optional[float] = 0.0
         self._counted = 0
-        # Names that were excluded at first, and the update from which they are averaged.
+        # Names that were copied at first, and the update from which they are averaged.
         self._averaged_from: dict[str, int] = {}
 
     def go_on(self, meta: dict[str, Any], updates: int) -> str:
@@ -49,11 +51,14 @@ class AverageRecord:
             What there is to say about it, or nothing.
         """
         past: Segments = ((0, None),)
+        about = about_averages(meta)
         with suppress(ValueError):
             past = stored_segments(meta)
+            if hook := stored_hook(meta):  # where MMEngine's hook says it
+                about = dict(dict(update_buffers=hook.get('update_buffers', False)), **about)
         self._segments = continued(past, updates, self.schedule)
         self._age, self._counted = stored_age(meta, updates), updates
-        selection = self._changed_selection(about_averages(meta), updates) if updates else ''
+        selection = self._changed_selection(about, updates) if updates else ''
         if self._age is None:
             return f'; the file does not tell which schedule made it, so its mean age is not known{selection}'
         if len(self._segments) == 1 or self._segments[-1][0] != updates:
@@ -63,8 +68,13 @@ class AverageRecord:
 
     def _changed_selection(self, about: dict[str, Any], updates: int) -> str:
         """Notes which weights are averaged now and were not in a checkpoint, and the other way round; in words too."""
-        stored, own, since = about.get('excluded'), set(self._excluded()), about.get('averaged_from')
-        before = set(map(str, stored)) if isinstance(stored, list) else set()
+        stored, since = about.get('excluded'), about.get('averaged_from')
+        update_buffers = self._ema_model.update_buffers
+        own = {*self._excluded(), *self._copied_buffers(update_buffers)}
+        before = {
+            *map(str, stored if isinstance(stored, list) else ()),
+            *self._copied_buffers(about.get('update_buffers', update_buffers)),
+        }
         since = {**(since if isinstance(since, dict) else {}), **dict.fromkeys(sorted(before), updates)}
         self._averaged_from = {name: first for name, first in since.items() if name not in own}
         return listed('; averaged from here on: ', sorted(before - own)) + listed(
@@ -74,6 +84,16 @@ class AverageRecord:
     def _excluded(self) -> list[str]:
         average = self._ema_model
         return average.selection.excluded(average.module) if isinstance(average, ExpMomentumEMA) else []
+
+    def _copied_buffers(self, update_buffers: bool) -> list[str]:
+        """Returns the buffers that would be averaged with ``update_buffers``, and are copied without it."""
+        return [
+            name
+            for name, reference in tensor_references(self._ema_model.module)
+            if not (update_buffers or reference.is_parameter or reference.is_of_quantizer)
+            and reference.is_persistent
+            and reference.tensor.is_floating_point()
+        ]
 
     def follow(self) -> None:
         """Notes the schedule of the next update, which somebody may have changed."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS
 
@@ -85,6 +86,23 @@ def test_weights_that_are_averaged_from_a_resume_on_only_are_listed_and_refused_
     assert about['averaged_from'] == {'out.weight': 12, 'out.bias': 18}
     with pytest.raises(ValueError, match=r'epoch_3\.pth: .* from a resume on only: out\.weight'):
         read_run(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('kind', ['mmyolo_ema.EMAHook', 'EMAHook'])
+def test_buffers_that_are_averaged_from_a_resume_on_only_are_listed_too(toy, tmp_path, messages, kind):
+    copying = dict(toy_hook(), type=kind, update_buffers=False)
+    # A Runner that is not made of a config stores none.
+    runner = toy('run', hook=copying)
+    runner.cfg = Config(dict(custom_hooks=[copying]))
+    runner.train()
+    for name, hook in (('averaging', toy_hook()), ('copying', dict(copying, type='mmyolo_ema.EMAHook'))):
+        toy(name, hook=hook, load_from=str(tmp_path / 'run' / 'epoch_1.pth'), resume=True).train()
+    averaging, other = (
+        checkpoint.read(tmp_path / name / 'epoch_2.pth')['meta']['mmyolo_ema'] for name in ('averaging', 'copying')
+    )
+    assert averaging['averaged_from'] == {'norm.running_mean': 6, 'norm.running_var': 6}
+    assert 'averaged_from' not in other
+    assert [str(message).count('averaged from here on: norm.running_mean') for message in messages].count(1) == 1
 
 
 def test_excluded_weights_of_another_average_are_those_of_the_newest_file(excluding, tmp_path):
