@@ -118,8 +118,8 @@ def is_made_to_resume(runner: Runner) -> bool:
 
 def start_of(runner: Runner) -> Optional[str]:
     """Returns the checkpoint that a runner was made to start from, if it was named."""
-    # The runner has no public attribute for it, and its config may differ.
-    return runner._load_from
+    # The runner has no public attribute for it, and its config may differ. A FlexibleRunner takes resume=NAME too.
+    return runner._resume if isinstance(runner._resume, str) else runner._load_from
 
 
 def averaging_has_begun(hook: EMAHook, runner: Runner) -> bool:

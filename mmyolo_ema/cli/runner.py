@@ -74,12 +74,12 @@ def build_runner(cfg: Config, local_rank: int) -> Runner:
     return runner
 
 
-def _stopping(call: Callable[..., None]) -> Callable[..., None]:
+def _stopping(call: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that stops in one line where a hook refuses what the config or a checkpoint says."""
 
-    def call_or_stop(*args: Any, **kwargs: Any) -> None:
+    def call_or_stop(*args: Any, **kwargs: Any) -> Any:
         try:
-            call(*args, **kwargs)
+            return call(*args, **kwargs)
         except (AssertionError, ValueError) as error:  # the first is how MMEngine's hook refuses
             stop(error)
 

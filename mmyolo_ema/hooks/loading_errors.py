@@ -1,6 +1,7 @@
 """What one process raises while its runner loads a checkpoint, all raise."""
 
 from contextlib import nullcontext
+from typing import Any
 
 from mmengine.runner import Runner
 
@@ -21,10 +22,10 @@ def share_loading_errors(runner: Runner) -> None:
         return
     load_or_resume = runner.load_or_resume
 
-    def load_or_resume_alike() -> None:
-        del runner.load_or_resume  # a runner loads once
+    def load_or_resume_alike(*args: Any, **kwargs: Any) -> Any:
+        vars(runner).pop('load_or_resume', None)  # a runner loads once
         waits = '://' in str(start_of(runner)) or is_fully_sharded(runner.model)
         with nullcontext() if waits else raised_by_all():
-            load_or_resume()
+            return load_or_resume(*args, **kwargs)
 
     runner.load_or_resume = load_or_resume_alike

@@ -8,6 +8,8 @@ from mmengine.registry import LOOPS, MODELS
 from mmengine.runner import FlexibleRunner, Runner, ValLoop
 
 from mmyolo_ema import EMAHook, checkpoint
+from mmyolo_ema._upstream import start_of
+from mmyolo_ema.hooks.loading_errors import share_loading_errors
 from tests.helpers import assert_equal, copy_of
 from tests.hooks.toy import average_of, toy_hook
 
@@ -223,6 +225,21 @@ def test_loop_is_wrapped_once(toy):
     assert runner.val_loop.run is run
 
 
+class Answering(Runner):
+    """Loads by a method with an argument and a result."""
+
+    def load_or_resume(self, answer='usual'):
+        super().load_or_resume()
+        return answer
+
+
+def test_loading_of_a_runner_takes_and_returns_what_it_did(toy):
+    runner = toy(kind=Answering)
+    share_loading_errors(runner)
+    load = runner.load_or_resume
+    assert [load('first'), load(answer='again'), runner.load_or_resume()] == ['first', 'again', 'usual']
+
+
 def flexible(toy, name, **options):
     return toy(name, kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'), **FOUR, **options)
 
@@ -252,6 +269,11 @@ def test_program_in_a_checkpoint_is_not_run_by_a_resumption(toy, tmp_path, make)
     with pytest.raises(ValueError, match=r"holds a text under meta\['config'\], which MMEngine would run"):
         runner.train()
     assert not harm.exists()
+
+
+def test_runner_of_strategies_says_what_it_resumes_from(toy):
+    address = 'https://example.org/a.pth'
+    assert start_of(flexible(toy, 'named', resume=address)) == start_of(toy(load_from=address)) == address
 
 
 def test_runner_of_strategies_starts_from_averaged_weights(toy, tmp_path, messages):
