@@ -40,6 +40,7 @@ from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.sharing import check_sharing, gather, shards_of, share_out, whole_on_main
 from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
+from mmyolo_ema.models.fully_sharded import is_fully_sharded
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.printing import printable
 from mmyolo_ema.processes import raised_by_all
@@ -400,7 +401,8 @@ class EMAHook(MMEngineEMAHook):
         with nullcontext() if self._swap is None else self._swap.paused():
             checkpoint['state_dict'] = copied_state(self.src_model)
         with whole_on_main(self._averages().values()):
-            if is_main_process():  # a strategy that cuts models asks all, and the main process writes the file
+            # A strategy that cuts models asks all processes, and the main one writes the file.
+            if is_main_process() or not is_fully_sharded(self.src_model):
                 store(checkpoint, self._averages(), self._has_begun(runner))
                 checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
 

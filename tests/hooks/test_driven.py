@@ -225,6 +225,14 @@ def test_loop_is_wrapped_once(toy):
     assert runner.val_loop.run is run
 
 
+def test_file_of_another_process_than_the_main_one_has_the_average_too(toy, monkeypatch):
+    runner, content = toy(), {}
+    runner.train()
+    monkeypatch.setattr('mmyolo_ema.hooks.ema_hook.is_main_process', lambda: False)
+    average_of(runner).before_save_checkpoint(runner, content)
+    assert_equal(checkpoint.averaged_weights(content), average_of(runner).ema_model.module.state_dict())
+
+
 class Answering(Runner):
     """Loads by a method with an argument and a result."""
 
