@@ -314,10 +314,11 @@ def _parts(pairs: list[Pair], size: float) -> Iterator[list[Pair]]:
     part: list[Pair] = []
     filled = 0
     for pair in pairs:
-        filled += pair.averaged.nbytes
+        tensor_size = pair.averaged.numel() * pair.averaged.element_size()  # a sparse one has no nbytes
+        filled += tensor_size
         if part and filled > size:
             yield part
-            part, filled = [], pair.averaged.nbytes
+            part, filled = [], tensor_size
         part.append(pair)
     yield part
 
