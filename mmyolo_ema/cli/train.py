@@ -150,6 +150,8 @@ def main(args: argparse.Namespace) -> None:
             set_auto_scale_lr(cfg)
     if args.resume is not None:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
+    elif isinstance(cfg.get('resume'), str):  # a FlexibleRunner would take it, and the usual one the latest instead
+        cfg.resume, cfg.load_from = True, cfg.resume
     try:
         note = set_latest_checkpoint(cfg) if cfg.get('resume') and cfg.get('load_from') is None else None
         check_checkpoint(cfg)

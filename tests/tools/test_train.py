@@ -89,6 +89,7 @@ def test_learning_rate_is_scaled_to_the_batch_size(tool, config_file, tmp_path):
         ),
         ([], 'the following arguments are required: config'),
         (['small.py', '--no-such-flag'], 'unrecognized arguments: --no-such-flag'),
+        (['small.py', '--cfg-options', 'resume=nowhere.pth'], 'there is no checkpoint nowhere.pth'),
         (['small.py', '--resume', 'nowhere.pth'], 'there is no checkpoint nowhere.pth'),
         (['small.py', '--resume', 'cut.pth'], 'cut.pth is not a checkpoint, or is truncated'),
         (
