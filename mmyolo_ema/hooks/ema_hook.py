@@ -29,6 +29,7 @@ from mmyolo_ema.hooks.finite_check import FiniteCheck, NotFinite
 from mmyolo_ema.hooks.horizon import Horizon
 from mmyolo_ema.hooks.kept_average import MAIN, KeptAverage, update
 from mmyolo_ema.hooks.loading_errors import share_loading_errors
+from mmyolo_ema.hooks.local_files import load_local, store_local
 from mmyolo_ema.hooks.optimizer_steps import OptimizerSteps, accumulative_counts
 from mmyolo_ema.hooks.own_files import forget_other_files
 from mmyolo_ema.hooks.refusals import check_run
@@ -40,6 +41,7 @@ from mmyolo_ema.hooks.shared_tensors import advice_on_shared_tensors
 from mmyolo_ema.hooks.sharing import check_sharing, gather, shards_of, share_out, whole_on_main
 from mmyolo_ema.hooks.stored_average import beginning, copied_state, exchange, load, store, synchronize_buffers, unfit
 from mmyolo_ema.hooks.weight_swap import WeightSwap
+from mmyolo_ema.models.flat_parts import is_saved_in_parts
 from mmyolo_ema.models.fully_sharded import is_fully_sharded
 from mmyolo_ema.models.tensor_references import unwrap
 from mmyolo_ema.printing import printable
@@ -399,6 +401,10 @@ class EMAHook(MMEngineEMAHook):
             return
         # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
         with nullcontext() if self._swap is None else self._swap.paused():
+            if is_saved_in_parts(self.src_model):
+                store_local(checkpoint, self._averages(), self.src_model, self._has_begun(runner))
+                checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
+                return
             checkpoint['state_dict'] = copied_state(self.src_model)
         with whole_on_main(self._averages().values()):
             # A strategy that cuts models asks all processes, and the main one writes the file.
@@ -431,7 +437,8 @@ class EMAHook(MMEngineEMAHook):
         said = beginning(checkpoint, resumed)
         resumes = resumed and has_ema(checkpoint)
         updates = updates_in(checkpoint) if resumes else 0
-        found = load(self._averages(), self.src_model, checkpoint, resumes, updates or 0)
+        load_from = load_local if is_saved_in_parts(self.src_model) else load
+        found = load_from(self._averages(), self.src_model, checkpoint, resumes, updates or 0)
         if resumes:
             exchange(checkpoint)
         mismatches = next(filter(None, map(unfit, found)), '')

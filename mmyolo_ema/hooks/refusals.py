@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
-from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+from torch.distributed.fsdp import StateDictType
 
 from mmyolo_ema._upstream import flat_handles
 from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.flat_parts import state_dict_type
 from mmyolo_ema.models.fully_sharded import is_fully_sharded
 
 # By names, so that no engine needs to be installed.
 _STRATEGIES = dict(DeepSpeedStrategy='DeepSpeed', ColossalAIStrategy='ColossalAI')
 
-_FULL = StateDictType.FULL_STATE_DICT
+_STATE_DICT_TYPES = StateDictType.FULL_STATE_DICT, StateDictType.LOCAL_STATE_DICT
 
 
 def check_run(runner: Runner) -> None:
@@ -38,7 +39,7 @@ def check_run(runner: Runner) -> None:
             f'the EMAHook does not work with {engine}: {reason}. It works with the usual Runner, also '
             'with MMDistributedDataParallel, and with FlexibleRunner and SingleDeviceStrategy or '
             'DDPStrategy; in several processes, shard=True there leaves each a part of the average only; '
-            "with FSDPStrategy and state_dict_cfg='full'; and with fully_shard (FSDP2) by the strategy of "
+            'with FSDPStrategy; and with fully_shard (FSDP2) by the strategy of '
             'docs/scale.md.'
         )
 
@@ -60,8 +61,8 @@ def _obstacles(runner: Runner) -> Iterator[tuple[str, str]]:
 def _obstacles_of_parts(runner: Runner) -> Iterator[str]:
     """Yields why the parts that torch makes of a model cannot be averaged or saved."""
     is_flat = bool(flat_handles(runner.model))
-    if is_flat and FullyShardedDataParallel.get_state_dict_type(runner.model).state_dict_type is not _FULL:
-        yield "each file would hold one process's part of the weights only. Set state_dict_cfg='full'"
+    if is_flat and (form := state_dict_type(runner.model)) not in _STATE_DICT_TYPES:
+        yield f"its files would have the form {form.name}. Set state_dict_cfg='full' or 'local'"
     strategy = getattr(runner, 'strategy', runner)
     saves_whole = is_flat and 'FSDPStrategy' in _base_names(strategy)
     if type(strategy).save_checkpoint.__module__.startswith('mmengine.') and not saves_whole:

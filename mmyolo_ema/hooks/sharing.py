@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmyolo_ema.models import ExpMomentumEMA
+from mmyolo_ema.models.flat_parts import is_saved_in_parts
 from mmyolo_ema.models.fully_sharded import LocalParts, check_cut, is_fully_sharded
 from mmyolo_ema.models.shards import AnyShards, Shards
 from mmyolo_ema.models.tensor_references import tensor_references
@@ -20,6 +21,11 @@ def check_sharing(runner: Runner, averages: Iterable[BaseAveragedModel]) -> None
     """Raises ValueError if averages are to be shared out among processes that may hold other weights each."""
     if is_fully_sharded(runner.model):
         check_cut(runner.model)
+        if is_saved_in_parts(runner.model) and any(getattr(average, 'save_dtype', None) for average in averages):
+            raise ValueError(
+                "save_dtype is not for state_dict_cfg='local', which stores averages in the model's dtype: leave "
+                "it out, or set state_dict_cfg='full'"
+            )
         return
     if get_world_size() == 1 or not any(_is_shared(average) for average in averages):
         return

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from mmyolo_ema._upstream import FlatRange, flat_handles, flat_ranges, local_shard
 
@@ -50,6 +51,16 @@ def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
             for module, key in part.range.holders:
                 parts[module][key] = part
     return parts
+
+
+def is_saved_in_parts(model: nn.Module) -> bool:
+    """Whether each process saves its own part of such a model, as with ``state_dict_cfg='local'``."""
+    return bool(flat_handles(model)) and state_dict_type(model) is StateDictType.LOCAL_STATE_DICT
+
+
+def state_dict_type(model: nn.Module) -> StateDictType:
+    """Returns which form of its state such a model gives."""
+    return FullyShardedDataParallel.get_state_dict_type(model).state_dict_type
 
 
 def _part(handle: Any, place: FlatRange) -> FlatPart:

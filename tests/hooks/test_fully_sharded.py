@@ -37,6 +37,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from mmdet.models import CSPNeXt
 from mmyolo_ema import ExpMomentumEMA
+from mmyolo_ema.checkpoint.weights import unprefixed
 from mmyolo_ema.cli.runner import finish
 from mmyolo_ema.hooks.weight_swap import WeightSwap
 from mmyolo_ema.models.fully_sharded import local, part_of, whole
@@ -179,7 +180,9 @@ strategies = dict(whole=dict(type='DDPStrategy', model_wrapper=dict(
     type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)),
     shared=fsdp2(),
     flat=fsdp1(), flattened=dict(fsdp1(use_orig_params=False), activation_checkpointing=dict(
-        check_fn=lambda module: isinstance(module, nn.Linear))))
+        check_fn=lambda module: isinstance(module, nn.Linear))),
+    local=dict(fsdp1(use_orig_params=True), state_dict_cfg='local'),
+    local_flat=dict(fsdp1(use_orig_params=False), state_dict_cfg='local'))
 
 
 def make(name, kind, hooks=(), hook=several, **options):
@@ -190,16 +193,51 @@ def make(name, kind, hooks=(), hook=several, **options):
                          **options})
 
 
+def stored(path, model=None):
+    # The weights of a file, joined with those of the other process by a model.
+    content = torch.load(path, weights_only=False)
+    states = dict(raw=content['ema_state_dict'], ema=content['state_dict'], **content['ema_averages'])
+    for name, state in states.items():
+        weights = unprefixed(state, prefixed_only='steps' in state)
+        if model is not None:
+            model.load_state_dict(weights, strict=False)
+            weights = whole_state(model)
+        states[name] = dict(sorted(weights.items()), steps=state.get('steps'))
+    return states, content['meta']['mmyolo_ema']
+
+
+def check_local(kind, model):
+    (toy, meta), (resumed, _) = (
+        stored(f'{run}_{kind}/epoch_3.pth/rank{rank}.pth', model) for run in ('toy', 'resumed'))
+    alone, meta_alone = stored('toy_whole/epoch_3.pth')
+    if rank:  # with statistics of its own
+        alone['raw'].update({name: value for name, value in toy['raw'].items() if 'running' in name})
+    assert_equal(toy, alone)
+    assert meta == meta_alone
+    torch.testing.assert_close(resumed.pop('long'), toy.pop('long'))  # is kept in float64, and stored in float32
+    assert_equal(resumed, toy)
+
+
 three = dict(train_cfg=dict(by_epoch=True, max_epochs=3))
 for kind in strategies:
     trouble = Trouble()
     snapshots = dict(type='mmyolo_ema.SnapshotHook', interval=4, second_horizon=5)
-    runner = make('toy', kind, [trouble, Mend(trouble), snapshots], **three)
+    # With save_best, MMEngine may save once more, and count an epoch more there.
+    plain = dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
+    options = dict(three, **(plain if kind.startswith('local') else {}))
+    runner = make('toy', kind, [trouble, Mend(trouble), snapshots], **options)
     runner.train()
     if kind in ('whole', 'shared'):  # FSDP stores an optimizer in a form of its own, and AdamW's wrongly on a CPU
         make('resumed', kind, load_from=f'toy_{kind}/epoch_1.pth', resume=True, **three).train()
         make('from_one', kind, load_from=f'{sys.argv[2]}/epoch_1.pth', resume=True, **three).train()
-    if kind == 'flattened':
+    if kind.startswith('local'):
+        options['default_hooks']['checkpoint']['max_keep_ckpts'] = 1
+        trouble = Trouble()
+        hooks = [trouble, Mend(trouble), snapshots]
+        make('resumed', kind, hooks, load_from=f'toy_{kind}/epoch_1.pth', resume=True, **options).train()
+        assert not Path(f'resumed_{kind}', 'epoch_2.pth').exists()
+        check_local(kind, runner.model)
+    if kind.startswith(('flattened', 'local')):
         continue
     # Saved by iterations, and resumed; begun late from other weights; and no validation swaps anything.
     raw = dict(hook=dict(several, evaluate=['raw'], begin_iter=3), by_epoch=False,
@@ -372,18 +410,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('kind', ['shared', 'flat', 'flattened'])
+@pytest.mark.parametrize('kind', ['shared', 'flat', 'flattened', 'local', 'local_flat'])
 def test_files_are_those_of_whole_models(folder, kind):
     runs = dict(toy=('epoch_1.pth', 'epoch_3.pth', 'best_mean_short_*.pth', 'snapshots/update_*.pth'))
+    if kind.startswith('local'):
+        runs = dict(toy=('snapshots/update_*.pth',))
     if kind == 'shared':
         runs.update(resumed=('epoch_3.pth',), from_one=('epoch_3.pth',))
-    if kind != 'flattened':
+    if kind in ('shared', 'flat'):
         runs.update(raw=('iter_3.pth', 'iter_6.pth'), raw_resumed=('iter_6.pth',), rtmdet=('epoch_1.pth',))
     for run, names in runs.items():
         for name in names:
             content = assert_same_file(folder, run, name, kind)
             assert run == 'toy' or content['ema_state_dict']['steps'] > 0
-    if kind != 'flattened':
+    if kind in ('shared', 'flat'):
         raw = checkpoint.read(folder / f'rtmdet_{kind}' / 'epoch_1.pth')['ema_state_dict']
         shared = [f'module.bbox_head.cls_convs.{level}.0.conv.weight' for level in range(2)]
         assert raw[shared[0]].data_ptr() == raw[shared[1]].data_ptr(), 'stored once'

@@ -82,9 +82,15 @@ def part_only():
         (Runner, flat, {}, 'with FSDP: Runner does not save all of the model. Use a strategy of'),
         (
             Saving,
-            partial(flat, StateDictType.LOCAL_STATE_DICT),
+            partial(flat, StateDictType.SHARDED_STATE_DICT),
             {},
-            "one process's part of the weights only. Set state_dict_cfg='full'",
+            "would have the form SHARDED_STATE_DICT. Set state_dict_cfg='full' or 'local'",
+        ),
+        (
+            Saving,
+            partial(flat, StateDictType.LOCAL_STATE_DICT),
+            dict(dtype='float64', save_dtype='float64'),
+            "save_dtype is not for state_dict_cfg='local'",
         ),
         (Saving, whole_by_itself, {}, 'FSDP leaves out norm.weight, which is trained'),
         (Saving, whole_in_parts, dict(ema_type='ExponentialMovingAverage'), 'averages whole tensors. Set ema_type='),
@@ -97,7 +103,7 @@ def part_only():
         ),
         (Saving, whole_in_parts, dict(device='cpu'), "device='cpu' is not for a model that FSDP has cut"),
     ],
-    ids=['runner', 'FSDP1', 'local', 'FSDP1 part', 'class', 'part', 'HSDP', 'device'],
+    ids=['runner', 'FSDP1', 'sharded', 'save_dtype', 'FSDP1 part', 'class', 'part', 'HSDP', 'device'],
 )
 def test_what_no_strategy_of_parts_can_do_is_refused(toy, process_group, kind, model, hook, said):
     runner = toy(model=model(), kind=kind, custom_hooks=[dict(toy_hook(), **hook)])
