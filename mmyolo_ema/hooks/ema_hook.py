@@ -400,17 +400,18 @@ class EMAHook(MMEngineEMAHook):
         if not self._averages_for(runner):
             return
         # Those that the runner puts there may be the live ones, swapped, or named as in a wrapper of the model.
+        in_parts = is_saved_in_parts(self.src_model)
         with nullcontext() if self._swap is None else self._swap.paused():
-            if is_saved_in_parts(self.src_model):
+            if in_parts:
                 store_local(checkpoint, self._averages(), self.src_model, self._has_begun(runner))
-                checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
-                return
-            checkpoint['state_dict'] = copied_state(self.src_model)
-        with whole_on_main(self._averages().values()):
-            # A strategy that cuts models asks all processes, and the main one writes the file.
-            if is_main_process() or not is_fully_sharded(self.src_model):
-                store(checkpoint, self._averages(), self._has_begun(runner))
-                checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
+            else:
+                checkpoint['state_dict'] = copied_state(self.src_model)
+        # A strategy that cuts models asks all processes, and the main one writes a file with the whole.
+        if not in_parts:
+            with whole_on_main(self._averages().values()):
+                if is_main_process() or not is_fully_sharded(self.src_model):
+                    store(checkpoint, self._averages(), self._has_begun(runner))
+        checkpoint.setdefault('meta', {})['mmyolo_ema'] = self.describe()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Takes the average from a checkpoint, and says in one line how it goes on.

@@ -7,7 +7,7 @@ What is said of a tensor here is the tensor itself if nothing has cut it.
 
 import math
 from copy import deepcopy
-from typing import Any, Union
+from typing import Any, TypeGuard, Union
 
 import torch
 from mmengine.dist import get_world_size
@@ -20,7 +20,7 @@ from mmyolo_ema.models.flat_parts import FlatPart, flat_parts
 from mmyolo_ema.models.tensor_references import tensor_references
 
 
-def is_cut(tensor: object) -> bool:
+def is_cut(tensor: object) -> TypeGuard[Union[DTensor, FlatPart]]:
     """Whether something is a tensor of which the processes hold a part each."""
     return isinstance(tensor, (DTensor, FlatPart))
 
@@ -33,12 +33,12 @@ def is_fully_sharded(model: nn.Module) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """Returns what this process holds of a tensor, in the same memory; it may have no elements."""
     with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, (DTensor, FlatPart)) else tensor
+        return tensor.to_local() if is_cut(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns all of a tensor, on the CPU if it is cut. All processes must call this."""
-    return _joined(local(tensor), tensor) if isinstance(tensor, (DTensor, FlatPart)) else tensor
+    return _joined(local(tensor), tensor) if is_cut(tensor) else tensor
 
 
 def part_of(tensor: Tensor, source: Tensor) -> Tensor:

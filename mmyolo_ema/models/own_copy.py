@@ -19,8 +19,8 @@ def own_copy(model: nn.Module) -> nn.Module:
     """Returns a deep copy of a model that shares what is no child of it.
 
     That is what it reaches through plain attributes only: another module, such as the teacher of a distillation, a
-    tensor, and the process groups of SyncBatchNorm, which cannot be copied. Parameters that ``fully_shard`` has cut are
-    whole in the copy, and have no values.
+    tensor, and the process groups of SyncBatchNorm, which cannot be copied. Parameters that FSDP has cut have the shape
+    of the whole in the copy, and no values.
 
     Args:
         model: The bare model.
